@@ -1,0 +1,3 @@
+//! Layer formats.
+
+pub mod index;

@@ -1,0 +1,3 @@
+//! The `registryfs` command.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! The registry client: references, authentication, transport with retries, manifests, blobs, catalog and tags.
+
+pub mod reference;
