@@ -1,1 +1,4 @@
-//! image
+//! From a reference to files: manifests, platforms, layers and the merged tree.
+
+pub mod answers;
+pub mod platform;
