@@ -2,3 +2,4 @@
 
 pub mod answers;
 pub mod platform;
+pub mod tree;

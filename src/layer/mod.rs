@@ -4,8 +4,11 @@
 //! and stores what it decodes. One file (or folder) a format; `identify` is the only place that knows them all.
 
 pub mod entry;
+pub mod estargz;
 pub mod index;
 pub mod index_builder;
+pub mod tar;
+pub mod time;
 pub mod xattrs;
 
 use std::collections::BTreeMap;
