@@ -171,7 +171,7 @@ fn index_edited(edit: impl FnOnce(&mut Vec<Value>)) -> Result<Vec<u8>> {
 fn one_read_finds_the_toc_of_a_usual_layer() {
     let (blob, finished) = write_layer(&small_layer(), SMALL).unwrap();
     let (bytes, ranges) = index_blob(&blob, Some(finished.toc_digest)).unwrap();
-    assert_eq!(ranges, [0..finished.blob_bytes]);
+    assert_eq!(ranges, std::slice::from_ref(&(0..finished.blob_bytes)));
     let index = Index::open(bytes.as_slice()).unwrap();
     let summary = index.summary();
     assert_eq!(
