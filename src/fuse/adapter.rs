@@ -25,6 +25,7 @@ use super::attributes::{BLOCK_BYTES, errno, file_attr, no_inode};
 use super::counters::{Op, Requests};
 use super::interrupt::{Patience, Waiter};
 use super::listing::{Listing, OwedForgets, PlainRows, PlusRows};
+use super::session_end::SessionEnd;
 use crate::error::{Error, Result};
 use crate::fs::ops::{Answer, Caller, FileType, Lookup, Operations};
 
@@ -65,6 +66,7 @@ pub(super) struct Core {
     requests: Arc<Requests>,
     runtime: tokio::runtime::Handle,
     outstanding: Arc<Semaphore>,
+    end: Arc<SessionEnd>,
 }
 
 impl Core {
@@ -90,7 +92,8 @@ impl Core {
         }
     }
 
-    /// Runs `work` on the runtime until it ends or its waiter was interrupted.
+    /// Runs `work` on the runtime until it ends or its waiter was interrupted. Once the session has ended there is nobody
+    /// to answer: what still waits is dropped, because every reply keeps the device open.
     pub(super) fn run<T: Send + 'static>(
         &self,
         op: Op,
@@ -103,8 +106,13 @@ impl Core {
             return respond(Err(Error::posix("a request beyond the limit", libc::ENOMEM)));
         };
         let work = waiter.hold(caught_later(op, work));
+        let end = self.end.wait();
         self.runtime.spawn(async move {
-            respond(work.await);
+            tokio::select! {
+                biased;
+                result = work => respond(result),
+                () = end => {}
+            }
             drop(permit);
         });
     }
@@ -164,6 +172,7 @@ impl Adapter {
         fs: Arc<dyn Operations>,
         requests: Arc<Requests>,
         runtime: tokio::runtime::Handle,
+        end: Arc<SessionEnd>,
     ) -> Self {
         let core = Core {
             fs,
@@ -171,6 +180,7 @@ impl Adapter {
             requests,
             runtime,
             outstanding: Arc::new(Semaphore::new(MAX_OUTSTANDING)),
+            end,
         };
         Self {
             core,
@@ -335,7 +345,7 @@ impl Filesystem for Adapter {
         self.core.serve(
             Op::Statfs,
             waiter(request),
-            |fs| fs.statfs(),
+            Operations::statfs,
             move |result| match result {
                 Ok(s) => {
                     let free = s.blocks_free;

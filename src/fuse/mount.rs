@@ -116,7 +116,7 @@ impl Mount {
                 error,
             )
         };
-        let adapter = Adapter::new(fs, self.requests.clone(), runtime);
+        let adapter = Adapter::new(fs, self.requests.clone(), runtime, self.end.clone());
         let mut config = Config::default();
         config.n_threads = Some(threads.max(1));
         // Who may enter is the kernel's decision, by the mount's own options.
