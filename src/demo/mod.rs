@@ -23,6 +23,9 @@ mod server;
 mod signed;
 mod tree;
 
+#[cfg(test)]
+mod tests;
+
 pub use auth::identity_token;
 pub use behaviour::{
     Account, Auth, Behaviour, Endpoint, Fault, PAGE_ENTRIES_MAX, PathMatch, RangeLie, Redirect, RetryAfter,
