@@ -45,14 +45,21 @@ def write_wheels(tar, wheels_dir):
 def write_small_base(tar, platform):
     """A root filesystem of a few files that names its platform."""
     tar.directory("./", 0o755, mtime=1_600_000_000)
-    for name in ("bin", "etc", "usr", "usr/share", "usr/share/doc", "usr/share/doc/git"):
+    for name in ("bin", "etc", "usr", "usr/share"):
         tar.directory(name)
+    # What Debian's root has, too, so that the fixture layers find the same to change.
+    tar.directory("usr/share/doc")
+    for name in ("usr/share/doc/git", "usr/share/doc/perl"):
+        tar.directory(name)
+        tar.file(f"{name}/README", "documentation\n")
+    tar.directory("usr/share/git-core")
+    tar.directory("usr/share/git-core/templates")
+    tar.file("usr/share/git-core/templates/description", "Unnamed repository.\n")
     parts = (platform.get(key) for key in ("os", "architecture", "variant"))
     label = "/".join(part for part in parts if part)
     tar.file("etc/platform", f"{label}\n")
     tar.file("etc/os-release", "ID=lab\nPRETTY_NAME=\"Lab\"\n")
     tar.file("bin/hello", "#!/bin/sh\necho hello\n", 0o755)
-    tar.file("usr/share/doc/git/README", "deleted by version 1\n")
     tar.file("usr/share/random", fixture_layers.noise(300_000, label))
 
 

@@ -55,6 +55,11 @@ install_build_tools() {
     command -v cc >/dev/null || install_packages gcc libc6-dev
 }
 
+need_fuse_device() {
+    [[ -c /dev/fuse ]] || modprobe fuse 2>/dev/null || true
+    [[ -c /dev/fuse ]] || die "there is no /dev/fuse: the kernel has no FUSE"
+}
+
 # port_answers PORT: whether something accepts connections on it on loopback.
 port_answers() {
     (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null

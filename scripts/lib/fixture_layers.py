@@ -2,8 +2,8 @@
 
 `write_lower` puts down what `write_upper` then deletes, hides, replaces and links to, so an image
 needs both, in this order, to show the merge rules at work. Everything lives below `srv/lab`,
-except for a few changes to Debian's own files. Cases on which the common unpackers disagree
-belong into unit tests: here umoci's result is the truth to compare with.
+except for a few changes to Debian's own files. Cases in which umoci goes wrong belong into unit
+tests: here its result is the truth to compare with.
 """
 
 import io
@@ -91,7 +91,8 @@ def write_lower(tar):
     tar.file(f"{ROOT}/kept", "kept\n")
     tar.file(f"{ROOT}/shadowed", "lower\n")
     tar.file(f"{ROOT}/whited-out-file", "gone\n")
-    for name in ("whited-out-dir", "opaque", "rewritten", "dir-to-file", "dir-to-symlink"):
+    for name in ("whited-out-dir", "opaque-first", "opaque-last", "rewritten", "dir-to-file",
+                 "dir-to-symlink"):
         tar.directory(f"{ROOT}/{name}")
         tar.file(f"{ROOT}/{name}/low", f"low in {name}\n")
         tar.directory(f"{ROOT}/{name}/sub")
@@ -126,16 +127,23 @@ def write_upper(tar, version):
 def _deletions(tar, version):
     tar.whiteout(f"{ROOT}/whited-out-file")
     tar.whiteout(f"{ROOT}/whited-out-dir")
-    tar.directory(f"{ROOT}/opaque", 0o750, gid=5)
-    tar.file(f"{ROOT}/opaque/up", "up\n")
-    tar.directory(f"{ROOT}/opaque/sub")
-    tar.file(f"{ROOT}/opaque/sub/up", "up\n")
-    # Last in its directory: it must still hide only what is below this layer.
-    tar.opaque(f"{ROOT}/opaque")
+    tar.directory(f"{ROOT}/opaque-first", 0o750, gid=5)
+    tar.opaque(f"{ROOT}/opaque-first")
+    tar.directory(f"{ROOT}/opaque-first/sub")
+    tar.file(f"{ROOT}/opaque-first/sub/up", "up\n")
+    # Last in its directory it must still hide only what is below this layer. No `sub` here:
+    # umoci would empty the lower one and leave its modification time changed.
+    tar.directory(f"{ROOT}/opaque-last")
+    tar.file(f"{ROOT}/opaque-last/up", "up\n")
+    tar.directory(f"{ROOT}/opaque-last/new")
+    tar.file(f"{ROOT}/opaque-last/new/up", "up\n")
+    tar.opaque(f"{ROOT}/opaque-last")
     tar.whiteout(f"{ROOT}/rewritten")
     tar.directory(f"{ROOT}/rewritten")
     tar.file(f"{ROOT}/rewritten/up", "up\n")
-    tar.whiteout("usr/share/doc/git" if version == 1 else "usr/share/doc/perl")
+    tar.whiteout("usr/share/doc/git")
+    if version == 2:
+        tar.whiteout("usr/share/doc/perl")
     tar.directory("usr/share/git-core/templates")
     tar.opaque("usr/share/git-core/templates")
     tar.file("usr/share/git-core/templates/description", "A lab image.\n")
@@ -181,7 +189,7 @@ def _special_files(tar):
     tar.character_device(f"{ROOT}/special/null", 1, 3)
     tar.block_device(f"{ROOT}/special/loop200", 7, 200)
     tar.file(f"{ROOT}/special/capability", "raw\n", 0o755, xattrs={"security.capability": CAP_NET_RAW})
-    attributes = {"user.empty": b"", "user.text": b"some text", "user.nul": b"a\x00b\n=c"}
+    attributes = {"user.text": b"some text", "user.nul": b"a\x00b\n=c"}
     tar.file(f"{ROOT}/special/xattrs", "attributes\n", xattrs=attributes)
     tar.directory(f"{ROOT}/special/xattrs-dir", xattrs={"user.long": b"v" * 2000})
 

@@ -11,6 +11,8 @@ readonly ca_file=$ca_dir/ca.pem skopeo_certs=$ca_dir/skopeo
 
 make_ca() {
     local log=$log_dir/openssl.log
+    # A running registry would go on with the old certificate.
+    process_stop registry-tls
     install -d -m 755 "$ca_dir"
     openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650 \
         -subj "/CN=registryfs lab CA" -addext "keyUsage=critical,keyCertSign,cRLSign" \
