@@ -1,3 +1,7 @@
 //! The `registryfs` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    registryfs::cli::main()
+}

@@ -2,7 +2,7 @@
 //! process of the user reaches it.
 //!
 //! One process at a time works on a store, and the store's lock says which. A command therefore first looks for a
-//! daemon to ask ([`whereabouts`] tells where it listens), and works itself, holding the lock, where there is none
+//! daemon to ask ([`socket`] says where it listens), and works itself, holding the lock, where there is none
 //! ([`session`]). Both ways run the same code on the same questions ([`query`]), so an answer does not depend on who
 //! gave it. `mount` starts a daemon where none runs ([`spawn`]); of two that start at once the lock picks one, and the
 //! other's command turns to the winner.
@@ -18,11 +18,11 @@ mod query;
 mod run;
 mod server;
 mod session;
+mod socket;
 mod spawn;
-mod whereabouts;
 
-pub use control::{mount, unmount, wait_for_end};
+pub use control::{mount, resolve, unmount};
 pub use protocol::MountRequest;
-pub use query::Query;
-pub use run::{Ending, Start, daemon, foreground, spawned};
+pub use query::{ImageName, Query};
+pub use run::{SHUTDOWN_WITHIN, allow_other_default, daemon, foreground, runtime, spawned};
 pub use session::Session;
