@@ -3,5 +3,6 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    registryfs::cli::main()
+    // Before anything else: the helper must hold none of this process's descriptors, and start fast.
+    registryfs::fuse::helper_main_if_asked().unwrap_or_else(registryfs::cli::main)
 }
