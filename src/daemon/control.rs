@@ -118,9 +118,7 @@ pub async fn unmount(loaded: &Loaded, mountpoint: &Path) -> Result<()> {
             Outcome::Failed(error) => return Err(error),
         }
     }
-    tokio::task::spawn_blocking(move || unmount_dead(&mountpoint))
-        .await
-        .unwrap_or_else(|error| Err(Error::busy("unmount", error.to_string())))
+    unmount_dead(mountpoint).await
 }
 
 /// Waits until nothing is mounted at `mountpoint` any more, for `mount -f` on a daemon that was there before.

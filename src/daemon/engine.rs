@@ -1,17 +1,23 @@
 //! Wires the layers below together: configuration into store, registry client, images and trees.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
 
-pub(super) use super::placeholder::{Images, unmount_path};
-use super::placeholder::{Mount, new_images};
+use super::placeholder::Tree;
 use super::protocol::MountRequest;
 use crate::config::Config;
 use crate::error::{Error, Result};
-pub(super) use crate::image::platform::Platform;
+use crate::fetch::Fetcher;
+use crate::fuse::{Mount, MountOptions, unmount_path};
+use crate::image::Images;
+use crate::image::platform::Platform;
+use crate::image::resolve::Resolver;
+use crate::registry::reference::{canonical_host, is_host};
+use crate::registry::{Client, ClientOptions, HostOptions, Secret};
 use crate::store::Store;
 use crate::store::lock::Lock;
 
@@ -20,7 +26,7 @@ use crate::store::lock::Lock;
 pub(super) struct Engine {
     store: Arc<Store>,
     images: Arc<Images>,
-    handle: Handle,
+    runtime: Handle,
 }
 
 impl Engine {
@@ -32,14 +38,17 @@ impl Engine {
     pub(super) fn open(
         config: &Config,
         lock: Lock,
-        _credential_host: Option<&str>,
-        handle: &Handle,
+        credential_host: Option<&str>,
+        runtime: &Handle,
     ) -> Result<Self> {
+        let client = Client::new(client_options(config, credential_host)?)?;
         let store = Store::open_locked(&config.cache_dir, lock)?;
+        let fetcher = Fetcher::new(client, store.clone(), runtime.clone(), config.timeout);
+        let resolver = Resolver::new(fetcher.clone(), config.tag_ttl);
         Ok(Self {
-            images: new_images(),
+            images: Images::new(fetcher, resolver),
             store,
-            handle: handle.clone(),
+            runtime: runtime.clone(),
         })
     }
 
@@ -53,12 +62,14 @@ impl Engine {
         self.store.lock().note(socket)
     }
 
-    /// The state of cache, transfers and hosts, an object.
-    pub(super) fn status(&self) -> Value {
-        let mut status = self.images.status();
-        if let Some(fields) = status.as_object_mut() {
-            fields.insert("store".to_owned(), json!(self.store.dir()));
-        }
+    /// The state of store, transfers and hosts.
+    pub(super) fn status(&self) -> serde_json::Map<String, Value> {
+        let fetcher = self.images.fetcher();
+        let mut status = serde_json::Map::new();
+        status.insert("store".to_owned(), json!(self.store.dir()));
+        status.insert("transfers".to_owned(), json!(fetcher.counters()));
+        status.insert("hosts".to_owned(), json!(fetcher.client().health()));
+        status.insert("stale".to_owned(), json!(self.images.resolver().stale_names()));
         status
     }
 
@@ -72,9 +83,15 @@ impl Engine {
             Some(text) => text.parse()?,
             None => Platform::host(),
         };
-        tracing::debug!(%platform, "mount");
+        let tree = Tree::new();
+        let options = MountOptions {
+            allow_other: request.allow_other,
+            ..MountOptions::new(&request.mountpoint)
+        };
+        tracing::debug!(mountpoint = %request.mountpoint.display(), %platform, "mounting");
         Ok(Mounted {
-            mount: Mount::start(&request.mountpoint, &self.handle)?,
+            mount: Mount::start(tree.clone(), &options, &self.runtime)?,
+            tree,
         })
     }
 
@@ -84,10 +101,57 @@ impl Engine {
     }
 }
 
-/// A tree and its mount. Dropping it unmounts, lazily if need be: nothing may be left without someone who answers.
+/// The registry client's part of the settings.
+fn client_options(config: &Config, credential_host: Option<&str>) -> Result<ClientOptions> {
+    let mut hosts = BTreeMap::<String, HostOptions>::new();
+    for (host, entry) in &config.registries {
+        let name =
+            canonical_host(host).map_err(|error| Error::usage(format!("[registry.{host:?}]: {error}")))?;
+        let options = HostOptions {
+            plain_http: entry.plain_http.unwrap_or(false),
+            insecure: entry.insecure.unwrap_or(false),
+            ca_files: entry.ca.clone().unwrap_or_default(),
+            credential: None,
+        };
+        hosts.insert(name, options);
+    }
+    let mut for_all = None;
+    if let Some(credential) = &config.credential {
+        let secret = Secret::new(credential.expose());
+        let named: Vec<String> = match credential_host {
+            Some(host) => vec![host.to_owned()],
+            None => {
+                let allowed = config.allow.iter().filter(|pattern| is_host(pattern)).cloned();
+                hosts.keys().cloned().chain(allowed).collect()
+            }
+        };
+        if named.is_empty() {
+            for_all = Some(secret.clone());
+        }
+        for host in named {
+            let options = hosts.entry(canonical_host(&host)?).or_default();
+            options.credential = Some(secret.clone());
+        }
+    }
+    Ok(ClientOptions {
+        credential: for_all,
+        ca_files: config.ca.clone(),
+        insecure: config.insecure,
+        plain_http: config.plain_http,
+        offline: config.offline,
+        retries: config.retries,
+        timeout: config.timeout,
+        concurrency: config.concurrency,
+        hosts,
+        ..ClientOptions::default()
+    })
+}
+
+/// A tree and its mount. Dropping it unmounts: nothing may be left without someone who answers.
 #[derive(Debug)]
 pub(super) struct Mounted {
     mount: Mount,
+    tree: Arc<Tree>,
 }
 
 impl Mounted {
@@ -98,37 +162,23 @@ impl Mounted {
 
     /// Waits until the kernel has ended the session, whoever unmounted.
     pub(super) async fn ended(&self) {
-        let mut ended = self.mount.ended();
-        // A sender that is gone has ended too.
-        let _ = ended.wait_for(|ended| *ended).await;
+        self.mount.ended().await;
     }
 
     /// The requests that reached the daemon, by operation.
-    pub(super) fn counters(&self) -> Value {
-        self.mount.counters()
+    pub(super) fn requests(&self) -> Value {
+        json!(self.mount.counters().by_operation)
     }
 
-    /// The last failed operations.
+    /// The last failed operations, each an object.
     pub(super) fn errors(&self) -> Vec<Value> {
-        Vec::new()
+        self.tree.errors().iter().map(|failure| json!(failure)).collect()
     }
 }
 
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        if let Err(error) = self.mount.unmount(true) {
-            tracing::debug!(%error, "unmounted already");
-        }
-    }
-}
-
-/// Unmounts what no daemon answers for any more; anything that is not a registryfs mount is left alone.
-pub(super) fn unmount_dead(mountpoint: &Path) -> Result<()> {
-    unmount_path(mountpoint, true).map_err(|error| match error {
-        Error::NotFound { .. } => Error::not_found(
-            mountpoint.display().to_string(),
-            "no registryfs filesystem is mounted there",
-        ),
-        other => other,
-    })
+/// Unmounts what no daemon answers for any more; what is not ours is left alone.
+pub(super) async fn unmount_dead(mountpoint: PathBuf) -> Result<()> {
+    tokio::task::spawn_blocking(move || unmount_path(&mountpoint, false))
+        .await
+        .unwrap_or_else(|error| Err(Error::busy("unmount", error.to_string())))
 }

@@ -147,6 +147,8 @@ impl Mounts {
         if let Some(mounts) = mounts.upgrade() {
             mounts.remove(&mountpoint, &mounted);
         }
+        // The last holder of a mount waits for its threads.
+        tokio::task::spawn_blocking(move || drop(mounted));
     }
 
     /// Unmounts; a busy mount is an error that says who is busy.
@@ -239,7 +241,7 @@ impl Mounts {
 
     /// The mounts, for people and programs.
     pub(super) fn status(&self) -> Value {
-        let mut status = self.engine.status();
+        let mut fields = self.engine.status();
         let (mut mounts, mut errors) = (Vec::new(), Vec::new());
         for slot in self.state.lock().slots.values() {
             if let Slot::Live {
@@ -255,22 +257,20 @@ impl Mounts {
                     "allow": request.allow,
                     "deny": request.deny,
                     "mounted_s": since.elapsed().as_secs(),
-                    "requests": mounted.counters(),
+                    "requests": mounted.requests(),
                 }));
                 errors.extend(mounted.errors());
             }
         }
-        if let Some(fields) = status.as_object_mut() {
-            let daemon = json!({
-                "pid": std::process::id(),
-                "version": env!("CARGO_PKG_VERSION"),
-                "running_s": self.started.elapsed().as_secs(),
-                "ends_with_last_mount": self.ending == Ending::WithLastMount,
-            });
-            fields.insert("daemon".to_owned(), daemon);
-            fields.insert("mounts".to_owned(), mounts.into());
-            fields.insert("errors".to_owned(), errors.into());
-        }
-        status
+        let daemon = json!({
+            "pid": std::process::id(),
+            "version": env!("CARGO_PKG_VERSION"),
+            "running_s": self.started.elapsed().as_secs(),
+            "ends_with_last_mount": self.ending == Ending::WithLastMount,
+        });
+        fields.insert("daemon".to_owned(), daemon);
+        fields.insert("mounts".to_owned(), mounts.into());
+        fields.insert("errors".to_owned(), errors.into());
+        fields.into()
     }
 }

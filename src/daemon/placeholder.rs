@@ -1,100 +1,71 @@
-//! Stand-ins for the modules below that are not merged yet.
-#![allow(missing_docs, clippy::unused_async, dead_code)]
+//! A stand-in for the filesystem tree until it is merged.
+#![allow(missing_docs, clippy::pedantic)]
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use bytes::Bytes;
-use tokio::runtime::Handle;
-use tokio::sync::watch;
-
-use crate::error::{Error, Result};
-use crate::image::answers::{FileInfo, ImageInfo, Listing, Resolved};
-use crate::image::platform::Platform;
-use crate::registry::reference::{Reference, Repository};
-
-fn missing<T>() -> Result<T> {
-    Err(Error::unsupported("images", "not merged yet"))
-}
+use crate::error::Error;
+use crate::fs::ops::*;
+use crate::layer::entry::Time;
 
 #[derive(Debug)]
-pub(super) struct Images;
+pub(super) struct Tree;
 
-#[derive(Debug)]
-pub(super) struct FileHandle;
-
-impl FileHandle {
-    pub(super) fn size(&self) -> u64 {
-        0
+impl Tree {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self)
     }
-    pub(super) async fn read(&self, _: u64, _: usize) -> Result<Vec<u8>> {
-        missing()
+    pub(super) fn errors(&self) -> Vec<()> {
+        Vec::new()
     }
 }
 
-impl Images {
-    pub(super) async fn repos(&self, _: &str) -> Result<Listing> {
-        missing()
-    }
-    pub(super) async fn tags(&self, _: &Repository) -> Result<Listing> {
-        missing()
-    }
-    pub(super) async fn resolve(&self, _: &Reference) -> Result<Resolved> {
-        missing()
-    }
-    pub(super) async fn manifest(&self, _: &Reference) -> Result<Bytes> {
-        missing()
-    }
-    pub(super) async fn config(&self, _: &Reference, _: &Platform) -> Result<Bytes> {
-        missing()
-    }
-    pub(super) async fn info(&self, _: &Reference, _: &Platform) -> Result<ImageInfo> {
-        missing()
-    }
-    pub(super) async fn file_info(&self, _: &Reference, _: &Platform, _: &[u8]) -> Result<FileInfo> {
-        missing()
-    }
-    pub(super) async fn ls(&self, _: &Reference, _: &Platform, _: &[u8]) -> Result<Vec<FileInfo>> {
-        missing()
-    }
-    pub(super) async fn open_file(&self, _: &Reference, _: &Platform, _: &[u8]) -> Result<FileHandle> {
-        missing()
-    }
-    pub(super) fn status(&self) -> serde_json::Value {
-        serde_json::json!({"cache": {}, "hosts": {}})
+fn root() -> Attr {
+    Attr {
+        ino: ROOT_INO,
+        size: 0,
+        blocks: 0,
+        mtime: Time::default(),
+        kind: FileType::Dir,
+        mode: 0o555,
+        nlink: 2,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
     }
 }
 
-#[derive(Debug)]
-pub(super) struct Mount {
-    path: PathBuf,
-    end: watch::Sender<bool>,
-}
-
-impl Mount {
-    pub(super) fn start(path: &Path, _: &Handle) -> Result<Self> {
-        Ok(Self {
-            path: path.to_owned(),
-            end: watch::channel(false).0,
-        })
+impl Operations for Tree {
+    fn lookup(&self, _: Caller, _: u64, _: &[u8]) -> Answer<Lookup> {
+        Answer::Now(Ok(Lookup::Absent(Duration::ZERO)))
     }
-    pub(super) fn unmount(&self, _lazy: bool) -> Result<()> {
-        tracing::debug!(path = %self.path.display(), "unmount");
-        self.end.send_replace(true);
-        Ok(())
+    fn forget(&self, _: u64, _: u64) {}
+    fn getattr(&self, _: u64) -> Answer<(Attr, Duration)> {
+        Answer::Now(Ok((root(), FOREVER)))
     }
-    pub(super) fn ended(&self) -> watch::Receiver<bool> {
-        self.end.subscribe()
+    fn readlink(&self, _: u64) -> Answer<Vec<u8>> {
+        Answer::Now(Err(Error::posix("x", libc::EINVAL)))
     }
-    pub(super) fn counters(&self) -> serde_json::Value {
-        serde_json::json!({})
+    fn read(&self, _: Caller, _: u64, _: u64, _: u32) -> Answer<Vec<u8>> {
+        Answer::Now(Err(Error::posix("x", libc::EISDIR)))
     }
-}
-
-pub(super) fn unmount_path(path: &Path, _lazy: bool) -> Result<()> {
-    Err(Error::not_found(path.display().to_string(), "not mounted"))
-}
-
-pub(super) fn new_images() -> Arc<Images> {
-    Arc::new(Images)
+    fn readdir(&self, _: Caller, _: u64, _: u64, _: usize) -> Answer<Vec<DirEntry>> {
+        Answer::Now(Ok(Vec::new()))
+    }
+    fn remember(&self, _: u64, _: &DirEntry) -> Option<Entry> {
+        None
+    }
+    fn getxattr(&self, _: u64, _: &[u8]) -> Answer<Vec<u8>> {
+        Answer::Now(Err(Error::posix("x", libc::ENODATA)))
+    }
+    fn listxattr(&self, _: u64) -> Answer<Vec<u8>> {
+        Answer::Now(Ok(Vec::new()))
+    }
+    fn statfs(&self) -> Answer<Statfs> {
+        Answer::Now(Ok(Statfs {
+            blocks: 0,
+            blocks_free: 0,
+            files: 0,
+        }))
+    }
 }

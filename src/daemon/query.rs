@@ -6,10 +6,11 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use super::engine::{Images, Platform};
 use super::protocol::PIECE_BYTES_MAX;
 use crate::error::{Error, Result};
-use crate::registry::reference::Reference;
+use crate::image::Images;
+use crate::image::platform::Platform;
+use crate::registry::reference::{Reference, canonical_host};
 
 /// How many pieces may wait for whoever takes them: what `cat` reads ahead, in MiB.
 pub(super) const PIECES_WAITING_MAX: usize = 4;
@@ -101,7 +102,7 @@ impl Query {
             Some(reference.repository.host().to_owned())
         };
         match self {
-            Self::Repos { host } => crate::registry::reference::canonical_host(host).ok(),
+            Self::Repos { host } => canonical_host(host).ok(),
             Self::Tags { repository } => Reference::parse_repository(repository)
                 .ok()
                 .map(|repository| repository.host().to_owned()),
@@ -121,7 +122,7 @@ impl Query {
     /// [`Error::Usage`].
     pub fn check(&self) -> Result<()> {
         match self {
-            Self::Repos { host } => crate::registry::reference::canonical_host(host).map(drop),
+            Self::Repos { host } => canonical_host(host).map(drop),
             Self::Tags { repository } => Reference::parse_repository(repository).map(drop),
             Self::Resolve { reference } | Self::Manifest { reference } => {
                 reference.parse::<Reference>().map(drop)
@@ -148,7 +149,7 @@ pub(super) async fn answer(
 ) -> Result<()> {
     match query {
         Query::Repos { host } => {
-            let host = crate::registry::reference::canonical_host(&host)?;
+            let host = canonical_host(&host)?;
             send_document(&images.repos(&host).await?, to).await
         }
         Query::Tags { repository } => {

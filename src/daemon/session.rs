@@ -130,13 +130,11 @@ async fn stream_here(
 ) -> Result<()> {
     let (sender, mut pieces) = mpsc::channel(PIECES_WAITING_MAX);
     let status = || {
-        let mut status = engine.status();
-        if let Some(fields) = status.as_object_mut() {
-            fields.insert("daemon".to_owned(), serde_json::Value::Null);
-            fields.insert("mounts".to_owned(), serde_json::json!([]));
-            fields.insert("errors".to_owned(), serde_json::json!([]));
-        }
-        status
+        let mut fields = engine.status();
+        fields.insert("daemon".to_owned(), serde_json::Value::Null);
+        fields.insert("mounts".to_owned(), serde_json::json!([]));
+        fields.insert("errors".to_owned(), serde_json::json!([]));
+        fields.into()
     };
     let produce = async {
         let result = answer(engine.images(), status, query, &sender).await;
