@@ -42,7 +42,7 @@ pub(super) struct Authorization {
 }
 
 /// What a host wants.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 enum Wish {
     Basic(Option<Authorization>),
     Token { realm: Url, service: String },
@@ -66,7 +66,6 @@ struct Current {
 }
 
 /// Everything known about who may ask what.
-#[derive(Debug)]
 pub(super) struct Auth {
     wishes: Mutex<LruCache<String, Wish>>,
     tokens: Mutex<LruCache<TokenKey, Arc<tokio::sync::Mutex<Slot>>>>,
@@ -284,10 +283,13 @@ async fn look_up(transport: &Transport, host: &Arc<Host>) -> Credentials {
     found.unwrap_or_else(|_| Credentials::none("looking for them failed"))
 }
 
-/// User and password as a header, if there are such.
+/// User and password as a header, if there are such. Where a refresh token finds no form to be posted to, it is the
+/// password.
 pub(super) fn basic(found: &Credentials) -> Option<Authorization> {
-    let Identity::Password { user, password } = &found.identity else {
-        return None;
+    let (user, password) = match &found.identity {
+        Identity::Password { user, password } => (user, password),
+        Identity::Refresh { user, token } => (user, token),
+        Identity::Anonymous | Identity::Bearer(_) => return None,
     };
     let pair = STANDARD.encode(format!("{user}:{}", password.expose()));
     Some(Authorization {

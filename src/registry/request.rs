@@ -19,7 +19,6 @@ use super::transport::{Answer, BodyError, Call, Destination, Transport, send};
 use crate::error::{Error, Result};
 
 /// What all clones of a client share.
-#[derive(Debug)]
 pub(super) struct Core {
     pub(super) transport: Transport,
     pub(super) auth: Auth,
@@ -27,7 +26,7 @@ pub(super) struct Core {
 }
 
 /// A request to a registry.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Request {
     pub(super) method: Method,
     pub(super) to: Destination,
@@ -38,7 +37,6 @@ pub(super) struct Request {
 }
 
 /// An answer that is neither a redirect nor a 401 that could be helped.
-#[derive(Debug)]
 pub(super) struct Reached {
     pub(super) answer: Answer,
     /// It came from another origin than the registry's.

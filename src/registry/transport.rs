@@ -12,6 +12,7 @@ use lru::LruCache;
 use parking_lot::Mutex;
 use reqwest::header::{AsHeaderName, HeaderMap, RETRY_AFTER};
 use reqwest::{Method, StatusCode, Url};
+use rustls::RootCertStore;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
@@ -22,7 +23,7 @@ use super::host::{Host, HostHealth, HostSetup, Kind, Scheme};
 use super::options::ClientOptions;
 use super::retry::{Attempts, Patience, random_fraction};
 use super::secret::{authority, redact};
-use super::tls::{Trust, add_ca_file, http_client, system_roots};
+use super::tls::{Trust, add_ca_file, http_client};
 use crate::error::{Error, Result};
 
 /// Hosts whose state is kept; names of hosts come from users and from redirects.
@@ -36,7 +37,6 @@ const DRAIN_WAIT: Duration = Duration::from_millis(500);
 const PROBE_PATH: &str = "/v2/";
 
 /// The hosts, and the HTTP clients that talk to them.
-#[derive(Debug)]
 pub(super) struct Transport {
     pub(super) options: ClientOptions,
     hosts: Mutex<LruCache<String, Arc<Host>>>,
@@ -50,13 +50,13 @@ impl Transport {
     /// Of the CA files: [`Error::Io`] or [`Error::Usage`].
     pub(super) fn new(options: ClientOptions) -> Result<Self> {
         let connect = options.timing.connect;
-        let mut roots = system_roots();
+        let mut roots = RootCertStore::empty();
         for file in &options.ca_files {
             add_ca_file(&mut roots, file)?;
         }
         let general = match options.insecure {
             true => Trust::Anything,
-            false => Trust::Roots(roots.clone()),
+            false => Trust::SystemAnd(roots.clone()),
         };
         let mut special = BTreeMap::new();
         for (name, host) in &options.hosts {
@@ -69,7 +69,7 @@ impl Transport {
             }
             let trust = match host.insecure {
                 true => Trust::Anything,
-                false => Trust::Roots(roots),
+                false => Trust::SystemAnd(roots),
             };
             let loopback = Url::parse(&format!("https://{name}/")).is_ok_and(|url| is_loopback(&url));
             special.insert(name.clone(), http_client(trust, loopback, connect)?);
@@ -119,8 +119,8 @@ impl Transport {
     }
 }
 
-/// Where a request goes.
-#[derive(Debug, Clone)]
+/// Where a request goes. Like everything here that holds a URL it has no debug form: the query may be signed.
+#[derive(Clone)]
 pub(super) enum Destination {
     /// A path of the registry's API, by whatever protocol the host speaks.
     Registry(String),
@@ -129,7 +129,7 @@ pub(super) enum Destination {
 }
 
 /// One request.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Call {
     pub(super) method: Method,
     pub(super) to: Destination,
@@ -153,7 +153,6 @@ impl Call {
 
 /// An answer whose body has not been read. It holds its place among the requests to the host until it is dropped,
 /// and is logged then.
-#[derive(Debug)]
 pub(super) struct Answer {
     pub(super) host: Arc<Host>,
     response: reqwest::Response,
