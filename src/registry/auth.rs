@@ -229,7 +229,10 @@ impl Auth {
                 Ok(authorization)
             }
             Err(error) => {
-                slot.failed = Some((Instant::now(), error.clone()));
+                // Running out of time is the asker's own failure: others may have more.
+                if !matches!(error, Error::Timeout { .. }) {
+                    slot.failed = Some((Instant::now(), error.clone()));
+                }
                 Err(error)
             }
         }
@@ -278,7 +281,7 @@ async fn fetch(
 
 /// Credentials are looked up off the async threads: it reads a file, and helpers may take their time.
 async fn look_up(transport: &Transport, host: &Arc<Host>) -> Credentials {
-    let (options, name) = (transport.options.clone(), host.name().to_owned());
+    let (options, name) = (Arc::clone(&transport.options), host.name().to_owned());
     let found = tokio::task::spawn_blocking(move || credentials::find(&options, &name)).await;
     found.unwrap_or_else(|_| Credentials::none("looking for them failed"))
 }

@@ -82,6 +82,7 @@ impl Core {
             .await?;
         let mut renewed = false;
         loop {
+            attempts.wait_anew();
             let mut reached = self
                 .follow(host, request, authorization.as_ref(), attempts)
                 .await?;
@@ -183,9 +184,11 @@ impl Core {
 
     /// What a refusal by the registry at `host`, or by where it redirected to, means.
     pub(super) async fn refuse(&self, host: &Arc<Host>, what: &str, reached: &mut Reached) -> Error {
-        let credentials = match reached.elsewhere {
-            true => format!("{} redirected there", host.name()),
-            false => self.auth.describe(&self.transport, host).await,
+        let credentials = match reached.answer.status().as_u16() {
+            // The everyday answer: no credentials have to do with it.
+            404 => String::new(),
+            _ if reached.elsewhere => format!("{} redirected there", host.name()),
+            _ => self.auth.describe(&self.transport, host).await,
         };
         refusal(what, &mut reached.answer, &credentials).await
     }

@@ -38,7 +38,7 @@ const PROBE_PATH: &str = "/v2/";
 
 /// The hosts, and the HTTP clients that talk to them.
 pub(super) struct Transport {
-    pub(super) options: ClientOptions,
+    pub(super) options: Arc<ClientOptions>,
     hosts: Mutex<LruCache<String, Arc<Host>>>,
     proxied: reqwest::Client,
     direct: reqwest::Client,
@@ -79,7 +79,7 @@ impl Transport {
             proxied: http_client(general.clone(), false, connect)?,
             direct: http_client(general, true, connect)?,
             special,
-            options,
+            options: Arc::new(options),
         })
     }
 
@@ -200,7 +200,7 @@ impl Answer {
         let waiting = Instant::now();
         match timeout_at(until, self.response.chunk()).await {
             Err(_) => Err(Failure::stalled(waiting.elapsed())),
-            Ok(Err(error)) => Err(Failure::new(Cause::Cut, Failure::of(error, self.host.name()).why)),
+            Ok(Err(error)) => Err(Failure::new(Cause::Cut, Failure::of(error).why)),
             Ok(Ok(bytes)) => {
                 let count = bytes.as_ref().map_or(0, |bytes| bytes.len() as u64);
                 self.received += count;
@@ -450,7 +450,7 @@ async fn exchange(host: &Arc<Host>, url: Url, call: &Call, until: Instant) -> Re
                 permits: None,
             });
         }
-        Ok(Err(error)) => Failure::of(error, host.name()),
+        Ok(Err(error)) => Failure::of(error),
         Err(_) => Failure::timeout(started.elapsed()),
     };
     tracing::debug!(

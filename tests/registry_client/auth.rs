@@ -250,6 +250,26 @@ async fn a_wrong_password_is_an_answer_and_not_tried_again() {
 }
 
 #[tokio::test]
+async fn a_token_that_cannot_be_had_is_asked_for_once_for_all_who_wait() {
+    let server = Server::start(|request| match request.path() {
+        "/token" => Reply::error(403, "DENIED").broken(0, super::server::Then::Drip),
+        _ => challenge(request, ""),
+    })
+    .await;
+    let client = client();
+    let mut running = tokio::task::JoinSet::new();
+    for _ in 0..16 {
+        let (client, repository) = (client.clone(), repository(&server, "a"));
+        running.spawn(async move { client.manifest(&repository, &tag("1")).await });
+    }
+    while let Some(done) = running.join_next().await {
+        let error = done.unwrap().unwrap_err();
+        assert!(matches!(error, Error::Denied { .. }), "{error}");
+    }
+    assert!(server.count("/token") < 16, "{} requests", server.count("/token"));
+}
+
+#[tokio::test]
 async fn an_identity_token_is_posted_and_sent_by_get_where_there_is_no_form() {
     for form_status in [200, 404, 405, 401, 400] {
         let server = Server::start(move |request| match (request.path(), request.method.as_str()) {

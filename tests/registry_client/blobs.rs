@@ -242,6 +242,29 @@ async fn a_large_blob_streams_and_counts() {
     assert_eq!(client.health()[0].bytes, total);
 }
 
+#[tokio::test]
+async fn streams_leave_room_for_small_reads() {
+    let (bytes, digest) = blob(5 << 20);
+    let total = bytes.len() as u64;
+    let server = Server::start(move |request| Reply::blob(request, &bytes)).await;
+    let repository = repository(&server, "a");
+    let client = Client::new(ClientOptions {
+        concurrency: 2,
+        timeout: Duration::from_millis(500),
+        ..quick()
+    })
+    .unwrap();
+    let stream = client.blob(&repository, &digest, 0..total, total).await.unwrap();
+    let second = client.blob(&repository, &digest, 0..total, total).await;
+    assert!(matches!(second, Err(Error::Timeout { .. })), "{second:?}");
+    client
+        .blob_bytes(&repository, &digest, 0..10, total)
+        .await
+        .unwrap();
+    drop(stream);
+    client.blob(&repository, &digest, 0..total, total).await.unwrap();
+}
+
 /// A registry that redirects to `store`.
 async fn redirecting(store: &Server) -> Server {
     let to = format!("http://{}/data?X-Amz-Signature=s", store.host());

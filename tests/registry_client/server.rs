@@ -123,6 +123,8 @@ type Handler = dyn Fn(&Request) -> Reply + Send + Sync;
 struct Shared {
     handler: Box<Handler>,
     tls: Option<TlsAcceptor>,
+    /// A TLS hello to a server without TLS closes the connection, instead of being answered by HTTP.
+    mute: bool,
     log: Mutex<Vec<Request>>,
     /// Connections that began with a TLS handshake, and those that did not.
     hellos: AtomicUsize,
@@ -139,14 +141,19 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) async fn start(handler: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
-        Self::listen("127.0.0.1:0".parse().unwrap(), None, handler).await
+        Self::listen(any_port(), None, handler).await
+    }
+
+    /// A server that answers a TLS hello by closing the connection.
+    pub(crate) async fn start_mute(handler: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
+        Self::listen_as(any_port(), None, true, handler).await
     }
 
     pub(crate) async fn start_tls(
         tls: TlsAcceptor,
         handler: impl Fn(&Request) -> Reply + Send + Sync + 'static,
     ) -> Self {
-        Self::listen("127.0.0.1:0".parse().unwrap(), Some(tls), handler).await
+        Self::listen(any_port(), Some(tls), handler).await
     }
 
     pub(crate) async fn listen(
@@ -154,11 +161,21 @@ impl Server {
         tls: Option<TlsAcceptor>,
         handler: impl Fn(&Request) -> Reply + Send + Sync + 'static,
     ) -> Self {
+        Self::listen_as(address, tls, false, handler).await
+    }
+
+    async fn listen_as(
+        address: SocketAddr,
+        tls: Option<TlsAcceptor>,
+        mute: bool,
+        handler: impl Fn(&Request) -> Reply + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
             handler: Box::new(handler),
             tls,
+            mute,
             log: Mutex::default(),
             hellos: AtomicUsize::new(0),
             plain: AtomicUsize::new(0),
@@ -234,6 +251,10 @@ impl Drop for Server {
     }
 }
 
+fn any_port() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 0))
+}
+
 async fn accepted(stream: TcpStream, shared: Arc<Shared>) {
     let _ = stream.set_nodelay(true);
     let mut first = [0];
@@ -254,6 +275,7 @@ async fn accepted(stream: TcpStream, shared: Arc<Shared>) {
                 converse(stream, &shared).await;
             }
         }
+        None if shared.mute => {}
         // What Go's server, and so docker-registry, says to a TLS hello.
         None => {
             let mut stream = stream;

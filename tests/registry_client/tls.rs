@@ -52,7 +52,11 @@ fn found_out() -> ClientOptions {
 
 #[tokio::test]
 async fn a_loopback_host_without_tls_is_spoken_to_plainly_after_one_try() {
-    let server = Server::start(manifest).await;
+    spoken_to_plainly(Server::start(manifest).await).await;
+    spoken_to_plainly(Server::start_mute(manifest).await).await;
+}
+
+async fn spoken_to_plainly(server: Server) {
     let client = Client::new(found_out()).unwrap();
     let mut running = tokio::task::JoinSet::new();
     for _ in 0..8 {
@@ -160,6 +164,31 @@ async fn a_host_that_spoke_tls_is_never_spoken_to_plainly_again() {
     client.manifest(&repository, &tag("1")).await.unwrap_err();
     client.manifest(&repository, &tag("1")).await.unwrap_err();
     assert_eq!(impostor.requests().len(), 0);
+}
+
+#[tokio::test]
+async fn a_host_that_has_tls_after_an_outage_is_found_to_have_it() {
+    let server = Server::start(manifest).await;
+    let (address, repository) = (server.address(), repository(&server, "a"));
+    let (tls, authority) = certificate();
+    let client = Client::new(ClientOptions {
+        ca_files: vec![authority.path().to_owned()],
+        ..found_out()
+    })
+    .unwrap();
+    client.manifest(&repository, &tag("1")).await.unwrap();
+    server.stop().await;
+    client.manifest(&repository, &tag("1")).await.unwrap_err();
+    let _back = Server::listen(address, Some(tls), manifest).await;
+    let works_again = async {
+        while client.manifest(&repository, &tag("1")).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(10), works_again)
+        .await
+        .unwrap();
+    assert_eq!(client.health()[0].scheme, "https");
 }
 
 #[tokio::test]
