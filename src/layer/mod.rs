@@ -1,3 +1,127 @@
-//! Layer formats.
+//! Layer formats behind one trait: parse an index, say which byte range and which decoder yield which chunk.
+//!
+//! This folder is pure: bytes in, bytes out, no I/O and no clock. Whoever drives it fetches the ranges it asks for
+//! and stores what it decodes. One file (or folder) a format; `identify` is the only place that knows them all.
 
+pub mod entry;
+pub mod estargz;
+mod identify;
 pub mod index;
+pub mod index_builder;
+pub mod tar;
+pub mod time;
+pub mod xattrs;
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use crate::digest::Digest;
+use crate::error::Result;
+
+use identify::without_lazy_reading;
+pub use identify::{decoder, indexer};
+
+/// How a layer's bytes are laid out, as shown in `layers/N/format`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Format {
+    /// eStargz: a gzip member a chunk, and a TOC at the end.
+    Estargz = 1,
+    /// zstd:chunked: a zstd frame a chunk, and a manifest at the end.
+    ZstdChunked = 2,
+    /// Plain gzip with a SOCI zTOC.
+    Soci = 3,
+    /// Plain gzip.
+    Gzip = 4,
+    /// Plain zstd.
+    Zstd = 5,
+    /// Uncompressed tar.
+    Tar = 6,
+}
+
+impl Format {
+    /// The name that users see.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Estargz => "estargz",
+            Self::ZstdChunked => "zstd:chunked",
+            Self::Soci => "soci",
+            Self::Gzip => "gzip",
+            Self::Zstd => "zstd",
+            Self::Tar => "tar",
+        }
+    }
+
+    /// The inverse of `self as u8`.
+    #[must_use]
+    pub fn from_byte(byte: u8) -> Option<Self> {
+        [
+            Self::Estargz,
+            Self::ZstdChunked,
+            Self::Soci,
+            Self::Gzip,
+            Self::Zstd,
+            Self::Tar,
+        ]
+        .into_iter()
+        .find(|format| *format as u8 == byte)
+    }
+}
+
+/// What the manifest says of a layer: its descriptor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Descriptor {
+    /// The media type, without parameters.
+    pub media_type: String,
+    /// The digest of the blob.
+    pub digest: Digest,
+    /// The size of the blob in bytes.
+    pub size: u64,
+    /// The annotations.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// What an [`Indexer`] wants next.
+#[derive(Debug)]
+pub enum Step {
+    /// These bytes of the blob; call again with exactly them.
+    Need(Range<u64>),
+    /// The layer's index, in the form of [`index`].
+    Done(Vec<u8>),
+}
+
+/// Turns a few byte ranges of a blob into its index: a state machine that is handed what it asks for.
+pub trait Indexer: Send {
+    /// Takes the bytes of the range that the previous step asked for (`None` at first) and says what comes next.
+    ///
+    /// # Errors
+    /// `Malformed` or `Verification` when the bytes break the format, `Unsupported` when the layer turns out to be of a
+    /// format without lazy reading.
+    fn step(&mut self, bytes: Option<&[u8]>) -> Result<Step>;
+}
+
+/// Receives what a [`MemberDecoder`] decodes.
+pub trait ChunkSink {
+    /// `bytes` of chunk `chunk` (its position in the index's chunk table), at `offset` in the chunk. Not verified yet.
+    ///
+    /// # Errors
+    /// Whatever keeps the sink from taking them; decoding stops.
+    fn piece(&mut self, chunk: u32, offset: u64, bytes: &[u8]) -> Result<()>;
+
+    /// All of chunk `chunk` was handed over and has the digest that the index promises.
+    ///
+    /// # Errors
+    /// Whatever keeps the sink from keeping it; decoding stops.
+    fn verified(&mut self, chunk: u32) -> Result<()>;
+}
+
+/// Decodes one member (the independently decodable unit of a layer, see [`index::Member`]) from its compressed bytes,
+/// pushed in pieces of any size.
+pub trait MemberDecoder: Send {
+    /// Takes the next compressed bytes. Returns whether all chunks of the member are done; bytes after that are ignored.
+    ///
+    /// # Errors
+    /// `Verification` when a chunk has another digest, `Malformed` when the member cannot be decoded, and the sink's own.
+    fn push(&mut self, bytes: &[u8], sink: &mut dyn ChunkSink) -> Result<bool>;
+}
