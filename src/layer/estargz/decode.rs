@@ -43,6 +43,8 @@ pub(in crate::layer) struct GzipMember {
     hasher: Hasher,
     /// Decoded bytes so far.
     position: u64,
+    /// Whether a push failed: what comes after that belongs nowhere.
+    failed: bool,
 }
 
 impl GzipMember {
@@ -85,6 +87,7 @@ impl GzipMember {
             wanted,
             hasher: Hasher::default(),
             position: 0,
+            failed: false,
         })
     }
 
@@ -149,10 +152,8 @@ impl GzipMember {
         }
         Ok(())
     }
-}
 
-impl MemberDecoder for GzipMember {
-    fn push(&mut self, bytes: &[u8], sink: &mut dyn ChunkSink) -> Result<bool> {
+    fn decode(&mut self, bytes: &[u8], sink: &mut dyn ChunkSink) -> Result<bool> {
         let Some(mut input) = self.skip_header(bytes)? else {
             return Ok(false);
         };
@@ -179,6 +180,17 @@ impl MemberDecoder for GzipMember {
         }
         self.scratch = scratch;
         Ok(self.current.is_none())
+    }
+}
+
+impl MemberDecoder for GzipMember {
+    fn push(&mut self, bytes: &[u8], sink: &mut dyn ChunkSink) -> Result<bool> {
+        if self.failed {
+            return Err(self.malformed("it failed before"));
+        }
+        let outcome = self.decode(bytes, sink);
+        self.failed = outcome.is_err();
+        outcome
     }
 }
 
@@ -404,6 +416,8 @@ mod tests {
         let mut decoder = crate::layer::decoder(&Index::open(index.as_slice()).unwrap(), 0).unwrap();
         let mut kept = Kept::default();
         assert_eq!(decoder.push(&gzip(b"received"), &mut kept), Err(expected));
+        let over = Error::malformed("gzip member at 7", "it failed before");
+        assert_eq!(decoder.push(&gzip(b"expected"), &mut kept), Err(over));
         assert!(kept.verified.is_empty());
     }
 

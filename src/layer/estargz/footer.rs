@@ -6,7 +6,7 @@
 use crate::error::{Error, Result};
 
 /// Size of the current footer in bytes.
-pub const FOOTER_BYTES: usize = 51;
+pub(super) const FOOTER_BYTES: usize = 51;
 /// Size in bytes of the footer of stargz, the format's predecessor.
 const LEGACY_BYTES: usize = 47;
 /// Size in bytes of the footer that says that the TOC is in another image.
@@ -23,16 +23,16 @@ const EXTERNAL_SUBFIELD: [u8; 4] = [b'S', b'G', 17, 0];
 
 /// Where the TOC stands, as the footer says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Footer {
+pub(super) struct Footer {
     /// First byte of the TOC's gzip member in the blob.
-    pub toc_start: u64,
+    pub(super) toc_start: u64,
     /// Its end, where the footer starts.
-    pub toc_end: u64,
+    pub(super) toc_end: u64,
 }
 
 /// What stands at the end of a gzip blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Tail {
+pub(super) enum Tail {
     /// An eStargz or stargz footer.
     Footer(Footer),
     /// A footer that names a TOC outside of the blob.
@@ -45,11 +45,9 @@ pub enum Tail {
 ///
 /// # Errors
 /// [`Error::Malformed`] when there is a footer whose offset lies outside of the blob.
-pub fn parse(tail: &[u8], blob_bytes: u64) -> Result<Tail> {
+pub(super) fn parse(tail: &[u8], blob_bytes: u64) -> Result<Tail> {
     for (footer_bytes, subfield) in [(FOOTER_BYTES, &SUBFIELD[..]), (LEGACY_BYTES, &[])] {
-        let Some(offset) = tail
-            .last_chunk_of(footer_bytes)
-            .and_then(|bytes| toc_offset(bytes, subfield))
+        let Some(offset) = last_bytes(tail, footer_bytes).and_then(|bytes| toc_offset(bytes, subfield))
         else {
             continue;
         };
@@ -63,9 +61,7 @@ pub fn parse(tail: &[u8], blob_bytes: u64) -> Result<Tail> {
             toc_end,
         }));
     }
-    let external = tail
-        .last_chunk_of(EXTERNAL_BYTES)
-        .and_then(|bytes| extra_field(bytes, &EXTERNAL_SUBFIELD));
+    let external = last_bytes(tail, EXTERNAL_BYTES).and_then(|bytes| extra_field(bytes, &EXTERNAL_SUBFIELD));
     Ok(if external == Some(&EXTERNAL_MAGIC[..]) {
         Tail::ExternalToc
     } else {
@@ -75,7 +71,7 @@ pub fn parse(tail: &[u8], blob_bytes: u64) -> Result<Tail> {
 
 /// The footer for a TOC at `toc_start`.
 #[must_use]
-pub fn write(toc_start: u64) -> [u8; FOOTER_BYTES] {
+pub(super) fn write(toc_start: u64) -> [u8; FOOTER_BYTES] {
     let mut footer = [0; FOOTER_BYTES];
     let digits = format!("{toc_start:016x}");
     // Time and flags are zero, the system is unknown (255), and the extra field has 26 bytes.
@@ -116,16 +112,9 @@ fn extra_field<'a>(member: &'a [u8], subfield: &[u8]) -> Option<&'a [u8]> {
     extra.strip_prefix(subfield).filter(|_| valid)
 }
 
-/// The last bytes of a slice.
-trait LastBytes {
-    /// The last `len` bytes, if there are as many.
-    fn last_chunk_of(&self, len: usize) -> Option<&[u8]>;
-}
-
-impl LastBytes for [u8] {
-    fn last_chunk_of(&self, len: usize) -> Option<&[u8]> {
-        self.len().checked_sub(len).and_then(|start| self.get(start..))
-    }
+/// The last `len` bytes, if there are as many.
+fn last_bytes(bytes: &[u8], len: usize) -> Option<&[u8]> {
+    bytes.get(bytes.len().checked_sub(len)?..)
 }
 
 #[cfg(test)]

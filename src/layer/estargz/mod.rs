@@ -5,7 +5,7 @@
 //! mostly large enough to have all of it.
 
 mod decode;
-pub mod footer;
+mod footer;
 mod toc;
 mod toc_json;
 pub mod writer;

@@ -208,6 +208,20 @@ fn a_toc_that_is_longer_than_the_tail_takes_a_second_read() {
 }
 
 #[test]
+fn the_footer_of_stargz_is_read_too() {
+    let (mut blob, finished) = write_layer(&small_layer(), SMALL).unwrap();
+    blob.truncate(blob.len() - 51);
+    let footer = format!("{:016x}STARGZ", finished.toc_offset);
+    blob.extend_from_slice(b"\x1f\x8b\x08\x04\0\0\0\0\0\xff\x16\0");
+    blob.extend_from_slice(footer.as_bytes());
+    blob.extend_from_slice(b"\x01\0\0\xff\xff\0\0\0\0\0\0\0\0");
+    let (bytes, _) = index_blob(&blob, Some(finished.toc_digest)).unwrap();
+    let index = Index::open(bytes.as_slice()).unwrap();
+    assert_eq!(index.summary().toc_end, blob.len() as u64 - 47);
+    assert_eq!(decode_blob(&index, &blob, 100).0.len(), 4);
+}
+
+#[test]
 fn bytes_that_were_not_asked_for_are_refused() {
     let (blob, finished) = write_layer(&small_layer(), SMALL).unwrap();
     for bytes in [None, Some(&blob[1..]), Some(&[][..])] {

@@ -46,7 +46,7 @@ pub(in crate::layer) fn unpack(compressed: &[u8]) -> Result<Vec<u8>> {
         );
         return Err(malformed(why));
     }
-    let mut json = Vec::new();
+    let mut json = Vec::with_capacity(json_bytes as usize);
     gzip.by_ref()
         .take(json_bytes)
         .read_to_end(&mut json)

@@ -23,6 +23,10 @@ use crate::layer::time::parse_rfc3339;
 /// The most records (entries and chunks) in a TOC. What a TOC of the largest size can hold of real ones is fewer; the cap
 /// keeps tiny made-up ones from becoming an index many times the TOC's size.
 const RECORDS_MAX: u32 = 4_000_000;
+/// Longest name, before cleaning, in bytes.
+const NAME_BYTES_MAX: usize = 16 << 10;
+/// The most characters of the JSON parser's message that are kept: it may quote a string of any length.
+const MESSAGE_CHARS_MAX: usize = 300;
 
 /// What a TOC says.
 #[derive(Debug, Default)]
@@ -46,7 +50,10 @@ pub(super) fn read(json: &[u8]) -> Result<Toc> {
         .and_then(|()| deserializer.end());
     match (collector.failure, parsed) {
         (Some(failure), _) => Err(failure),
-        (None, Err(error)) => Err(Error::malformed("eStargz TOC", error.to_string())),
+        (None, Err(error)) => {
+            let why: String = error.to_string().chars().take(MESSAGE_CHARS_MAX).collect();
+            Err(Error::malformed("eStargz TOC", why))
+        }
         (None, Ok(())) => Ok(collector.toc),
     }
 }
@@ -325,10 +332,22 @@ struct OpenFile {
     hidden: bool,
 }
 
+/// A digest, which a message may quote only if it is not too long.
+fn parse_digest(text: &str) -> Result<Digest> {
+    if text.len() > 200 {
+        return Err(Error::malformed("eStargz TOC", "a digest of over 200 bytes"));
+    }
+    text.parse()
+}
+
 impl Collector {
     fn record(&mut self, record: &Record<'_>) -> Result<()> {
         let number = self.records;
         self.records += 1;
+        if record.name.0.len() > NAME_BYTES_MAX {
+            let what = format!("eStargz TOC, record {number}");
+            return Err(Error::malformed(what, "a name of over 16 KiB"));
+        }
         let refuse =
             |why: &str| Error::malformed(format!("eStargz TOC, record {number} ({:?})", record.name.0), why);
         if number >= RECORDS_MAX {
@@ -358,7 +377,7 @@ impl Collector {
                 text => parse_rfc3339(text).ok_or_else(|| refuse("its time is not of RFC 3339"))?,
             };
             let digest = match &*record.digest.0 {
-                text if kind == Kind::File && !text.is_empty() => Some(text.parse::<Digest>()?),
+                text if kind == Kind::File && !text.is_empty() => Some(parse_digest(text)?),
                 _ => None,
             };
             self.toc.builder.entry(&Entry {
@@ -437,7 +456,7 @@ impl Collector {
             bytes,
             blob_offset: record.offset,
             inner_offset: record.inner_offset,
-            digest: digest.parse()?,
+            digest: parse_digest(digest)?,
         })
     }
 }

@@ -183,6 +183,20 @@ fn chunks_without_a_digest_are_refused() {
 }
 
 #[test]
+fn a_refusal_does_not_repeat_megabytes() {
+    let edits: [fn(&mut Vec<Value>); 5] = [
+        |e| e[0]["name"] = json!("x".repeat(1 << 20)),
+        |e| e[0]["mode"] = json!("x".repeat(1 << 20)),
+        |e| e[4]["digest"] = json!("x".repeat(1 << 20)),
+        |e| e[4]["chunkDigest"] = json!("x".repeat(1 << 20)),
+        |e| e[0]["type"] = json!("x".repeat(1 << 20)),
+    ];
+    for edit in edits {
+        assert!(index_edited(edit).unwrap_err().to_string().len() < 1000);
+    }
+}
+
+#[test]
 fn json_that_readers_understand_differently_is_refused() {
     let refused = [
         r#"{"version":1,"entries":[]} "x""#,
