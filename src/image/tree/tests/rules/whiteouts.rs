@@ -155,6 +155,16 @@ fn whiteouts_follow_the_symlinks_of_their_own_layer() {
 }
 
 #[test]
+fn whiteouts_follow_absolute_symlinks_from_the_root() {
+    let lower = [dir("d"), file("d/low"), dir("e"), dir("e/d"), file("e/d/low")];
+    let upper = [symlink("e/l", "/d"), file("e/l/.wh.low")];
+    becomes(
+        &[&lower, &upper],
+        &["d d0", "e d0", "e/d d0", "e/d/low f0", "e/l l1 -> /d"],
+    );
+}
+
+#[test]
 fn one_layer_alone_shows_its_whiteouts() {
     let entries = [
         file(".wh.a"),
