@@ -35,18 +35,17 @@ install_packages() {
     need_root
     say "installing ${missing[*]}"
 
-    local policy=/usr/sbin/policy-rc.d status=0 policy_is_ours=
-    if [[ ! -e $policy ]]; then
-        policy_is_ours=yes
-        printf '#!/bin/sh\nexit 101\n' >"$policy"
-        chmod 755 "$policy"
-    fi
-    {
+    (
+        policy=/usr/sbin/policy-rc.d
+        if [[ ! -e $policy ]]; then
+            trap 'rm -f "$policy"' EXIT
+            printf '#!/bin/sh\nexit 101\n' >"$policy"
+            chmod 755 "$policy"
+        fi
         apt-get update -qq &&
-            DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
-    } </dev/null >&2 || status=$?
-    [[ -z $policy_is_ours ]] || rm -f "$policy"
-    ((status == 0)) || die "apt-get failed"
+            DEBIAN_FRONTEND=noninteractive apt-get install -y -qq -o Dpkg::Use-Pty=0 \
+                --no-install-recommends "${missing[@]}"
+    ) </dev/null >&2 || die "apt-get failed"
 }
 
 # What a build needs on a machine that has Rust: a linker and a compiler for the C dependencies.

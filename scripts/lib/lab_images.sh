@@ -79,7 +79,7 @@ start_containerd() {
 		version = 2
 		root = "$lab_dir/containerd"
 		state = "$run_dir/containerd"
-		disabled_plugins = ["io.containerd.grpc.v1.cri"]
+		disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"]
 		[grpc]
 		  address = "$run_dir/containerd.sock"
 		[ttrpc]
@@ -126,7 +126,7 @@ make_estargz() {
     rm -rf "$lab_dir/containerd"
 }
 
-# push_all NAME DESTINATION OPTION…: copies every image without changing a byte of it.
+# push_all DESTINATION OPTION…: copies every image without changing a byte of it.
 push_all() {
     local destination=$1 layout tag reference
     shift

@@ -120,7 +120,7 @@ fn names_that_linux_cannot_show_are_refused() {
         ("NUL in a name", |e| e[0]["name"] = json!("a\0b")),
         ("long component", |e| e[0]["name"] = json!("x".repeat(256))),
         ("long path", |e| {
-            e[0]["name"] = json!(format!("{}/", "x".repeat(200)).repeat(21))
+            e[0]["name"] = json!(format!("{}/", "x".repeat(200)).repeat(21));
         }),
         ("deep path", |e| e[0]["name"] = json!("x/".repeat(1001))),
         ("empty symlink", |e| e[5]["linkName"] = json!("")),
