@@ -6,6 +6,7 @@
 
 mod auth;
 mod blobs;
+mod demo;
 mod manifests;
 mod outages;
 mod paging;
