@@ -7,7 +7,6 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use fuser::{Config, Session, SessionACL};
-use parking_lot::Mutex;
 
 use super::adapter::Adapter;
 use super::counters::{Counters, Requests};
@@ -65,7 +64,7 @@ pub struct Mount {
     helper: Helper,
     requests: Arc<Requests>,
     end: Arc<SessionEnd>,
-    session: Mutex<Option<JoinHandle<()>>>,
+    session: Option<JoinHandle<()>>,
 }
 
 impl Mount {
@@ -91,7 +90,7 @@ impl Mount {
             helper,
             requests: Arc::default(),
             end: Arc::new(SessionEnd::new()),
-            session: Mutex::new(None),
+            session: None,
         };
         // From here on an early return drops the mount, and that unmounts.
         mount.serve(fs, device, options.threads, runtime.clone())?;
@@ -132,7 +131,7 @@ impl Mount {
                 end.set();
             })
             .map_err(|error| failed(&error))?;
-        *self.session.get_mut() = Some(thread);
+        self.session = Some(thread);
         Ok(())
     }
 
@@ -190,7 +189,7 @@ impl Drop for Mount {
             tracing::warn!(%mountpoint, "the mount is still in use; its session goes on");
             return;
         }
-        if let Some(Err(_)) = self.session.get_mut().take().map(JoinHandle::join) {
+        if let Some(Err(_)) = self.session.take().map(JoinHandle::join) {
             tracing::error!(%mountpoint, "the FUSE session panicked");
         }
     }

@@ -46,6 +46,17 @@ pub(crate) fn no_fs() -> Arc<dyn Operations> {
     Arc::new(FakeFs(Fake::new()))
 }
 
+/// A program that is a shell script. Another process writes it: a child of this one, forked meanwhile, would hold the
+/// file open for writing, and the kernel starts no program that is being written.
+pub(crate) fn shell_script(dir: &Path, text: &str) -> PathBuf {
+    let path = dir.join("script");
+    let write = "printf '#!/bin/sh\\n%s\\n' \"$1\" > \"$2\" && chmod 755 \"$2\"";
+    let mut shell = Command::new("sh");
+    shell.args(["-c", write, "sh", text]).arg(&path);
+    assert!(shell.status().unwrap().success());
+    path
+}
+
 /// Runs what may hang on a thread of its own.
 pub(crate) fn within<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let (sender, receiver) = channel();
