@@ -3,8 +3,6 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    if let Some(code) = registryfs::fuse::helper_main_if_asked() {
-        return code;
-    }
-    ExitCode::SUCCESS
+    // Before anything else: the helper must hold none of this process's descriptors, and start fast.
+    registryfs::fuse::helper_main_if_asked().unwrap_or_else(registryfs::cli::main)
 }
