@@ -19,8 +19,8 @@ use crate::fs::ops::Operations;
 /// How long the end of a session is waited for after its mount is gone. The kernel ends it as soon as nobody, in any
 /// mount namespace, has it.
 const END_WAIT: Duration = Duration::from_secs(5);
-/// How a mount is removed whose session has ended. A session that failed leaves a dead mount behind; one that was unmounted
-/// from outside leaves nothing, and a live mount with the same device number is somebody else's by then.
+/// How a mount is removed whose session has ended. A session that failed leaves a dead mount behind; one that was
+/// unmounted from outside leaves nothing, and a live mount with the same device number is somebody else's by then.
 const AFTER_END: Unmount = Unmount::Dead;
 /// The read-ahead by default, in KiB: the largest request that the kernel makes.
 const READ_AHEAD_KIB: u32 = 1024;
