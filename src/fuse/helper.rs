@@ -135,10 +135,10 @@ fn run(arguments: &[OsString]) -> io::Result<()> {
     };
     let message = serde_json::to_vec(&reply)?;
     let sent = fd_passing::send(io::stdin(), &message, device.as_ref().map(AsFd::as_fd));
-    if let (Err(_), Ok(Done::Mounted { mountpoint, .. })) = (&sent, &reply) {
+    if let (Err(_), Ok(Done::Mounted { mountpoint, device })) = (&sent, &reply) {
         // The daemon is gone, and nobody else will ever serve this mount.
         let mountpoint = PathBuf::from(OsString::from_vec(mountpoint.clone()));
-        umount2(&mountpoint, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)?;
+        unmount(&mountpoint, Some(device), Unmount::Lazy).map_err(io::Error::other)?;
     }
     sent
 }
@@ -174,19 +174,30 @@ fn not_a_directory(path: &Path) -> Error {
     Error::usage(format!("the mountpoint {} is not a directory", path.display()))
 }
 
-/// A failed mount(2), umount(2) or open of /dev/fuse, with what the user can do about it.
+/// A failed system call, with what the user can do about it.
 fn system_error(what: impl Into<String>, errno: Errno) -> Error {
     let remedy = match errno {
-        Errno::EPERM | Errno::EACCES => "; mounting needs root (CAP_SYS_ADMIN) and access to /dev/fuse",
-        Errno::ENODEV | Errno::ENOENT | Errno::ENXIO => {
-            "; the kernel's FUSE module is missing: modprobe fuse, or give the container /dev/fuse"
-        }
+        Errno::EPERM | Errno::EACCES => ": mounting needs root (CAP_SYS_ADMIN)",
+        Errno::ENODEV | Errno::ENXIO => ": the kernel's FUSE module is not loaded; try: modprobe fuse",
         _ => "",
     };
     Error::Io {
         what: what.into(),
         errno: errno as i32,
         why: format!("{}{remedy}", errno.desc()),
+    }
+}
+
+/// A failed open of /dev/fuse.
+fn device_error(error: &io::Error) -> Error {
+    let what = "cannot open /dev/fuse";
+    match Errno::from_raw(error.raw_os_error().unwrap_or(0)) {
+        Errno::ENOENT => Error::Io {
+            what: what.to_owned(),
+            errno: libc::ENOENT,
+            why: "it is missing; try: modprobe fuse, or pass the device into the container".to_owned(),
+        },
+        errno => system_error(what, errno),
     }
 }
 
@@ -225,25 +236,20 @@ fn mount_at(path: &Path, allow_other: bool) -> Result<(Done, OwnedFd)> {
     let device = mounted_descriptor(&mountpoint, allow_other)?;
     match ours_at(&mountpoint) {
         Ok(Some(entry)) => {
-            let mountpoint = mountpoint.into_os_string().into_vec();
-            let device_number = entry.device;
-            Ok((
-                Done::Mounted {
-                    mountpoint,
-                    device: device_number,
-                },
-                device,
-            ))
-        }
-        other => {
-            detach(&mountpoint, MntFlags::MNT_DETACH)?;
-            let lost = || {
-                Error::busy(
-                    mountpoint.display().to_string(),
-                    "something else was mounted over it",
-                )
+            let done = Done::Mounted {
+                mountpoint: mountpoint.into_os_string().into_vec(),
+                device: entry.device,
             };
-            Err(other.err().unwrap_or_else(lost))
+            Ok((done, device))
+        }
+        // What lies on top now is not ours to unmount; closing the descriptor ends ours below it.
+        Ok(None) => {
+            let what = mountpoint.display().to_string();
+            Err(Error::busy(what, "something else was mounted over it at once"))
+        }
+        Err(error) => {
+            detach(&mountpoint, MntFlags::MNT_DETACH)?;
+            Err(error)
         }
     }
 }
@@ -254,7 +260,7 @@ fn mounted_descriptor(mountpoint: &Path, allow_other: bool) -> Result<OwnedFd> {
         .read(true)
         .write(true)
         .open("/dev/fuse")
-        .map_err(|error| system_error("/dev/fuse", Errno::from_raw(error.raw_os_error().unwrap_or(0))))?;
+        .map_err(|error| device_error(&error))?;
     let mut options = format!(
         "fd={},rootmode=40000,user_id={},group_id={},default_permissions,max_read={MAX_READ_BYTES}",
         device.as_raw_fd(),

@@ -7,7 +7,6 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use fuser::{Config, Session, SessionACL};
-use parking_lot::Mutex;
 
 use super::adapter::Adapter;
 use super::counters::{Counters, Requests};
@@ -20,8 +19,8 @@ use crate::fs::ops::Operations;
 /// How long the end of a session is waited for after its mount is gone. The kernel ends it as soon as nobody, in any
 /// mount namespace, has it.
 const END_WAIT: Duration = Duration::from_secs(5);
-/// How a mount is removed whose session has ended. A session that failed leaves a dead mount behind; one that was unmounted
-/// from outside leaves nothing, and a live mount with the same device number is somebody else's by then.
+/// How a mount is removed whose session has ended. A session that failed leaves a dead mount behind; one that was
+/// unmounted from outside leaves nothing, and a live mount with the same device number is somebody else's by then.
 const AFTER_END: Unmount = Unmount::Dead;
 /// The read-ahead by default, in KiB: the largest request that the kernel makes.
 const READ_AHEAD_KIB: u32 = 1024;
@@ -65,7 +64,7 @@ pub struct Mount {
     helper: Helper,
     requests: Arc<Requests>,
     end: Arc<SessionEnd>,
-    session: Mutex<Option<JoinHandle<()>>>,
+    session: Option<JoinHandle<()>>,
 }
 
 impl Mount {
@@ -91,7 +90,7 @@ impl Mount {
             helper,
             requests: Arc::default(),
             end: Arc::new(SessionEnd::new()),
-            session: Mutex::new(None),
+            session: None,
         };
         // From here on an early return drops the mount, and that unmounts.
         mount.serve(fs, device, options.threads, runtime.clone())?;
@@ -132,7 +131,7 @@ impl Mount {
                 end.set();
             })
             .map_err(|error| failed(&error))?;
-        *self.session.get_mut() = Some(thread);
+        self.session = Some(thread);
         Ok(())
     }
 
@@ -190,7 +189,7 @@ impl Drop for Mount {
             tracing::warn!(%mountpoint, "the mount is still in use; its session goes on");
             return;
         }
-        if let Some(Err(_)) = self.session.get_mut().take().map(JoinHandle::join) {
+        if let Some(Err(_)) = self.session.take().map(JoinHandle::join) {
             tracing::error!(%mountpoint, "the FUSE session panicked");
         }
     }

@@ -121,6 +121,11 @@ impl Fake {
         }
     }
 
+    /// How many lookups of an inode are counted now.
+    pub(crate) fn lookups_of(&self, ino: u64) -> u64 {
+        self.lookups.lock().get(&ino).copied().unwrap_or(0)
+    }
+
     /// The entries of a directory, behind the first `skip`.
     fn children(ino: u64, skip: u64) -> Box<dyn Iterator<Item = (String, u64)>> {
         let few: &[(&str, u64)] = match ino {

@@ -26,6 +26,9 @@ use registryfs::fuse::Mount;
 /// Set for the test binary when it plays a daemon that is to be killed: its mountpoint.
 const DAEMON_MOUNTPOINT: &str = "FUSE_ADAPTER_TEST_DAEMON";
 
+/// How soon an interrupted program is free, with room for a machine that is busy with other tests.
+const PROMPTLY: Duration = Duration::from_secs(3);
+
 fn errno<T>(result: io::Result<T>) -> Option<i32> {
     result.err().and_then(|error| error.raw_os_error())
 }
@@ -228,6 +231,19 @@ fn a_large_directory_is_listed_completely_and_its_lookups_balance() {
 }
 
 #[test]
+fn a_listing_counts_one_lookup_for_each_entry_that_it_shows() {
+    let mounted = Mounted::new();
+    let big = mounted.path().join("big");
+    // The buffer of read_dir has room for all that fits into one answer, so the kernel asks for nothing twice.
+    let listed = within(move || fs::read_dir(&big).unwrap().count() as u64);
+    assert_eq!(listed, BIG_ENTRIES);
+    for index in 0..BIG_ENTRIES {
+        let expected = u64::from(!is_unknown(index));
+        assert_eq!(mounted.fake.lookups_of(big_ino(index)), expected, "{index}");
+    }
+}
+
+#[test]
 fn a_held_lookup_ends_with_a_signal() {
     let mounted = Mounted::new();
     let held = mounted.path().join("held");
@@ -242,7 +258,7 @@ fn a_held_lookup_ends_with_a_signal() {
         kill(Pid::from_raw(stat.0.id().cast_signed()), signal).unwrap();
         let sent = Instant::now();
         stat.wait();
-        assert!(sent.elapsed() < Duration::from_secs(1), "{signal}");
+        assert!(sent.elapsed() < PROMPTLY, "{signal}");
         mounted.wait_for_held(0);
     }
 }
@@ -479,6 +495,24 @@ fn a_mountpoint_that_cannot_be_one_is_refused_with_the_reason() {
     nowhere.helper = Some("/nonexistent/registryfs".into());
     let error = Mount::start(mounted::no_fs(), &nowhere, mounted::handle()).unwrap_err();
     assert!(error.to_string().contains("/nonexistent/registryfs"), "{error}");
+}
+
+#[test]
+fn what_is_missing_for_a_mount_is_said_with_the_remedy() {
+    let dir = tempfile::tempdir().unwrap();
+    let mountpoint = dir.path().join("mnt");
+    fs::create_dir(&mountpoint).unwrap();
+    let binary = env!("CARGO_BIN_EXE_registryfs");
+    let powerless = format!("exec setpriv --bounding-set=-sys_admin {binary} \"$@\"");
+    let without_device =
+        format!("exec unshare -m sh -c 'mount -t tmpfs none /dev; exec {binary} \"$@\"' sh \"$@\"");
+    for (script, remedy) in [(powerless, "needs root"), (without_device, "modprobe fuse")] {
+        let mut options = options(&mountpoint);
+        options.helper = Some(mounted::shell_script(dir.path(), &script));
+        let error = Mount::start(mounted::no_fs(), &options, mounted::handle()).unwrap_err();
+        assert!(error.to_string().contains(remedy), "{error}");
+        assert!(!helper().is_mounted(&mountpoint).unwrap());
+    }
 }
 
 #[test]

@@ -14,7 +14,9 @@ use tokio::runtime::{Handle, Runtime};
 use crate::fake::{Fake, FakeFs};
 
 /// What hangs longer than this hangs for ever.
-const LIMIT: Duration = Duration::from_secs(40);
+const LIMIT: Duration = Duration::from_secs(45);
+/// How long a killed child is waited for.
+const KILL_LIMIT: Duration = Duration::from_secs(2);
 
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().unwrap());
 
@@ -42,6 +44,17 @@ pub(crate) fn options(mountpoint: &Path) -> MountOptions {
 
 pub(crate) fn no_fs() -> Arc<dyn Operations> {
     Arc::new(FakeFs(Fake::new()))
+}
+
+/// A program that is a shell script. Another process writes it: a child of this one, forked meanwhile, would hold the
+/// file open for writing, and the kernel starts no program that is being written.
+pub(crate) fn shell_script(dir: &Path, text: &str) -> PathBuf {
+    let path = dir.join("script");
+    let write = "printf '#!/bin/sh\\n%s\\n' \"$1\" > \"$2\" && chmod 755 \"$2\"";
+    let mut shell = Command::new("sh");
+    shell.args(["-c", write, "sh", text]).arg(&path);
+    assert!(shell.status().unwrap().success());
+    path
 }
 
 /// Runs what may hang on a thread of its own.
@@ -105,7 +118,11 @@ impl Killed {
 impl Drop for Killed {
     fn drop(&mut self) {
         let _ = self.0.kill();
-        let _ = self.0.wait();
+        // One that waits in the kernel dies only when the mount goes, which a failing test drops later.
+        let start = Instant::now();
+        while self.0.try_wait().is_ok_and(|status| status.is_none()) && start.elapsed() < KILL_LIMIT {
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 
