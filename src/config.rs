@@ -1,1 +1,167 @@
-//! config
+//! Settings and where they come from. Files in TOML, the environment and the command line are all read into the same
+//! [`Layer`] of optional values; layers are laid over each other, and the result is resolved into one [`Config`] that
+//! the rest of the program reads. `/etc/registryfs/config.toml` lies lowest, then
+//! `$XDG_CONFIG_HOME/registryfs/config.toml` (or `~/.config`), the file of `--config` or `REGISTRYFS_CONFIG`,
+//! the environment, and the flags on top.
+//!
+//! What an invocation itself said (its `--config`, environment and flags) is kept apart as [`Loaded::given`]: a command
+//! that is handed to a running daemon is refused, by name, where what it said differs from what the daemon runs with.
+//!
+//! | variable | key |
+//! |---|---|
+//! | `REGISTRYFS_CONFIG` | a configuration file, as `--config` |
+//! | `REGISTRYFS_CACHE_DIR`, `_PLATFORM`, `_RETRIES`, `_CONCURRENCY` | as the key of that name |
+//! | `REGISTRYFS_TAG_TTL`, `_LOOKUP_WAIT`, `_TIMEOUT` | `tag_ttl_s`, `lookup_wait_s`, `timeout_s`, in seconds |
+//! | `REGISTRYFS_OFFLINE`, `_PLAIN_HTTP`, `_INSECURE` | `1`, `true`, `0` or `false` |
+//! | `REGISTRYFS_CA` | `ca`: PEM files, separated by colons |
+//! | `REGISTRYFS_ALLOW`, `_DENY` | host patterns, separated by commas |
+//! | `REGISTRYFS_BUDGET` | `budget`, such as `20GiB` |
+//! | `REGISTRYFS_CREDENTIAL` | `USER:PASS`, as `--credential`; there is no such key in files |
+
+mod bytes;
+mod credential;
+mod environment;
+mod layer;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use bytes::parse_bytes;
+pub use credential::Credential;
+pub use environment::Environment;
+pub use layer::{Layer, MountEntry, RegistryEntry};
+
+use crate::error::Result;
+
+/// The settings that a process works with, every one resolved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Config {
+    /// The directory of the store, absolute. Default: `$CACHE_DIRECTORY`; for root `/var/cache/registryfs`; for others
+    /// `$XDG_CACHE_HOME/registryfs` (or `~/.cache`).
+    pub cache_dir: PathBuf,
+    /// `OS/ARCH[/VARIANT]` to choose from indexes; nothing means the host's.
+    pub platform: Option<String>,
+    /// How long a tag's digest holds before it is checked again.
+    pub tag_ttl: Duration,
+    /// How long a LOOKUP may wait for the network.
+    pub lookup_wait: Duration,
+    /// How often a failed request is sent again.
+    pub retries: u32,
+    /// How long a request may take in total, retries included.
+    pub timeout: Duration,
+    /// How many requests may be under way to one host.
+    pub concurrency: usize,
+    /// Send nothing; answer from the cache.
+    pub offline: bool,
+    /// Speak plain HTTP to every registry.
+    pub plain_http: bool,
+    /// Accept any certificate.
+    pub insecure: bool,
+    /// PEM files with certificate authorities that are trusted besides the system's, absolute.
+    pub ca: Vec<PathBuf>,
+    /// `USER:PASS` for the registries that the command names.
+    pub credential: Option<Credential>,
+    /// The size that the cache is kept below, in bytes; nothing means no limit.
+    pub budget_bytes: Option<u64>,
+    /// How many failed operations are remembered for `errors` and `status`.
+    pub journal_entries: usize,
+    /// Patterns of the registry hosts that can be looked up (`*` stands for any text); empty means all.
+    pub allow: Vec<String>,
+    /// Patterns of the registry hosts that cannot.
+    pub deny: Vec<String>,
+    /// What `registryfs daemon` mounts.
+    pub mounts: Vec<MountEntry>,
+    /// What differs for single registries, by host.
+    pub registries: BTreeMap<String, RegistryEntry>,
+}
+
+/// The settings of an invocation, and the part of them that it named itself.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// Everything, resolved.
+    pub config: Config,
+    /// What `--config`, the environment and the flags said.
+    pub given: Layer,
+}
+
+impl Config {
+    /// Reads the configuration files and the environment and lays `flags` over them. `explicit_file` is the argument
+    /// of `--config`.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Usage`] naming the file, line and key (or the variable) that cannot be meant.
+    pub fn load(environment: &Environment, explicit_file: Option<&Path>, flags: Layer) -> Result<Loaded> {
+        let named = explicit_file
+            .map(Path::to_path_buf)
+            .or_else(|| environment.path("REGISTRYFS_CONFIG"));
+        let mut given = flags.over(environment.layer()?);
+        if let Some(file) = named {
+            given = given.over(Layer::read(&file)?);
+        }
+        let mut all = given.clone();
+        for file in environment.default_files().into_iter().rev() {
+            if let Some(layer) = Layer::read_if_present(&file)? {
+                all = all.over(layer);
+            }
+        }
+        Ok(Loaded {
+            config: all.resolve(environment)?,
+            given,
+        })
+    }
+
+    /// The names of the settings of a whole daemon that `given` states otherwise than this configuration, as flags or
+    /// keys. Settings of a single mount or request (platform, allow, deny) cannot conflict.
+    #[must_use]
+    pub fn conflicts(&self, given: &Layer) -> Vec<&'static str> {
+        fn differs<T: PartialEq>(given: Option<&T>, running: &T) -> bool {
+            given.is_some_and(|given| given != running)
+        }
+        let seconds = |given: Option<u64>, running: Duration| differs(given.as_ref(), &running.as_secs());
+        let registries_differ = given
+            .registry
+            .iter()
+            .any(|(host, entry)| self.registries.get(host) != Some(entry));
+        let checks = [
+            ("tag_ttl", seconds(given.tag_ttl_s, self.tag_ttl)),
+            ("lookup_wait", seconds(given.lookup_wait_s, self.lookup_wait)),
+            ("--retries", differs(given.retries.as_ref(), &self.retries)),
+            ("--timeout", seconds(given.timeout_s, self.timeout)),
+            (
+                "--concurrency",
+                differs(given.concurrency.as_ref(), &self.concurrency),
+            ),
+            ("--offline", differs(given.offline.as_ref(), &self.offline)),
+            (
+                "--plain-http",
+                differs(given.plain_http.as_ref(), &self.plain_http),
+            ),
+            ("--insecure", differs(given.insecure.as_ref(), &self.insecure)),
+            ("--ca", differs(given.ca.as_ref(), &self.ca)),
+            (
+                "--credential",
+                given.credential.is_some() && given.credential != self.credential,
+            ),
+            (
+                "budget",
+                given.budget.is_some() && given.budget.map(|budget| budget.0) != self.budget_bytes,
+            ),
+            (
+                "journal_entries",
+                differs(given.journal_entries.as_ref(), &self.journal_entries),
+            ),
+            ("[registry]", registries_differ),
+        ];
+        checks
+            .iter()
+            .filter(|(_, conflicting)| *conflicting)
+            .map(|(name, _)| *name)
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

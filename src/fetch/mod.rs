@@ -1,1 +1,424 @@
-//! fetch
+//! Which bytes to get when: what is missing for a read becomes as few ranged requests as make sense, each chunk fetched
+//! and decoded once whoever asks, with read-ahead for readers that go on.
+//!
+//! A miss never belongs to the reader that caused it: the requests run as tasks of their own, so an interrupted reader
+//! harms nobody else, and what arrives stays in the store.
+
+mod flight;
+mod indexing;
+mod job;
+mod overflow;
+pub mod plan;
+pub mod readahead;
+pub mod single_flight;
+
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use lru::LruCache;
+use parking_lot::Mutex;
+use serde::Serialize;
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::fetch::flight::{Flights, Waiter};
+use crate::fetch::indexing::Indexing;
+use crate::fetch::job::Job;
+use crate::fetch::overflow::Overflow;
+use crate::fetch::readahead::Streams;
+use crate::layer::Descriptor;
+use crate::registry::Client;
+use crate::registry::reference::Repository;
+use crate::store::Store;
+use crate::store::layer::Layer;
+
+/// What failed fails at once for this long, so that one `read()`, which the kernel repeats, costs one deadline.
+const FAILURE_MEMORY: Duration = Duration::from_secs(5);
+/// The most failures remembered.
+const FAILURES_MAX: usize = 4096;
+/// The most layers whose readers are followed for read-ahead.
+const FOLLOWED_LAYERS_MAX: usize = 256;
+/// The most windows that are read ahead at once, all layers together.
+const READ_AHEAD_WINDOWS_MAX: usize = 6;
+/// Reads of at most this many compressed bytes have a total deadline; larger ones the rules of streams.
+const DEADLINE_BYTES_MAX: u64 = 4 << 20;
+/// How often a read starts over when its chunks were evicted before it could copy them.
+const EVICTED_RETRIES: usize = 3;
+
+/// Where a layer's blob is to be had.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// The repository that serves it.
+    pub repository: Repository,
+    /// What the manifest says of it.
+    pub descriptor: Descriptor,
+}
+
+/// Counters since the start.
+#[derive(Debug, Default)]
+pub struct Counters {
+    reads: AtomicU64,
+    misses: AtomicU64,
+    pub(crate) requests: AtomicU64,
+    pub(crate) fetched_bytes: AtomicU64,
+    pub(crate) chunks_decoded: AtomicU64,
+    pub(crate) decoded_bytes: AtomicU64,
+    pub(crate) layers_indexed: AtomicU64,
+}
+
+/// The counters as numbers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CounterValues {
+    /// Reads of file content that reached the daemon.
+    pub reads: u64,
+    /// Those of them that had to wait for the network.
+    pub misses: u64,
+    /// Ranged requests for chunks.
+    pub requests: u64,
+    /// Compressed bytes that these brought.
+    pub fetched_bytes: u64,
+    /// Chunks decoded and verified.
+    pub chunks_decoded: u64,
+    /// Bytes of these chunks.
+    pub decoded_bytes: u64,
+    /// Layers parsed into an index.
+    pub layers_indexed: u64,
+    /// Members being fetched now.
+    pub in_flight: usize,
+}
+
+/// Brings chunks and indexes into the store. Shared by all images and mounts.
+#[derive(Debug)]
+pub struct Fetcher {
+    client: Client,
+    store: Arc<Store>,
+    runtime: Handle,
+    timeout: Duration,
+    flights: Flights,
+    indexing: Indexing,
+    failures: Mutex<LruCache<(Digest, u32), (Instant, Error)>>,
+    followed: Mutex<LruCache<Digest, Streams>>,
+    overflow: Overflow,
+    /// One permit for each batch being decoded: the cores are busy and the memory bounded.
+    decoders: Arc<Semaphore>,
+    read_ahead: Arc<Semaphore>,
+    counters: Counters,
+}
+
+impl Fetcher {
+    /// A fetcher that runs its work on `runtime` and gives a small read `timeout` in total.
+    #[must_use]
+    pub fn new(client: Client, store: Arc<Store>, runtime: Handle, timeout: Duration) -> Arc<Self> {
+        let cores = std::thread::available_parallelism().map_or(2, NonZeroUsize::get);
+        Arc::new(Self {
+            client,
+            store,
+            runtime,
+            timeout,
+            flights: Flights::default(),
+            indexing: Indexing::default(),
+            failures: Mutex::new(LruCache::new(NonZeroUsize::MIN.saturating_add(FAILURES_MAX - 1))),
+            followed: Mutex::new(LruCache::new(
+                NonZeroUsize::MIN.saturating_add(FOLLOWED_LAYERS_MAX - 1),
+            )),
+            overflow: Overflow::default(),
+            decoders: Arc::new(Semaphore::new(cores * 2)),
+            read_ahead: Arc::new(Semaphore::new(READ_AHEAD_WINDOWS_MAX)),
+            counters: Counters::default(),
+        })
+    }
+
+    /// The registry client, for questions that are not about layers.
+    #[must_use]
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The store.
+    #[must_use]
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// The runtime on which work goes on.
+    #[must_use]
+    pub fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    /// The counters' values now.
+    #[must_use]
+    pub fn counters(&self) -> CounterValues {
+        let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let c = &self.counters;
+        CounterValues {
+            reads: value(&c.reads),
+            misses: value(&c.misses),
+            requests: value(&c.requests),
+            fetched_bytes: value(&c.fetched_bytes),
+            chunks_decoded: value(&c.chunks_decoded),
+            decoded_bytes: value(&c.decoded_bytes),
+            layers_indexed: value(&c.layers_indexed),
+            in_flight: self.flights.len(),
+        }
+    }
+
+    /// Bytes `offset..offset + len` of file `entry`, cut at its end, if they are here and need no disk wait.
+    pub fn read_now(self: &Arc<Self>, at: &FileAt, offset: u64, len: usize) -> Option<Vec<u8>> {
+        let span = at.span(offset, len).ok()?;
+        let Some(span) = span else { return Some(Vec::new()) };
+        let bytes = at.layer.read_now(&span.chunks, span.data_offset, span.len)?;
+        self.counters.reads.fetch_add(1, Ordering::Relaxed);
+        if !at.layer.is_complete() {
+            self.follow_hit(at, &span.chunks);
+        }
+        Some(bytes)
+    }
+
+    /// Bytes `offset..offset + len` of file `entry`, cut at its end.
+    ///
+    /// # Errors
+    /// What kept the bytes from coming, or from being what the layer promises.
+    pub async fn read(self: &Arc<Self>, at: &FileAt, offset: u64, len: usize) -> Result<Vec<u8>> {
+        let Some(span) = at.span(offset, len)? else {
+            return Ok(Vec::new());
+        };
+        self.counters.reads.fetch_add(1, Ordering::Relaxed);
+        for _ in 0..=EVICTED_RETRIES {
+            if let Some(bytes) = self.copy(&at.layer, &span).await? {
+                return Ok(bytes);
+            }
+            self.ensure(&at.source, &at.layer, span.chunks.clone()).await?;
+            if let Some(bytes) = self.overflow.assemble(&at.layer, &span)? {
+                return Ok(bytes);
+            }
+        }
+        let what = format!("layer {}", at.layer.digest());
+        Err(Error::Io {
+            what,
+            errno: libc::ENOSPC,
+            why: "the cache cannot keep what was fetched".to_owned(),
+        })
+    }
+
+    /// Copies a span out of the store, where the disk may have to be waited for.
+    async fn copy(&self, layer: &Arc<Layer>, span: &Span) -> Result<Option<Vec<u8>>> {
+        if !layer.all_present(span.chunks.clone()) {
+            return Ok(None);
+        }
+        let (layer, span) = (Arc::clone(layer), span.clone());
+        blocking(&self.runtime, move || {
+            layer.read(&span.chunks, span.data_offset, span.len)
+        })
+        .await
+    }
+
+    /// Sees to it that chunks are in the store (or, the disk being full, in the overflow).
+    async fn ensure(
+        self: &Arc<Self>,
+        source: &Arc<Source>,
+        layer: &Arc<Layer>,
+        chunks: Range<u32>,
+    ) -> Result<()> {
+        let suspects: Vec<u32> = chunks.clone().filter(|&chunk| layer.is_suspect(chunk)).collect();
+        if !suspects.is_empty() {
+            let layer = Arc::clone(layer);
+            let verify = move || {
+                suspects
+                    .into_iter()
+                    .try_for_each(|chunk| layer.verify_suspect(chunk).map(drop))
+            };
+            blocking(&self.runtime, verify).await?;
+        }
+        let mut needed = Vec::new();
+        for chunk in chunks.filter(|&chunk| !layer.is_present(chunk)) {
+            let member = layer.index().chunk(chunk)?.member;
+            if needed.last() != Some(&member) {
+                needed.push(member);
+            }
+        }
+        needed.sort_unstable();
+        needed.dedup();
+        let (Some(&first), Some(&last)) = (needed.first(), needed.last()) else {
+            return Ok(());
+        };
+        self.counters.misses.fetch_add(1, Ordering::Relaxed);
+        let start = layer.index().member(first)?.blob_start;
+        let end = layer.index().member(last)?.blob_end;
+        let ahead = self.follow(layer, start, end, true);
+        let waiters = self.launch(source, layer, &needed, ahead)?;
+        let arrival = async {
+            for waiter in waiters {
+                waiter.await?;
+            }
+            Ok(())
+        };
+        if end - start > DEADLINE_BYTES_MAX {
+            return arrival.await;
+        }
+        tokio::time::timeout(self.timeout, arrival)
+            .await
+            .unwrap_or_else(|_| {
+                let waited_ms = u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX);
+                Err(Error::Timeout {
+                    what: format!("{} layer {}", source.repository, layer.digest()),
+                    waited_ms,
+                })
+            })
+    }
+
+    /// Starts requests for the needed members that nobody fetches yet, and for those in `ahead` that are missing.
+    /// Returns what to wait for.
+    fn launch(
+        self: &Arc<Self>,
+        source: &Arc<Source>,
+        layer: &Arc<Layer>,
+        needed: &[u32],
+        ahead: Option<Range<u64>>,
+    ) -> Result<Vec<Waiter>> {
+        self.recent_failure(layer.digest(), needed)?;
+        let mut candidates = needed.to_vec();
+        // Taken before the flights are opened: a flight that is open for others to join must happen.
+        let permit = ahead
+            .as_ref()
+            .and_then(|_| Arc::clone(&self.read_ahead).try_acquire_owned().ok());
+        if let (Some(range), Some(_)) = (&ahead, &permit) {
+            candidates.extend(plan::members_in(layer.index(), range)?);
+        }
+        candidates.sort_unstable();
+        candidates.dedup();
+        let (waiters, mut mine) = self.flights.join(layer, needed, &candidates)?;
+        let mut members: Vec<u32> = mine.keys().copied().collect();
+        members.sort_unstable();
+        let permit = permit.map(Arc::new);
+        for request in plan::requests(layer.index(), &members)? {
+            let job = Job {
+                fetcher: Arc::clone(self),
+                source: Arc::clone(source),
+                layer: Arc::clone(layer),
+                landings: request
+                    .members
+                    .iter()
+                    .filter_map(|member| mine.remove(member))
+                    .collect(),
+                range: request.range,
+            };
+            let permit = permit.clone();
+            self.runtime.spawn(async move {
+                job.run().await;
+                drop(permit);
+            });
+        }
+        Ok(waiters)
+    }
+
+    /// Tells the read-ahead where a reader is; answers what to fetch ahead of it.
+    fn follow(&self, layer: &Layer, start: u64, end: u64, missed: bool) -> Option<Range<u64>> {
+        let mut followed = self.followed.lock();
+        followed
+            .get_or_insert_mut(*layer.digest(), Streams::default)
+            .observe(start, end, missed)
+    }
+
+    /// A reader found its chunks in the store: it may still be one that goes on, and soon miss.
+    fn follow_hit(self: &Arc<Self>, at: &FileAt, chunks: &Range<u32>) {
+        let place = || -> Result<(u64, u64)> {
+            let index = at.layer.index();
+            let first = index.member(index.chunk(chunks.start)?.member)?;
+            let last = index.member(index.chunk(chunks.end.saturating_sub(1))?.member)?;
+            Ok((first.blob_start, last.blob_end))
+        };
+        let Ok((start, end)) = place() else { return };
+        if let Some(ahead) = self.follow(&at.layer, start, end, false) {
+            // What fails here fails again, with a reader to tell, when it is needed.
+            let _ = self.launch(&at.source, &at.layer, &[], Some(ahead));
+        }
+    }
+
+    fn recent_failure(&self, layer: &Digest, members: &[u32]) -> Result<()> {
+        let mut failures = self.failures.lock();
+        for member in members {
+            if let Some((at, error)) = failures.get(&(*layer, *member)) {
+                if at.elapsed() < FAILURE_MEMORY {
+                    return Err(error.clone());
+                }
+                failures.pop(&(*layer, *member));
+            }
+        }
+        Ok(())
+    }
+
+    fn remember_failure(&self, layer: &Digest, member: u32, error: &Error) {
+        self.failures
+            .lock()
+            .put((*layer, member), (Instant::now(), error.clone()));
+    }
+}
+
+/// A regular file in a layer.
+#[derive(Debug, Clone)]
+pub struct FileAt {
+    /// Where the layer is to be had.
+    pub source: Arc<Source>,
+    /// The layer.
+    pub layer: Arc<Layer>,
+    /// The entry in its index.
+    pub entry: u32,
+}
+
+/// A piece of a file, as places in the layer.
+#[derive(Debug, Clone)]
+pub(crate) struct Span {
+    chunks: Range<u32>,
+    data_offset: u64,
+    len: usize,
+}
+
+impl FileAt {
+    /// The place of bytes `offset..offset + len`, cut at the end of the file; `None` where nothing is left.
+    fn span(&self, offset: u64, len: usize) -> Result<Option<Span>> {
+        let entry = self.layer.index().entry(self.entry)?;
+        let end = offset.saturating_add(len as u64).min(entry.size);
+        if offset >= end {
+            return Ok(None);
+        }
+        let chunks = self.layer.chunks_of(&entry, offset, end)?;
+        let data_offset = entry.data_offset.saturating_add(offset);
+        Ok(Some(Span {
+            chunks,
+            data_offset,
+            len: (end - offset) as usize,
+        }))
+    }
+
+    /// Bytes of the file that are in the store.
+    ///
+    /// # Errors
+    /// `Malformed` for a damaged index.
+    pub fn cached_bytes(&self) -> Result<u64> {
+        let entry = self.layer.index().entry(self.entry)?;
+        self.layer.present_bytes(entry.chunk_range())
+    }
+}
+
+/// Runs what may wait for the disk or takes long on a thread for such work.
+///
+/// # Errors
+/// What `work` returns; [`Error::Io`] when it panicked.
+pub async fn blocking<T: Send + 'static>(
+    runtime: &Handle,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    runtime.spawn_blocking(work).await.unwrap_or_else(|error| {
+        Err(Error::Io {
+            what: "background work".to_owned(),
+            errno: libc::EIO,
+            why: error.to_string(),
+        })
+    })
+}

@@ -1,1 +1,24 @@
-//! fuse
+//! The FUSE adapter: carries [`crate::fs::ops::Operations`] to the kernel. It holds no filesystem logic, and nothing
+//! outside of it knows fuser or `/dev/fuse`, so another transport can replace it.
+//!
+//! The daemon never touches a path of its own mount: a daemon that waits for itself hangs everyone who looks there.
+//! Whatever must (mounting, checking, unmounting) is done by a short-lived helper process that holds no descriptor of
+//! the session, started from this same binary ([`helper_main_if_asked`]) and killed after a deadline.
+
+mod adapter;
+mod attributes;
+mod busy;
+mod counters;
+mod fd_passing;
+mod helper;
+mod helper_process;
+mod interrupt;
+mod listing;
+mod mount;
+mod mountinfo;
+mod session_end;
+
+pub use counters::Counters;
+pub use helper::helper_main_if_asked;
+pub use helper_process::Helper;
+pub use mount::{Mount, MountOptions, unmount_path};

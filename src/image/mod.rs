@@ -1,1 +1,15 @@
-//! image
+//! From a reference to files: what names mean now, manifests and platforms, layers, and the merged tree.
+//!
+//! Below a digest nothing changes, so everything built here is built once and kept in the store: documents, the layers'
+//! indexes, the merged trees. Only [`resolve`] knows about time.
+
+pub mod answers;
+pub mod images;
+pub mod manifest;
+pub mod platform;
+pub mod query;
+pub mod resolve;
+pub mod tree;
+
+pub use images::{Image, Images, Named, Rootfs};
+pub use query::OpenFile;

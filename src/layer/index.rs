@@ -21,7 +21,8 @@ use crate::layer::xattrs;
 
 pub(super) const MAGIC: [u8; 8] = *b"RFSLAYER";
 pub(super) const VERSION: u32 = 1;
-pub(super) const HEADER_BYTES: usize = 192;
+/// Size of the header, which holds a checksum of everything else.
+pub const HEADER_BYTES: usize = 192;
 pub(super) const ENTRY_BYTES: usize = 96;
 const CHUNK_BYTES: usize = 64;
 const MEMBER_BYTES: usize = 32;

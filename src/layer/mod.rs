@@ -5,6 +5,7 @@
 
 pub mod entry;
 pub mod estargz;
+mod identify;
 pub mod index;
 pub mod index_builder;
 pub mod tar;
@@ -16,6 +17,9 @@ use std::ops::Range;
 
 use crate::digest::Digest;
 use crate::error::Result;
+
+use identify::without_lazy_reading;
+pub use identify::{decoder, format_of_media_type, indexer, toc};
 
 /// How a layer's bytes are laid out, as shown in `layers/N/format`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

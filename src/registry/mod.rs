@@ -1,3 +1,38 @@
 //! The registry client: references, authentication, transport with retries, manifests, blobs, catalog and tags.
+//!
+//! It is pure network: nothing is kept on disk here. In memory it keeps what makes the next request cheaper: open
+//! connections, tokens, the URLs behind redirects, and what it learned about each host.
+//!
+//! From top to bottom: `client` is what others use; `manifest`, `blob` and `paging` know what to ask for and how to
+//! judge what comes; `request` adds authorization (`auth`, `token`, `credentials`, `challenge`) and follows redirects
+//! (`redirect`); `transport` sends, again if need be (`retry`), to one `host` with its `breaker`.
 
 pub mod reference;
+
+mod answer;
+mod auth;
+mod blob;
+mod breaker;
+mod challenge;
+mod client;
+mod credentials;
+mod failure;
+mod host;
+mod manifest;
+mod options;
+mod paging;
+mod redirect;
+mod request;
+mod retry;
+mod secret;
+mod tls;
+mod token;
+mod transport;
+
+pub use blob::BlobBody;
+pub use client::Client;
+pub use host::{HostHealth, RequestCounts};
+pub use manifest::{DOCKER_INDEX, DOCKER_MANIFEST, ManifestBytes, OCI_INDEX, OCI_MANIFEST};
+pub use options::{ClientOptions, HostOptions, Timing};
+pub use paging::Pager;
+pub use secret::Secret;

@@ -1,1 +1,258 @@
-//! store
+//! The cache on disk: layer data, chunk maps, indexes, merged trees, documents, and the database of what is small and
+//! relational.
+//!
+//! ```text
+//! DIR/lock                    flock of the one process that owns the store, with its pid
+//! DIR/VERSION                 layout version: another one is refused by name
+//! DIR/state.db                SQLite: tags and when they were checked, listings, inode slots
+//! DIR/documents/ab/abcd…      manifests and configs by digest, for ever
+//! DIR/layers/abcd…/index      what the layer was parsed into (memory-mapped)
+//! DIR/layers/abcd…/data       sparse: every regular file of the layer at its place
+//! DIR/layers/abcd…/map        which chunks of it are there (memory-mapped)
+//! DIR/trees/abcd…             merged trees (memory-mapped)
+//! ```
+//! A file appears under its name only when it is complete (written aside, renamed); `data` and `map` are the exception
+//! and their rules stand in [`layer`] and [`chunk_map`]. Everything is checked when it is read: a store that was damaged
+//! is an error or a refetch, never wrong bytes.
+
+pub mod chunk_map;
+pub mod db;
+pub mod documents;
+pub mod layer;
+pub mod lock;
+pub mod mapped;
+mod sigbus;
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::store::db::Db;
+use crate::store::documents::Documents;
+use crate::store::layer::Layer;
+use crate::store::lock::Lock;
+use crate::store::mapped::Mapped;
+
+/// The layout described above.
+const LAYOUT_VERSION: &str = "registryfs store 1\n";
+
+/// An open store. One process at a time.
+#[derive(Debug)]
+pub struct Store {
+    dir: PathBuf,
+    db: Db,
+    documents: Documents,
+    layers: Mutex<HashMap<Digest, Weak<Layer>>>,
+    lock: Lock,
+}
+
+impl Store {
+    /// Opens the store in `dir`, which is made if it is missing, and takes its lock.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] naming the process that holds the lock; [`Error::Unsupported`] for another layout version;
+    /// [`Error::Io`] when the directory cannot be used.
+    pub fn open(dir: &Path) -> Result<Arc<Self>> {
+        let lock = Lock::take(dir)?;
+        Self::open_locked(dir, lock)
+    }
+
+    /// As [`Self::open`], with the lock in hand already.
+    ///
+    /// # Errors
+    /// As [`Self::open`], but for the lock.
+    pub fn open_locked(dir: &Path, lock: Lock) -> Result<Arc<Self>> {
+        for sub in ["documents", "layers", "trees", "tmp"] {
+            let sub = dir.join(sub);
+            fs::create_dir_all(&sub).map_err(|e| Error::io(sub.display().to_string(), &e))?;
+        }
+        check_version(dir)?;
+        clear_dir(&dir.join("tmp"))?;
+        let store = Self {
+            dir: dir.to_owned(),
+            db: Db::open(&dir.join("state.db"))?,
+            documents: Documents::new(dir.join("documents"), dir.join("tmp")),
+            layers: Mutex::default(),
+            lock,
+        };
+        Ok(Arc::new(store))
+    }
+
+    /// The store's directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The lock, to note in it how the owner can be reached.
+    #[must_use]
+    pub fn lock(&self) -> &Lock {
+        &self.lock
+    }
+
+    /// The database. Never to be touched on a FUSE thread.
+    #[must_use]
+    pub fn db(&self) -> &Db {
+        &self.db
+    }
+
+    /// Manifests and configs by digest.
+    #[must_use]
+    pub fn documents(&self) -> &Documents {
+        &self.documents
+    }
+
+    /// The layer with this blob digest, if its index is in the store. An index or map that turns out to be damaged is
+    /// removed, and the layer counts as unknown.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the files cannot be read.
+    pub fn layer(&self, digest: &Digest) -> Result<Option<Arc<Layer>>> {
+        let mut layers = self.layers.lock();
+        if let Some(layer) = layers.get(digest).and_then(Weak::upgrade) {
+            return Ok(Some(layer));
+        }
+        let dir = self.layer_dir(digest);
+        match Layer::open(&dir, *digest) {
+            Ok(Some(layer)) => {
+                let layer = Arc::new(layer);
+                layers.retain(|_, known| known.strong_count() > 0);
+                layers.insert(*digest, Arc::downgrade(&layer));
+                Ok(Some(layer))
+            }
+            Ok(None) => Ok(None),
+            Err(error @ Error::Malformed { .. }) => {
+                tracing::warn!(%digest, %error, "the index of a layer is damaged and will be built anew");
+                self.discard_layer(&dir)?;
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Keeps a layer's index, and opens the layer with an empty data file.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] when `index` is none; [`Error::Io`].
+    pub fn add_layer(&self, digest: &Digest, index: &[u8]) -> Result<Arc<Layer>> {
+        let dir = self.layer_dir(digest);
+        {
+            // Under the lock, so that nobody opens the layer between the steps.
+            let layers = self.layers.lock();
+            if layers.get(digest).and_then(Weak::upgrade).is_none() {
+                fs::create_dir_all(&dir).map_err(|e| Error::io(dir.display().to_string(), &e))?;
+                write_whole(&self.dir.join("tmp"), &dir.join("index"), index)?;
+            }
+        }
+        self.layer(digest)?
+            .ok_or_else(|| Error::malformed(format!("layer {digest}"), "its new index is unreadable"))
+    }
+
+    /// Removes a damaged layer. Its data goes with its index: without the one, nobody knows what the other holds.
+    fn discard_layer(&self, dir: &Path) -> Result<()> {
+        let name = dir.file_name().unwrap_or_default();
+        let aside = self.dir.join("tmp").join(name);
+        fs::rename(dir, &aside)
+            .and_then(|()| fs::remove_dir_all(&aside))
+            .map_err(|e| Error::io(dir.display().to_string(), &e))
+    }
+
+    /// The stored tree under `key`, unchecked: the reader checks it.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it is there but cannot be mapped.
+    pub fn tree(&self, key: &Digest) -> Result<Option<Mapped>> {
+        Mapped::open(&self.tree_path(key))
+    }
+
+    /// Keeps a merged tree.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn put_tree(&self, key: &Digest, bytes: &[u8]) -> Result<Mapped> {
+        let path = self.tree_path(key);
+        write_whole(&self.dir.join("tmp"), &path, bytes)?;
+        Mapped::open(&path)?
+            .ok_or_else(|| Error::not_found(path.display().to_string(), "it was just written"))
+    }
+
+    /// Removes a stored tree that turned out to be damaged.
+    pub fn remove_tree(&self, key: &Digest) {
+        let _ = fs::remove_file(self.tree_path(key));
+    }
+
+    /// Syncs what is open and marks it clean, so that the next start trusts it without looking.
+    pub fn close(&self) {
+        let open: Vec<_> = self.layers.lock().values().filter_map(Weak::upgrade).collect();
+        for layer in open {
+            if let Err(error) = layer.sync_clean() {
+                tracing::warn!(digest = %layer.digest(), %error, "cannot mark a layer clean");
+            }
+        }
+    }
+
+    fn layer_dir(&self, digest: &Digest) -> PathBuf {
+        self.dir.join("layers").join(digest.hex())
+    }
+
+    fn tree_path(&self, key: &Digest) -> PathBuf {
+        self.dir.join("trees").join(key.hex())
+    }
+}
+
+fn check_version(dir: &Path) -> Result<()> {
+    let path = dir.join("VERSION");
+    match fs::read_to_string(&path) {
+        Ok(text) if text == LAYOUT_VERSION => Ok(()),
+        Ok(text) => Err(Error::unsupported(
+            dir.display().to_string(),
+            format!(
+                "it holds {:?}, this program writes {LAYOUT_VERSION:?}; use another --cache-dir",
+                text.trim()
+            ),
+        )),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            write_whole(&dir.join("tmp"), &path, LAYOUT_VERSION.as_bytes())
+        }
+        Err(error) => Err(Error::io(path.display().to_string(), &error)),
+    }
+}
+
+fn clear_dir(dir: &Path) -> Result<()> {
+    let failed = |e: std::io::Error| Error::io(dir.display().to_string(), &e);
+    for entry in fs::read_dir(dir).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let removed = if path.is_dir() {
+            fs::remove_dir_all(&path)
+        } else {
+            fs::remove_file(&path)
+        };
+        removed.map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Writes a file aside, syncs it, and gives it its name: whoever finds the name finds all of it, also after a crash.
+fn write_whole(tmp: &Path, path: &Path, bytes: &[u8]) -> Result<()> {
+    static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+    let aside = tmp.join(
+        NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+            .to_string(),
+    );
+    let write = || {
+        let mut file = fs::File::create(&aside)?;
+        file.write_all(bytes)?;
+        file.sync_data()?;
+        fs::rename(&aside, path)
+    };
+    write().map_err(|e| {
+        let _ = fs::remove_file(&aside);
+        Error::io(path.display().to_string(), &e)
+    })
+}

@@ -1,7 +1,25 @@
 //! eStargz: a gzip member a chunk, and a table of contents (TOC) at the end of the blob.
+//!
+//! The manifest promises the TOC's digest in an annotation, the TOC promises a digest for every chunk, and so every byte
+//! is verified before anyone sees it, without the whole blob. The TOC is found by one read of the blob's tail that is
+//! mostly large enough to have all of it.
 
+mod decode;
 pub mod footer;
+mod toc;
+mod toc_json;
 pub mod writer;
+
+use std::ops::Range;
+
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::layer::index::Summary;
+use crate::layer::{Descriptor, Format, Indexer, Step};
+
+pub(super) use decode::GzipMember;
+use footer::{Footer, Tail};
+pub(super) use toc::unpack as unpack_toc;
 
 /// The annotation of a layer's descriptor that promises the TOC's digest.
 pub const TOC_DIGEST_ANNOTATION: &str = "containerd.io/snapshot/stargz/toc.digest";
@@ -13,3 +31,155 @@ pub const PREFETCH_LANDMARK: &str = ".prefetch.landmark";
 pub const NO_PREFETCH_LANDMARK: &str = ".no.prefetch.landmark";
 /// The one byte of a landmark.
 pub const LANDMARK_BYTE: u8 = 0x0f;
+
+/// The first read of the tail is this part of the blob. A TOC has some 60 bytes an entry, an entry some 6 KB on average.
+const TAIL_PART: u64 = 100;
+/// The first read of the tail has at least this many bytes (less only if the blob has).
+const TAIL_BYTES_MIN: u64 = 64 << 10;
+/// The first read of the tail has at most this many bytes.
+const TAIL_BYTES_MAX: u64 = 2 << 20;
+
+/// Makes the index of an eStargz layer from one or two ranges of its blob.
+#[derive(Debug)]
+pub(super) struct EstargzIndexer {
+    /// The layer, for messages.
+    what: String,
+    blob_bytes: u64,
+    /// The TOC digest that the manifest promises.
+    promised: Option<Digest>,
+    state: State,
+}
+
+/// Which bytes come next.
+#[derive(Debug)]
+enum State {
+    Start,
+    /// The tail of the blob.
+    Tail(Range<u64>),
+    /// The part of the TOC before the tail; `behind` is its part in the tail.
+    Rest {
+        wanted: Range<u64>,
+        footer: Footer,
+        behind: Vec<u8>,
+    },
+    Done,
+}
+
+impl EstargzIndexer {
+    /// An indexer for a gzip layer, which need not be eStargz.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] when the annotation with the TOC's digest has none.
+    pub(super) fn new(descriptor: &Descriptor) -> Result<Self> {
+        let promised = descriptor.annotations.get(TOC_DIGEST_ANNOTATION);
+        Ok(Self {
+            what: format!("layer {}", descriptor.digest),
+            blob_bytes: descriptor.size,
+            promised: promised.map(|text| text.parse()).transpose()?,
+            state: State::Start,
+        })
+    }
+
+    fn malformed(&self, why: impl Into<String>) -> Error {
+        Error::malformed(&self.what, why)
+    }
+
+    /// The first read: the end of the blob.
+    fn tail_range(&self) -> Range<u64> {
+        let tail = (self.blob_bytes / TAIL_PART).clamp(TAIL_BYTES_MIN, TAIL_BYTES_MAX);
+        self.blob_bytes.saturating_sub(tail)..self.blob_bytes
+    }
+
+    /// Finds the TOC in the tail, or asks for what is missing.
+    fn read_tail(&mut self, wanted: &Range<u64>, tail: &[u8]) -> Result<Step> {
+        let footer = match footer::parse(tail, self.blob_bytes)? {
+            Tail::Footer(footer) => footer,
+            Tail::ExternalToc => {
+                let why = "eStargz with its TOC in another image cannot be read; convert the image without \
+                           --estargz-external-toc";
+                return Err(Error::unsupported(&self.what, why));
+            }
+            Tail::Plain if self.promised.is_some() => {
+                return Err(self.malformed("the manifest says that it is eStargz, but it has no footer"));
+            }
+            Tail::Plain => return Err(super::without_lazy_reading(&self.what, Format::Gzip)),
+        };
+        let compressed_bytes = footer.toc_end - footer.toc_start;
+        if compressed_bytes > toc::COMPRESSED_BYTES_MAX {
+            return Err(self.malformed(format!(
+                "a TOC of {compressed_bytes} compressed bytes is too large"
+            )));
+        }
+        let from = footer.toc_start.saturating_sub(wanted.start) as usize;
+        let to = footer.toc_end.saturating_sub(wanted.start) as usize;
+        let in_tail = tail
+            .get(from..to)
+            .ok_or_else(|| self.malformed("its footer lies"))?;
+        if footer.toc_start >= wanted.start {
+            return self.build(footer, in_tail);
+        }
+        let missing = footer.toc_start..wanted.start;
+        self.state = State::Rest {
+            wanted: missing.clone(),
+            footer,
+            behind: in_tail.to_vec(),
+        };
+        Ok(Step::Need(missing))
+    }
+
+    /// Verifies the TOC and turns it into an index.
+    fn build(&self, footer: Footer, compressed: &[u8]) -> Result<Step> {
+        let json = toc::unpack(compressed)?;
+        let toc_digest = Digest::of(&json);
+        if let Some(promised) = self.promised.filter(|promised| *promised != toc_digest) {
+            return Err(Error::mismatch(
+                format!("TOC of {}", self.what),
+                promised,
+                toc_digest,
+            ));
+        }
+        let toc = toc_json::read(&json)?;
+        if toc.prefetch_end > footer.toc_start {
+            return Err(self.malformed("its prefetch landmark lies beyond its data"));
+        }
+        let summary = Summary {
+            format: Format::Estargz,
+            blob_bytes: self.blob_bytes,
+            data_bytes: 0,
+            unpacked_bytes: 0,
+            toc_digest,
+            toc_promised: self.promised.is_some(),
+            toc_start: footer.toc_start,
+            toc_end: footer.toc_end,
+            toc_bytes: json.len() as u64,
+            prefetch_end: toc.prefetch_end,
+        };
+        drop(json);
+        Ok(Step::Done(toc.builder.finish(summary, footer.toc_start)?))
+    }
+}
+
+impl Indexer for EstargzIndexer {
+    fn step(&mut self, bytes: Option<&[u8]>) -> Result<Step> {
+        let state = std::mem::replace(&mut self.state, State::Done);
+        let wanted = match &state {
+            State::Start => {
+                let wanted = self.tail_range();
+                self.state = State::Tail(wanted.clone());
+                return Ok(Step::Need(wanted));
+            }
+            State::Tail(wanted) | State::Rest { wanted, .. } => wanted.clone(),
+            State::Done => return Err(self.malformed("its index was asked for again after the end")),
+        };
+        let bytes = bytes
+            .filter(|bytes| bytes.len() as u64 == wanted.end - wanted.start)
+            .ok_or_else(|| self.malformed(format!("bytes {wanted:?} were asked for, but others came")))?;
+        match state {
+            State::Rest { footer, behind, .. } => self.build(footer, &[bytes, &behind].concat()),
+            _ => self.read_tail(&wanted, bytes),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,68 @@
+//! What every command starts from: the global options and the settings.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+
+use super::globals::Globals;
+use super::output::note;
+use crate::config::{Config, Environment, Layer, Loaded};
+use crate::daemon::{ImageName, Session};
+use crate::error::Result;
+use crate::image::platform::Platform;
+
+/// The surroundings of a command.
+#[derive(Debug)]
+pub(super) struct Context {
+    /// The global options.
+    pub(super) globals: Globals,
+    /// The settings.
+    pub(super) loaded: Loaded,
+}
+
+impl Context {
+    /// Loads the settings.
+    pub(super) fn new(globals: &Globals) -> Result<Self> {
+        let mut context = Self {
+            globals: globals.clone(),
+            loaded: load(globals, Layer::default())?,
+        };
+        context.check()?;
+        Ok(context)
+    }
+
+    /// Lays a command's own options over everything else.
+    pub(super) fn with(&mut self, options: Layer) -> Result<()> {
+        self.loaded = load(&self.globals, options)?;
+        self.check()
+    }
+
+    fn check(&mut self) -> Result<()> {
+        match &self.loaded.config.platform {
+            Some(text) => text.parse::<Platform>().map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// Someone who answers questions.
+    pub(super) fn session(&self) -> Session<'_> {
+        Session::new(&self.loaded, note)
+    }
+
+    /// A reference together with the platform to choose.
+    pub(super) fn image(&self, reference: &str) -> ImageName {
+        ImageName {
+            reference: reference.to_owned(),
+            platform: self.loaded.config.platform.clone(),
+        }
+    }
+}
+
+fn load(globals: &Globals, options: Layer) -> Result<Loaded> {
+    let flags = options.over(globals.layer()).of_flags()?;
+    Config::load(&Environment::of_process(), globals.config.as_deref(), flags)
+}
+
+/// A path in an image, the root where none was given.
+pub(super) fn path_bytes(path: Option<&OsString>) -> Vec<u8> {
+    path.map_or_else(|| b"/".to_vec(), |path| path.clone().into_vec())
+}

@@ -1,0 +1,252 @@
+//! One source of settings: a file, the environment or the command line.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::Config;
+use super::bytes::ByteSize;
+use super::credential::Credential;
+use super::environment::Environment;
+use crate::error::{Error, Result};
+
+/// Largest configuration file in bytes.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+/// Longest wait that can be configured, in seconds.
+const WAIT_S_MAX: u64 = 24 * 3600;
+
+/// The settings that one source names; the keys of a configuration file are these fields. What each means is said at
+/// [`Config`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Layer {
+    /// Directory of the store; relative to the file that names it.
+    pub cache_dir: Option<PathBuf>,
+    /// `OS/ARCH[/VARIANT]`.
+    pub platform: Option<String>,
+    /// Seconds that a tag's digest holds. Default 60.
+    pub tag_ttl_s: Option<u64>,
+    /// Seconds that a LOOKUP may wait for the network. Default 10.
+    pub lookup_wait_s: Option<u64>,
+    /// Further attempts of a failed request. Default 5.
+    pub retries: Option<u32>,
+    /// Seconds that a request may take in total. Default 60.
+    pub timeout_s: Option<u64>,
+    /// Requests under way to one host. Default 32.
+    pub concurrency: Option<usize>,
+    /// Send nothing.
+    pub offline: Option<bool>,
+    /// Plain HTTP to every registry.
+    pub plain_http: Option<bool>,
+    /// Accept any certificate.
+    pub insecure: Option<bool>,
+    /// PEM files; relative to the file that names them.
+    pub ca: Option<Vec<PathBuf>>,
+    /// Size of the cache: a number of bytes or text such as `"20 GiB"`.
+    pub budget: Option<ByteSize>,
+    /// Failed operations that are remembered. Default 256.
+    pub journal_entries: Option<usize>,
+    /// Patterns of hosts that can be looked up.
+    pub allow: Option<Vec<String>>,
+    /// Patterns of hosts that cannot.
+    pub deny: Option<Vec<String>>,
+    /// `[[mount]]`: what `registryfs daemon` mounts.
+    pub mount: Option<Vec<MountEntry>>,
+    /// `[registry."HOST"]`: what differs for one registry.
+    pub registry: BTreeMap<String, RegistryEntry>,
+    /// Only from the environment and the command line: files in clear text hold no secrets of ours.
+    #[serde(skip)]
+    pub credential: Option<Credential>,
+}
+
+/// One `[[mount]]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MountEntry {
+    /// Where to mount; relative to the file that names it.
+    pub mountpoint: PathBuf,
+    /// Whether users other than the daemon's reach the mount. Default: where the daemon is root.
+    pub allow_other: Option<bool>,
+    /// `OS/ARCH[/VARIANT]` for this mount.
+    pub platform: Option<String>,
+}
+
+/// One `[registry."HOST"]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RegistryEntry {
+    /// Speak plain HTTP to it.
+    pub plain_http: Option<bool>,
+    /// Accept any certificate of it.
+    pub insecure: Option<bool>,
+    /// PEM files with certificate authorities that are trusted for it.
+    pub ca: Option<Vec<PathBuf>>,
+}
+
+impl RegistryEntry {
+    fn over(self, below: Self) -> Self {
+        Self {
+            plain_http: self.plain_http.or(below.plain_http),
+            insecure: self.insecure.or(below.insecure),
+            ca: self.ca.or(below.ca),
+        }
+    }
+}
+
+impl Layer {
+    /// Reads a file that must exist.
+    pub(super) fn read(file: &Path) -> Result<Self> {
+        Self::read_if_present(file)?
+            .ok_or_else(|| Error::usage(format!("{}: no such configuration file", file.display())))
+    }
+
+    /// Reads a file, or nothing where there is none.
+    pub(super) fn read_if_present(file: &Path) -> Result<Option<Self>> {
+        let unreadable = |error: std::io::Error| Error::usage(format!("{}: {error}", file.display()));
+        let bytes_on_disk = match std::fs::metadata(file) {
+            Ok(metadata) => metadata.len(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(unreadable(error)),
+        };
+        if bytes_on_disk > FILE_BYTES_MAX {
+            return Err(Error::usage(format!(
+                "{}: larger than {FILE_BYTES_MAX} bytes",
+                file.display()
+            )));
+        }
+        let text = std::fs::read_to_string(file).map_err(unreadable)?;
+        let dir = file.parent().unwrap_or(Path::new(""));
+        Self::parse(&text, &file.display().to_string())?
+            .with_absolute_paths(dir)
+            .map(Some)
+    }
+
+    /// Reads the text of a file; `name` is for the error, which quotes the line at fault.
+    pub(super) fn parse(text: &str, name: &str) -> Result<Self> {
+        toml::from_str(text).map_err(|error| {
+            let offset = error.span().map_or(0, |span| span.start);
+            let before = text.get(..offset).unwrap_or_default();
+            let number = before.bytes().filter(|&byte| byte == b'\n').count() + 1;
+            let line = text.lines().nth(number - 1).unwrap_or_default().trim();
+            Error::usage(format!("{name}:{number}: {} in `{line}`", error.message()))
+        })
+    }
+
+    /// Paths as this process would open them, now and from any working directory; relative ones are taken from `dir`.
+    pub(super) fn with_absolute_paths(mut self, dir: &Path) -> Result<Self> {
+        let absolute = |path: &mut PathBuf| match std::path::absolute(dir.join(&*path)) {
+            Ok(full) => {
+                *path = full;
+                Ok(())
+            }
+            Err(error) => Err(Error::usage(format!("{}: {error}", path.display()))),
+        };
+        let registry_files = self.registry.values_mut().filter_map(|entry| entry.ca.as_mut());
+        let files = self.ca.iter_mut().chain(registry_files).flatten();
+        let mountpoints = self.mount.iter_mut().flatten().map(|mount| &mut mount.mountpoint);
+        self.cache_dir
+            .iter_mut()
+            .chain(files)
+            .chain(mountpoints)
+            .try_for_each(absolute)?;
+        Ok(self)
+    }
+
+    /// Flags: as [`Layer`] fields with paths relative to the working directory.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for an empty path.
+    pub fn of_flags(self) -> Result<Self> {
+        self.with_absolute_paths(Path::new(""))
+    }
+
+    /// This layer where it says something, else what lies `below`.
+    #[must_use]
+    pub fn over(self, below: Self) -> Self {
+        let mut registry = below.registry;
+        for (host, entry) in self.registry {
+            let under = registry.remove(&host).unwrap_or_default();
+            registry.insert(host, entry.over(under));
+        }
+        Self {
+            cache_dir: self.cache_dir.or(below.cache_dir),
+            platform: self.platform.or(below.platform),
+            tag_ttl_s: self.tag_ttl_s.or(below.tag_ttl_s),
+            lookup_wait_s: self.lookup_wait_s.or(below.lookup_wait_s),
+            retries: self.retries.or(below.retries),
+            timeout_s: self.timeout_s.or(below.timeout_s),
+            concurrency: self.concurrency.or(below.concurrency),
+            offline: self.offline.or(below.offline),
+            plain_http: self.plain_http.or(below.plain_http),
+            insecure: self.insecure.or(below.insecure),
+            ca: self.ca.or(below.ca),
+            budget: self.budget.or(below.budget),
+            journal_entries: self.journal_entries.or(below.journal_entries),
+            allow: self.allow.or(below.allow),
+            deny: self.deny.or(below.deny),
+            mount: self.mount.or(below.mount),
+            registry,
+            credential: self.credential.or(below.credential),
+        }
+    }
+
+    /// Fills in the defaults and checks what only the whole can tell.
+    pub(super) fn resolve(self, environment: &Environment) -> Result<Config> {
+        let seconds = |key: &str, given: Option<u64>, default: u64| match given.unwrap_or(default) {
+            s if s > WAIT_S_MAX => Err(Error::usage(format!("{key}: at most {WAIT_S_MAX} seconds"))),
+            s => Ok(Duration::from_secs(s)),
+        };
+        let timeout = seconds("timeout", self.timeout_s, 60)?;
+        let concurrency = self.concurrency.unwrap_or(32);
+        let out_of_range = [
+            ("timeout", timeout.is_zero()),
+            ("concurrency", !(1..=1024).contains(&concurrency)),
+            ("retries", self.retries.is_some_and(|retries| retries > 100)),
+            (
+                "journal_entries",
+                self.journal_entries.is_some_and(|n| n > 1 << 20),
+            ),
+        ];
+        if let Some((key, _)) = out_of_range.iter().find(|(_, wrong)| *wrong) {
+            return Err(Error::usage(format!("{key}: out of range")));
+        }
+        let cache_dir = match self.cache_dir {
+            Some(dir) => dir,
+            None => environment.default_cache_dir()?,
+        };
+        Ok(Config {
+            cache_dir,
+            platform: self.platform,
+            tag_ttl: seconds("tag_ttl", self.tag_ttl_s, 60)?,
+            lookup_wait: seconds("lookup_wait", self.lookup_wait_s, 10)?,
+            retries: self.retries.unwrap_or(5),
+            timeout,
+            concurrency,
+            offline: self.offline.unwrap_or(false),
+            plain_http: self.plain_http.unwrap_or(false),
+            insecure: self.insecure.unwrap_or(false),
+            ca: self.ca.unwrap_or_default(),
+            credential: self.credential,
+            budget_bytes: self.budget.map(|budget| budget.0),
+            journal_entries: self.journal_entries.unwrap_or(256),
+            allow: host_patterns("allow", self.allow)?,
+            deny: host_patterns("deny", self.deny)?,
+            mounts: self.mount.unwrap_or_default(),
+            registries: self.registry,
+        })
+    }
+}
+
+/// Patterns are matched against canonical hosts, which are lowercase and without a path.
+fn host_patterns(key: &str, patterns: Option<Vec<String>>) -> Result<Vec<String>> {
+    let patterns = patterns.unwrap_or_default();
+    let valid = |c: char| c.is_ascii_alphanumeric() || "*.-:[]".contains(c);
+    match patterns.iter().find(|p| p.is_empty() || !p.chars().all(valid)) {
+        Some(bad) => Err(Error::usage(format!(
+            "{key}: {bad:?} is no pattern of a registry host, such as \"ghcr.io\" or \"*.example.org\""
+        ))),
+        None => Ok(patterns.iter().map(|p| p.to_ascii_lowercase()).collect()),
+    }
+}

@@ -1,0 +1,180 @@
+use std::ffi::OsString;
+use std::fs;
+
+use super::*;
+
+fn environment(dir: &Path, variables: &[(&str, &str)]) -> Environment {
+    Environment {
+        variables: variables
+            .iter()
+            .map(|(name, value)| (OsString::from(name), OsString::from(value)))
+            .collect(),
+        is_root: false,
+        system_file: dir.join("system.toml"),
+    }
+}
+
+#[test]
+fn each_source_wins_over_those_below_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let user_dir = dir.path().join("xdg");
+    fs::create_dir_all(user_dir.join("registryfs")).unwrap();
+    let set = |name: &str, from: u32| {
+        let keys: String = [
+            "retries",
+            "tag_ttl_s",
+            "timeout_s",
+            "concurrency",
+            "lookup_wait_s",
+        ]
+        .iter()
+        .skip(usize::try_from(from).unwrap())
+        .map(|key| format!("{key} = {}\n", from + 1))
+        .collect();
+        fs::write(dir.path().join(name), keys).unwrap();
+    };
+    // Every key is named by all sources up to its own, so that each value tells which source won.
+    fs::write(
+        dir.path().join("system.toml"),
+        "retries = 1\ntag_ttl_s = 1\ntimeout_s = 1\nconcurrency = 1\nlookup_wait_s = 1\n",
+    )
+    .unwrap();
+    set("xdg/registryfs/config.toml", 1);
+    set("explicit.toml", 2);
+    let xdg = user_dir.to_str().unwrap().to_owned();
+    let environment = environment(
+        dir.path(),
+        &[
+            ("HOME", "/home/u"),
+            ("XDG_CONFIG_HOME", &xdg),
+            ("REGISTRYFS_CONCURRENCY", "4"),
+            ("REGISTRYFS_LOOKUP_WAIT", "4"),
+        ],
+    );
+    let flags = Layer {
+        lookup_wait_s: Some(5),
+        ..Layer::default()
+    };
+    let explicit = dir.path().join("explicit.toml");
+    let loaded = Config::load(&environment, Some(&explicit), flags).unwrap();
+    let config = loaded.config;
+    assert_eq!(config.retries, 1, "the system's file");
+    assert_eq!(config.tag_ttl, Duration::from_secs(2), "the user's file");
+    assert_eq!(config.timeout, Duration::from_secs(3), "--config");
+    assert_eq!(config.concurrency, 4, "the environment");
+    assert_eq!(config.lookup_wait, Duration::from_secs(5), "the flag");
+    assert_eq!(config.cache_dir, Path::new("/home/u/.cache/registryfs"));
+    assert_eq!(
+        (loaded.given.retries, loaded.given.timeout_s),
+        (None, Some(3)),
+        "only what the invocation named counts as given"
+    );
+}
+
+#[test]
+fn registry_tables_merge_by_field_and_paths_start_at_their_file() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(
+        dir.path().join("system.toml"),
+        "[registry.\"r.example\"]\ninsecure = true\nca = [\"low.pem\"]\n",
+    )
+    .unwrap();
+    let explicit = dir.path().join("c.toml");
+    let text = "budget = \"2 GiB\"\ncache_dir = \"store\"\n[registry.\"r.example\"]\nca = [\"ca.pem\"]\n";
+    fs::write(&explicit, text).unwrap();
+    let environment = environment(dir.path(), &[]);
+    let config = Config::load(&environment, Some(&explicit), Layer::default())
+        .unwrap()
+        .config;
+    let entry = &config.registries["r.example"];
+    assert_eq!(entry.insecure, Some(true));
+    assert_eq!(entry.ca, Some(vec![dir.path().join("ca.pem")]));
+    assert_eq!(config.budget_bytes, Some(2 << 30));
+    assert_eq!(config.cache_dir, dir.path().join("store"));
+}
+
+#[test]
+fn the_cache_lies_where_systemd_says_then_where_the_user_may_write() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache_dir = |variables: &[(&str, &str)], is_root: bool| {
+        let environment = Environment {
+            is_root,
+            ..environment(dir.path(), variables)
+        };
+        Config::load(&environment, None, Layer::default()).map(|loaded| loaded.config.cache_dir)
+    };
+    let systemd = ("CACHE_DIRECTORY", "/var/cache/a:/var/cache/b");
+    assert_eq!(cache_dir(&[systemd], true).unwrap(), Path::new("/var/cache/a"));
+    assert_eq!(cache_dir(&[], true).unwrap(), Path::new("/var/cache/registryfs"));
+    let xdg = ("XDG_CACHE_HOME", "/x");
+    assert_eq!(cache_dir(&[xdg], false).unwrap(), Path::new("/x/registryfs"));
+    assert_eq!(cache_dir(&[], false).unwrap_err().exit_code(), 2);
+}
+
+#[test]
+fn errors_name_the_file_the_line_and_the_key() {
+    let cases = [
+        ("retries = 1\nretreis = 2\n", "f.toml:2:", "retreis"),
+        ("\n\ntag_ttl_s = \"x\"\n", "f.toml:3:", "tag_ttl_s"),
+        ("credential = \"u:p\"\n", "f.toml:1:", "credential"),
+        ("budget = \"many\"\n", "f.toml:1:", "budget"),
+        ("[[mount]]\nallow_other = true\n", "f.toml:1:", "mountpoint"),
+        ("a = [", "f.toml:1:", "a = ["),
+    ];
+    for (text, place, key) in cases {
+        let error = Layer::parse(text, "f.toml").unwrap_err();
+        let message = error.to_string();
+        assert_eq!(error.exit_code(), 2);
+        assert!(message.starts_with(place) && message.contains(key), "{message}");
+    }
+}
+
+#[test]
+fn variables_and_values_that_cannot_be_meant_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, value) in [
+        ("REGISTRYFS_RETRIES", "-1"),
+        ("REGISTRYFS_OFFLINE", "maybe"),
+        ("REGISTRYFS_BUDGET", "1 parsec"),
+        ("REGISTRYFS_CREDENTIAL", "nocolon"),
+    ] {
+        let environment = environment(dir.path(), &[("HOME", "/h"), (name, value)]);
+        let error = Config::load(&environment, None, Layer::default()).unwrap_err();
+        assert!(error.to_string().contains(name), "{error}");
+        assert_eq!(error.exit_code(), 2);
+    }
+    let environment = environment(dir.path(), &[("HOME", "/h"), ("REGISTRYFS_ALLOW", "a.b,c/d")]);
+    let error = Config::load(&environment, None, Layer::default()).unwrap_err();
+    assert!(error.to_string().contains("c/d"), "{error}");
+}
+
+#[test]
+fn conflicts_are_what_was_said_and_differs() {
+    let dir = tempfile::tempdir().unwrap();
+    let environment = environment(dir.path(), &[("HOME", "/h"), ("REGISTRYFS_RETRIES", "3")]);
+    let loaded = Config::load(&environment, None, Layer::default()).unwrap();
+    assert!(loaded.config.conflicts(&loaded.given).is_empty());
+    let other = Layer {
+        retries: Some(4),
+        timeout_s: Some(60),
+        insecure: Some(true),
+        credential: Some("u:p".parse().unwrap()),
+        platform: Some("linux/arm64".to_owned()),
+        ..Layer::default()
+    };
+    assert_eq!(
+        loaded.config.conflicts(&other),
+        ["--retries", "--insecure", "--credential"]
+    );
+}
+
+#[test]
+fn a_credential_does_not_print() {
+    let layer = Layer {
+        credential: Some("user:hunter2".parse().unwrap()),
+        ..Layer::default()
+    };
+    assert!(!format!("{layer:?}").contains("hunter2"));
+    let error = "hunter2".parse::<Credential>().unwrap_err();
+    assert!(!error.to_string().contains("hunter2"));
+}

@@ -1,0 +1,132 @@
+//! A client's end of the control socket.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use super::protocol::{Frame, Outcome, Request, SILENCE_MAX};
+use crate::error::{Error, Result};
+use crate::store::lock;
+
+/// Largest JSON document of an answer in bytes, so that a broken daemon cannot fill the client's memory.
+const DOCUMENT_BYTES_MAX: usize = 256 << 20;
+
+/// A connection to a daemon, good for one request.
+#[derive(Debug)]
+pub(super) struct Connection {
+    stream: BufReader<UnixStream>,
+}
+
+/// What an answer consists of.
+#[derive(Debug)]
+pub(super) enum Part {
+    /// A piece of the bytes.
+    Piece(Vec<u8>),
+    /// The end.
+    Outcome(Outcome),
+}
+
+impl Connection {
+    /// Connects to the daemon of the store at `cache_dir`; `None` where none listens.
+    pub(super) async fn to_store(cache_dir: &Path) -> Result<Option<Self>> {
+        match lock::holder(cache_dir).and_then(|holder| holder.socket) {
+            Some(socket) => Self::to(&socket).await,
+            None => Ok(None),
+        }
+    }
+
+    /// Connects to a socket; `None` where nobody listens on it.
+    pub(super) async fn to(socket: &Path) -> Result<Option<Self>> {
+        let failed = |error: io::Error| Error::io(socket.display().to_string(), &error);
+        let stream = match timeout(SILENCE_MAX, UnixStream::connect(socket)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error))
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+                ) =>
+            {
+                return Ok(None);
+            }
+            Ok(Err(error)) => return Err(failed(error)),
+            Err(_) => return Err(silent(socket.display().to_string())),
+        };
+        let peer = stream.peer_cred().map_err(failed)?;
+        if !is_trusted(peer.uid()) {
+            return Err(Error::denied(
+                socket.display().to_string(),
+                format!("another user ({}) listens there", peer.uid()),
+            ));
+        }
+        Ok(Some(Self {
+            stream: BufReader::new(stream),
+        }))
+    }
+
+    /// Sends the request.
+    pub(super) async fn send(&mut self, request: &Request) -> Result<()> {
+        let frame = Frame::message(request)?;
+        match timeout(SILENCE_MAX, frame.write(&mut self.stream)).await {
+            Ok(result) => result,
+            Err(_) => Err(silent("daemon")),
+        }
+    }
+
+    /// The next part of the answer. A daemon that shows no sign of life is given up.
+    pub(super) async fn next(&mut self) -> Result<Part> {
+        loop {
+            let frame = timeout(SILENCE_MAX, Frame::read(&mut self.stream))
+                .await
+                .map_err(|_| silent("daemon"))??;
+            match frame {
+                Some(Frame::Alive) => {}
+                Some(Frame::Piece(bytes)) => return Ok(Part::Piece(bytes)),
+                Some(message @ Frame::Message(_)) => return message.body().map(Part::Outcome),
+                None => {
+                    return Err(Error::busy("daemon", "it ended before it answered"));
+                }
+            }
+        }
+    }
+
+    /// Sends the request and collects what answers it.
+    pub(super) async fn call(&mut self, request: &Request) -> Result<(Vec<u8>, Outcome)> {
+        self.send(request).await?;
+        let mut document = Vec::new();
+        loop {
+            match self.next().await? {
+                Part::Outcome(outcome) => return Ok((document, outcome)),
+                Part::Piece(bytes) if document.len() + bytes.len() <= DOCUMENT_BYTES_MAX => {
+                    document.extend_from_slice(&bytes);
+                }
+                Part::Piece(_) => return Err(Error::malformed("control socket", "an endless answer")),
+            }
+        }
+    }
+
+    /// Waits until the daemon closes the connection: at once, or when its process ends.
+    pub(super) async fn wait_for_close(mut self, deadline: Duration) -> Result<()> {
+        let mut byte = [0];
+        // Nothing is due any more, so whatever ends the wait, a reset included, is the close.
+        match timeout(deadline, self.stream.read(&mut byte)).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(silent("daemon, which was to end,")),
+        }
+    }
+}
+
+/// Whether a process of `uid` is as good as one of ours: the same user, or root.
+pub(super) fn is_trusted(uid: u32) -> bool {
+    uid == 0 || uid == nix::unistd::geteuid().as_raw()
+}
+
+fn silent(what: impl Into<String>) -> Error {
+    Error::Timeout {
+        what: what.into(),
+        waited_ms: u64::try_from(SILENCE_MAX.as_millis()).unwrap_or(u64::MAX),
+    }
+}

@@ -1,0 +1,164 @@
+//! Mounting and unmounting from a command's side.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::connection::Connection;
+use super::engine::unmount_dead;
+use super::log::Verbosity;
+use super::protocol::{Given, MountRequest, Outcome, Request};
+use super::socket::all_sockets;
+use super::spawn::{Orders, spawn};
+use crate::config::Loaded;
+use crate::error::{Error, Result};
+use crate::store::lock::Lock;
+
+/// How often a lock or a socket that is about to change is looked at.
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
+/// How long a daemon may take to end after its last mount is gone.
+const END_WITHIN: Duration = Duration::from_secs(30);
+
+/// The mount namespace of this process, as the kernel names it.
+pub(super) fn mount_namespace() -> Result<String> {
+    let link = "/proc/self/ns/mnt";
+    std::fs::read_link(link)
+        .map(|name| name.display().to_string())
+        .map_err(|error| Error::io(link, &error))
+}
+
+/// Mounts a tree through the store's daemon, which is started where none runs. Returns when the tree answers.
+///
+/// # Errors
+/// [`Error::Busy`] naming the settings in conflict with the running daemon, or who holds the store; what the daemon
+/// says.
+pub async fn mount(loaded: &Loaded, mount: &MountRequest, verbosity: Verbosity) -> Result<()> {
+    let request = Request::Mount {
+        mount: mount.clone(),
+        given: Given::new(&loaded.given),
+        namespace: mount_namespace()?,
+    };
+    let started = Instant::now();
+    loop {
+        let busy = match mount_once(loaded, &request, verbosity).await? {
+            Attempt::Mounted => return Ok(()),
+            Attempt::Again(busy) => busy,
+        };
+        if started.elapsed() > loaded.config.timeout {
+            return Err(busy);
+        }
+        tokio::time::sleep(RETRY_INTERVAL).await;
+    }
+}
+
+enum Attempt {
+    Mounted,
+    /// The owner of the store changes just now, or is a command that ends soon.
+    Again(Error),
+}
+
+async fn mount_once(loaded: &Loaded, request: &Request, verbosity: Verbosity) -> Result<Attempt> {
+    let cache_dir = &loaded.config.cache_dir;
+    if let Some(mut connection) = Connection::to_store(cache_dir).await? {
+        let (_, outcome) = connection.call(request).await?;
+        return match outcome {
+            Outcome::Done => Ok(Attempt::Mounted),
+            Outcome::Failed(error) => Err(error),
+            Outcome::Ending => Ok(Attempt::Again(Error::busy("daemon", "it does not end"))),
+        };
+    }
+    // A free lock is no promise, but saves a process where it is held.
+    if let Err(error) = Lock::take(cache_dir) {
+        return match error {
+            busy @ Error::Busy { .. } => Ok(Attempt::Again(busy)),
+            other => Err(other),
+        };
+    }
+    let orders = Orders {
+        config: loaded.config.clone(),
+        verbosity: verbosity.for_daemon(),
+    };
+    match spawn(&orders).await {
+        Ok(()) => Ok(Attempt::Again(Error::busy(
+            "daemon",
+            "it started, but does not listen",
+        ))),
+        // Another `mount` was faster, and its daemon is as good.
+        Err(busy @ Error::Busy { .. }) => Ok(Attempt::Again(busy)),
+        Err(error) => Err(error),
+    }
+}
+
+/// Unmounts. Returns when the daemon has ended, if this was the last mount that it was there for.
+///
+/// # Errors
+/// [`Error::NotFound`] where nothing of ours is mounted; [`Error::Busy`] naming who uses the mount.
+pub async fn unmount(loaded: &Loaded, mountpoint: &Path) -> Result<()> {
+    let mountpoint = resolve(mountpoint)?;
+    let request = Request::Unmount {
+        mountpoint: mountpoint.clone(),
+    };
+    let own = Connection::to_store(&loaded.config.cache_dir).await?;
+    let mut found = own.is_some().then_some(own).flatten();
+    let mut others = all_sockets().into_iter();
+    loop {
+        let connection = match found.take() {
+            Some(connection) => Some(connection),
+            None => match others.next() {
+                // A daemon of another store that does not answer is no reason not to ask the next one.
+                Some(socket) => Connection::to(&socket).await.unwrap_or_default(),
+                None => break,
+            },
+        };
+        let Some(mut connection) = connection else {
+            continue;
+        };
+        match connection.call(&request).await?.1 {
+            Outcome::Done => return connection.wait_for_close(END_WITHIN).await,
+            Outcome::Failed(Error::NotFound { .. }) | Outcome::Ending => {}
+            Outcome::Failed(error) => return Err(error),
+        }
+    }
+    unmount_dead(mountpoint).await
+}
+
+/// Waits until nothing is mounted at `mountpoint` any more, for `mount -f` on a daemon that was there before.
+///
+/// # Errors
+/// Why the daemon could not be asked.
+pub(super) async fn wait_for_end(loaded: &Loaded, mountpoint: &Path) -> Result<()> {
+    let Some(mut connection) = Connection::to_store(&loaded.config.cache_dir).await? else {
+        return Ok(());
+    };
+    let request = Request::WaitForEnd {
+        mountpoint: mountpoint.to_owned(),
+    };
+    match connection.call(&request).await?.1 {
+        Outcome::Failed(error) => Err(error),
+        Outcome::Done | Outcome::Ending => Ok(()),
+    }
+}
+
+/// A mountpoint as the mount table spells it. Only its parent is looked at where the mount itself may be dead and
+/// answer every look with an error; a mount behind a symbolic link is found through the link.
+///
+/// # Errors
+/// [`Error::NotFound`], [`Error::Io`].
+pub fn resolve(mountpoint: &Path) -> Result<PathBuf> {
+    let failed = |error: std::io::Error| {
+        if error.kind() == std::io::ErrorKind::NotFound {
+            Error::not_found(mountpoint.display().to_string(), "no such directory")
+        } else {
+            Error::io(mountpoint.display().to_string(), &error)
+        }
+    };
+    let absolute = std::path::absolute(mountpoint).map_err(failed)?;
+    match std::fs::canonicalize(&absolute) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
+            match (absolute.parent(), absolute.file_name()) {
+                (Some(parent), Some(name)) => Ok(std::fs::canonicalize(parent).map_err(failed)?.join(name)),
+                _ => Err(failed(error)),
+            }
+        }
+        other => other.map_err(failed),
+    }
+}

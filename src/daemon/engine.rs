@@ -1,0 +1,184 @@
+//! Wires the layers below together: configuration into store, registry client, images and trees.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use tokio::runtime::Handle;
+
+use super::placeholder::Tree;
+use super::protocol::MountRequest;
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::fetch::Fetcher;
+use crate::fuse::{Mount, MountOptions, unmount_path};
+use crate::image::Images;
+use crate::image::platform::Platform;
+use crate::image::resolve::Resolver;
+use crate::registry::reference::{canonical_host, is_host};
+use crate::registry::{Client, ClientOptions, HostOptions, Secret};
+use crate::store::Store;
+use crate::store::lock::Lock;
+
+/// Everything that works on one store.
+#[derive(Debug)]
+pub(super) struct Engine {
+    store: Arc<Store>,
+    images: Arc<Images>,
+    runtime: Handle,
+}
+
+impl Engine {
+    /// Opens the store whose lock was taken and sets up what works on it. A credential goes to `credential_host` alone
+    /// where one is named, else to the hosts that the configuration names, else to every registry that asks for one.
+    ///
+    /// # Errors
+    /// What the store and the client find wrong.
+    pub(super) fn open(
+        config: &Config,
+        lock: Lock,
+        credential_host: Option<&str>,
+        runtime: &Handle,
+    ) -> Result<Self> {
+        let client = Client::new(client_options(config, credential_host)?)?;
+        let store = Store::open_locked(&config.cache_dir, lock)?;
+        let fetcher = Fetcher::new(client, store.clone(), runtime.clone(), config.timeout);
+        let resolver = Resolver::new(fetcher.clone(), config.tag_ttl);
+        Ok(Self {
+            images: Images::new(fetcher, resolver),
+            store,
+            runtime: runtime.clone(),
+        })
+    }
+
+    /// The images.
+    pub(super) fn images(&self) -> &Arc<Images> {
+        &self.images
+    }
+
+    /// Notes in the lock where this process listens.
+    pub(super) fn publish(&self, socket: Option<&Path>) -> Result<()> {
+        self.store.lock().note(socket)
+    }
+
+    /// The state of store, transfers and hosts.
+    pub(super) fn status(&self) -> serde_json::Map<String, Value> {
+        let fetcher = self.images.fetcher();
+        let mut status = serde_json::Map::new();
+        status.insert("store".to_owned(), json!(self.store.dir()));
+        status.insert("transfers".to_owned(), json!(fetcher.counters()));
+        status.insert("hosts".to_owned(), json!(fetcher.client().health()));
+        status.insert("stale".to_owned(), json!(self.images.resolver().stale_names()));
+        status
+    }
+
+    /// Mounts a tree. Blocks until it answers or cannot. `status` makes the content of `status.json`.
+    pub(super) fn mount(
+        &self,
+        request: &MountRequest,
+        _status: Arc<dyn Fn() -> String + Send + Sync>,
+    ) -> Result<Mounted> {
+        let platform: Platform = match &request.platform {
+            Some(text) => text.parse()?,
+            None => Platform::host(),
+        };
+        let tree = Tree::new();
+        let options = MountOptions {
+            allow_other: request.allow_other,
+            ..MountOptions::new(&request.mountpoint)
+        };
+        tracing::debug!(mountpoint = %request.mountpoint.display(), %platform, "mounting");
+        Ok(Mounted {
+            mount: Mount::start(tree.clone(), &options, &self.runtime)?,
+            tree,
+        })
+    }
+
+    /// Brings the store into the state that the next start trusts. Nothing may use the images any more.
+    pub(super) fn close(&self) {
+        self.store.close();
+    }
+}
+
+/// The registry client's part of the settings.
+fn client_options(config: &Config, credential_host: Option<&str>) -> Result<ClientOptions> {
+    let mut hosts = BTreeMap::<String, HostOptions>::new();
+    for (host, entry) in &config.registries {
+        let name =
+            canonical_host(host).map_err(|error| Error::usage(format!("[registry.{host:?}]: {error}")))?;
+        let options = HostOptions {
+            plain_http: entry.plain_http.unwrap_or(false),
+            insecure: entry.insecure.unwrap_or(false),
+            ca_files: entry.ca.clone().unwrap_or_default(),
+            credential: None,
+        };
+        hosts.insert(name, options);
+    }
+    let mut for_all = None;
+    if let Some(credential) = &config.credential {
+        let secret = Secret::new(credential.expose());
+        let named: Vec<String> = match credential_host {
+            Some(host) => vec![host.to_owned()],
+            None => {
+                let allowed = config.allow.iter().filter(|pattern| is_host(pattern)).cloned();
+                hosts.keys().cloned().chain(allowed).collect()
+            }
+        };
+        if named.is_empty() {
+            for_all = Some(secret.clone());
+        }
+        for host in named {
+            let options = hosts.entry(canonical_host(&host)?).or_default();
+            options.credential = Some(secret.clone());
+        }
+    }
+    Ok(ClientOptions {
+        credential: for_all,
+        ca_files: config.ca.clone(),
+        insecure: config.insecure,
+        plain_http: config.plain_http,
+        offline: config.offline,
+        retries: config.retries,
+        timeout: config.timeout,
+        concurrency: config.concurrency,
+        hosts,
+        ..ClientOptions::default()
+    })
+}
+
+/// A tree and its mount. Dropping it unmounts: nothing may be left without someone who answers.
+#[derive(Debug)]
+pub(super) struct Mounted {
+    mount: Mount,
+    tree: Arc<Tree>,
+}
+
+impl Mounted {
+    /// Unmounts; blocks. A busy mount is [`Error::Busy`] naming who is busy, unless `lazy`.
+    pub(super) fn unmount(&self, lazy: bool) -> Result<()> {
+        self.mount.unmount(lazy)
+    }
+
+    /// Waits until the kernel has ended the session, whoever unmounted.
+    pub(super) async fn ended(&self) {
+        self.mount.ended().await;
+    }
+
+    /// The requests that reached the daemon, by operation.
+    pub(super) fn requests(&self) -> Value {
+        json!(self.mount.counters().by_operation)
+    }
+
+    /// The last failed operations, each an object.
+    pub(super) fn errors(&self) -> Vec<Value> {
+        self.tree.errors().iter().map(|failure| json!(failure)).collect()
+    }
+}
+
+/// Unmounts what no daemon answers for any more; what is not ours is left alone.
+pub(super) async fn unmount_dead(mountpoint: PathBuf) -> Result<()> {
+    tokio::task::spawn_blocking(move || unmount_path(&mountpoint, false))
+        .await
+        .unwrap_or_else(|error| Err(Error::busy("unmount", error.to_string())))
+}

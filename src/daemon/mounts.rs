@@ -1,0 +1,276 @@
+//! The mounts of a daemon, and with them how long it lives: one that `mount` started ends with its last mount.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use super::engine::{Engine, Mounted};
+use super::protocol::MountRequest;
+use super::run::Ending;
+use crate::error::{Error, Result};
+
+/// How many mounts one daemon holds.
+const MOUNTS_MAX: usize = 256;
+/// How long a daemon that was just started waits for its first mount.
+const FIRST_MOUNT_WITHIN: Duration = Duration::from_secs(60);
+
+/// The mounts.
+#[derive(Debug)]
+pub(super) struct Mounts {
+    engine: Arc<Engine>,
+    ending: Ending,
+    started: Instant,
+    state: Mutex<State>,
+    /// Changes with every mount that ends.
+    changes: watch::Sender<u64>,
+    /// Turns true when the daemon has nothing left to live for.
+    over: watch::Sender<bool>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    slots: BTreeMap<PathBuf, Slot>,
+    is_over: bool,
+}
+
+#[derive(Debug)]
+enum Slot {
+    Starting,
+    Live {
+        request: MountRequest,
+        mounted: Arc<Mounted>,
+        since: Instant,
+    },
+}
+
+/// How a mount request ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Mounting {
+    /// The tree answers.
+    Mounted,
+    /// The daemon is about to end.
+    Over,
+}
+
+/// A place in the table for a mount that is being made, given back if it comes to nothing.
+struct Reservation {
+    mounts: Arc<Mounts>,
+    mountpoint: PathBuf,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        let mut state = self.mounts.state.lock();
+        if matches!(state.slots.get(&self.mountpoint), Some(Slot::Starting)) {
+            state.slots.remove(&self.mountpoint);
+            self.mounts.note_end(&mut state);
+        }
+    }
+}
+
+impl Mounts {
+    /// No mounts yet.
+    pub(super) fn new(engine: Arc<Engine>, ending: Ending) -> Arc<Self> {
+        Arc::new(Self {
+            engine,
+            ending,
+            started: Instant::now(),
+            state: Mutex::default(),
+            changes: watch::channel(0).0,
+            over: watch::channel(false).0,
+        })
+    }
+
+    /// Mounts, and returns when the tree answers. A caller that goes away meanwhile leaves no mount behind.
+    pub(super) async fn mount(
+        self: &Arc<Self>,
+        request: MountRequest,
+        status: Arc<dyn Fn() -> String + Send + Sync>,
+    ) -> Result<Mounting> {
+        let Some(reservation) = self.reserve(&request.mountpoint)? else {
+            return Ok(Mounting::Over);
+        };
+        let engine = self.engine.clone();
+        let blocking = move || {
+            // The reservation goes along: until the mount stands or has failed, its place is taken.
+            let mounted = engine.mount(&request, status);
+            (reservation, request, mounted)
+        };
+        let (reservation, request, mounted) = tokio::task::spawn_blocking(blocking)
+            .await
+            .map_err(|error| Error::busy("mount", error.to_string()))?;
+        let mounted = Arc::new(mounted?);
+        let mountpoint = request.mountpoint.clone();
+        tracing::info!(mountpoint = %mountpoint.display(), "mounted");
+        let slot = Slot::Live {
+            request,
+            mounted: mounted.clone(),
+            since: Instant::now(),
+        };
+        self.state.lock().slots.insert(mountpoint.clone(), slot);
+        drop(reservation);
+        tokio::spawn(Self::watch(Arc::downgrade(self), mounted, mountpoint));
+        Ok(Mounting::Mounted)
+    }
+
+    fn reserve(self: &Arc<Self>, mountpoint: &Path) -> Result<Option<Reservation>> {
+        let mut state = self.state.lock();
+        if state.is_over {
+            return Ok(None);
+        }
+        let what = || mountpoint.display().to_string();
+        if state.slots.contains_key(mountpoint) {
+            return Err(Error::busy(what(), "this daemon has mounted there already"));
+        }
+        if state.slots.len() >= MOUNTS_MAX {
+            return Err(Error::busy(
+                what(),
+                format!("a daemon holds at most {MOUNTS_MAX} mounts"),
+            ));
+        }
+        state.slots.insert(mountpoint.to_owned(), Slot::Starting);
+        Ok(Some(Reservation {
+            mounts: self.clone(),
+            mountpoint: mountpoint.to_owned(),
+        }))
+    }
+
+    /// Notices the end of a mount, whoever ended it.
+    async fn watch(mounts: Weak<Self>, mounted: Arc<Mounted>, mountpoint: PathBuf) {
+        mounted.ended().await;
+        tracing::info!(mountpoint = %mountpoint.display(), "unmounted");
+        if let Some(mounts) = mounts.upgrade() {
+            mounts.remove(&mountpoint, &mounted);
+        }
+        // The last holder of a mount waits for its threads.
+        tokio::task::spawn_blocking(move || drop(mounted));
+    }
+
+    /// Unmounts; a busy mount is an error that says who is busy.
+    pub(super) async fn unmount(&self, mountpoint: &Path, lazy: bool) -> Result<()> {
+        let mounted = match self.state.lock().slots.get(mountpoint) {
+            Some(Slot::Live { mounted, .. }) => mounted.clone(),
+            Some(Slot::Starting) => {
+                return Err(Error::busy(
+                    mountpoint.display().to_string(),
+                    "it is just being mounted",
+                ));
+            }
+            None => {
+                return Err(Error::not_found(
+                    mountpoint.display().to_string(),
+                    "this daemon has no mount there",
+                ));
+            }
+        };
+        let blocking = mounted.clone();
+        tokio::task::spawn_blocking(move || blocking.unmount(lazy))
+            .await
+            .map_err(|error| Error::busy("unmount", error.to_string()))??;
+        self.remove(mountpoint, &mounted);
+        Ok(())
+    }
+
+    /// Takes exactly this mount out of the table: another may have taken its place.
+    fn remove(&self, mountpoint: &Path, mounted: &Arc<Mounted>) {
+        let mut state = self.state.lock();
+        if let Some(Slot::Live { mounted: found, .. }) = state.slots.get(mountpoint)
+            && Arc::ptr_eq(found, mounted)
+        {
+            state.slots.remove(mountpoint);
+            self.note_end(&mut state);
+        }
+    }
+
+    fn note_end(&self, state: &mut State) {
+        self.changes.send_modify(|count| *count += 1);
+        if self.ending == Ending::WithLastMount && state.slots.is_empty() {
+            state.is_over = true;
+            self.over.send_replace(true);
+        }
+    }
+
+    /// Waits until nothing is mounted at `mountpoint`.
+    pub(super) async fn wait_for_end(&self, mountpoint: &Path) {
+        let mut changes = self.changes.subscribe();
+        while self.state.lock().slots.contains_key(mountpoint) {
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Waits until the daemon has nothing left to live for.
+    pub(super) async fn over(&self) {
+        let mut over = self.over.subscribe();
+        if self.ending == Ending::WithLastMount {
+            let first = tokio::time::timeout(FIRST_MOUNT_WITHIN, over.wait_for(|over| *over)).await;
+            let mut state = self.state.lock();
+            if first.is_err() && state.slots.is_empty() {
+                state.is_over = true;
+                return;
+            }
+        }
+        // The sender lives as long as `self`.
+        let _ = over.wait_for(|over| *over).await;
+    }
+
+    /// Whether requests are turned away because the daemon ends.
+    pub(super) fn is_over(&self) -> bool {
+        self.state.lock().is_over
+    }
+
+    /// Unmounts everything, taking what is in use out of sight where it cannot be unmounted.
+    pub(super) async fn unmount_all(&self) {
+        self.state.lock().is_over = true;
+        let mountpoints: Vec<PathBuf> = self.state.lock().slots.keys().cloned().collect();
+        for mountpoint in mountpoints {
+            if let Err(error) = self.unmount(&mountpoint, false).await {
+                tracing::warn!(%error, "unmounting lazily");
+                if let Err(error) = self.unmount(&mountpoint, true).await {
+                    tracing::error!(%error, "left to the kernel");
+                }
+            }
+        }
+    }
+
+    /// The mounts, for people and programs.
+    pub(super) fn status(&self) -> Value {
+        let mut fields = self.engine.status();
+        let (mut mounts, mut errors) = (Vec::new(), Vec::new());
+        for slot in self.state.lock().slots.values() {
+            if let Slot::Live {
+                request,
+                mounted,
+                since,
+            } = slot
+            {
+                mounts.push(json!({
+                    "mountpoint": request.mountpoint,
+                    "platform": request.platform,
+                    "allow_other": request.allow_other,
+                    "allow": request.allow,
+                    "deny": request.deny,
+                    "mounted_s": since.elapsed().as_secs(),
+                    "requests": mounted.requests(),
+                }));
+                errors.extend(mounted.errors());
+            }
+        }
+        let daemon = json!({
+            "pid": std::process::id(),
+            "version": env!("CARGO_PKG_VERSION"),
+            "running_s": self.started.elapsed().as_secs(),
+            "ends_with_last_mount": self.ending == Ending::WithLastMount,
+        });
+        fields.insert("daemon".to_owned(), daemon);
+        fields.insert("mounts".to_owned(), mounts.into());
+        fields.insert("errors".to_owned(), errors.into());
+        fields.into()
+    }
+}

@@ -1,0 +1,212 @@
+//! The read-only questions, and the one code that answers them: for a command that holds the store itself as for the
+//! clients of a daemon. Answers leave as bounded pieces, JSON documents and file contents alike.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use super::protocol::PIECE_BYTES_MAX;
+use crate::error::{Error, Result};
+use crate::image::Images;
+use crate::image::platform::Platform;
+use crate::registry::reference::{Reference, canonical_host};
+
+/// How many pieces may wait for whoever takes them: what `cat` reads ahead, in MiB.
+pub(super) const PIECES_WAITING_MAX: usize = 4;
+
+/// A question. References are texts, so that every side checks them itself; paths are bytes, as in an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Query {
+    /// The repositories of a registry, as [`crate::image::answers::Listing`].
+    Repos {
+        /// The registry.
+        host: String,
+    },
+    /// The tags of a repository, as [`crate::image::answers::Listing`].
+    Tags {
+        /// The repository.
+        repository: String,
+    },
+    /// What a reference names, as [`crate::image::answers::Resolved`].
+    Resolve {
+        /// The reference.
+        reference: String,
+    },
+    /// An image, as [`crate::image::answers::ImageInfo`].
+    Info {
+        /// The image.
+        image: ImageName,
+    },
+    /// A file of an image, as [`crate::image::answers::FileInfo`].
+    FileInfo {
+        /// The image.
+        image: ImageName,
+        /// The path.
+        path: Vec<u8>,
+    },
+    /// A directory of an image, as a list of [`crate::image::answers::FileInfo`].
+    Ls {
+        /// The image.
+        image: ImageName,
+        /// The path.
+        path: Vec<u8>,
+    },
+    /// The bytes of the manifest or index under a reference.
+    Manifest {
+        /// The reference.
+        reference: String,
+    },
+    /// The bytes of an image's configuration.
+    Config {
+        /// The image.
+        image: ImageName,
+    },
+    /// The bytes of a file.
+    Cat {
+        /// The image.
+        image: ImageName,
+        /// The path.
+        path: Vec<u8>,
+    },
+    /// Mounts, cache, transfers and recent errors, as a JSON object.
+    Status,
+}
+
+/// A reference and the platform to choose where it names an index.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageName {
+    /// The reference.
+    pub reference: String,
+    /// `OS/ARCH[/VARIANT]`; nothing means the host's.
+    pub platform: Option<String>,
+}
+
+impl ImageName {
+    fn parse(&self) -> Result<(Reference, Platform)> {
+        let platform = match &self.platform {
+            Some(text) => text.parse()?,
+            None => Platform::host(),
+        };
+        Ok((self.reference.parse()?, platform))
+    }
+}
+
+impl Query {
+    /// The registry that the question is about, where it names one: the one that a credential is for.
+    #[must_use]
+    pub fn host(&self) -> Option<String> {
+        let of_reference = |text: &str| {
+            let reference: Reference = text.parse().ok()?;
+            Some(reference.repository.host().to_owned())
+        };
+        match self {
+            Self::Repos { host } => canonical_host(host).ok(),
+            Self::Tags { repository } => Reference::parse_repository(repository)
+                .ok()
+                .map(|repository| repository.host().to_owned()),
+            Self::Resolve { reference } | Self::Manifest { reference } => of_reference(reference),
+            Self::Info { image }
+            | Self::FileInfo { image, .. }
+            | Self::Ls { image, .. }
+            | Self::Config { image }
+            | Self::Cat { image, .. } => of_reference(&image.reference),
+            Self::Status => None,
+        }
+    }
+
+    /// Checks what can be checked without asking anyone, so that a mistyped argument costs no wait for a lock.
+    ///
+    /// # Errors
+    /// [`Error::Usage`].
+    pub fn check(&self) -> Result<()> {
+        match self {
+            Self::Repos { host } => canonical_host(host).map(drop),
+            Self::Tags { repository } => Reference::parse_repository(repository).map(drop),
+            Self::Resolve { reference } | Self::Manifest { reference } => {
+                reference.parse::<Reference>().map(drop)
+            }
+            Self::Info { image }
+            | Self::FileInfo { image, .. }
+            | Self::Ls { image, .. }
+            | Self::Config { image }
+            | Self::Cat { image, .. } => image.parse().map(drop),
+            Self::Status => Ok(()),
+        }
+    }
+}
+
+/// The way of an answer to whoever asked.
+pub(super) type Pieces = mpsc::Sender<Vec<u8>>;
+
+/// Answers a question; `status` is what [`Query::Status`] is answered with, because only the caller knows its mounts.
+pub(super) async fn answer(
+    images: &Arc<Images>,
+    status: impl FnOnce() -> serde_json::Value,
+    query: Query,
+    to: &Pieces,
+) -> Result<()> {
+    match query {
+        Query::Repos { host } => {
+            let host = canonical_host(&host)?;
+            send_document(&images.repos(&host).await?, to).await
+        }
+        Query::Tags { repository } => {
+            let repository = Reference::parse_repository(&repository)?;
+            send_document(&images.tags(&repository).await?, to).await
+        }
+        Query::Resolve { reference } => send_document(&images.resolve(&reference.parse()?).await?, to).await,
+        Query::Info { image } => {
+            let (reference, platform) = image.parse()?;
+            send_document(&images.info(&reference, &platform).await?, to).await
+        }
+        Query::FileInfo { image, path } => {
+            let (reference, platform) = image.parse()?;
+            send_document(&images.file_info(&reference, &platform, &path).await?, to).await
+        }
+        Query::Ls { image, path } => {
+            let (reference, platform) = image.parse()?;
+            send_document(&images.ls(&reference, &platform, &path).await?, to).await
+        }
+        Query::Manifest { reference } => send_bytes(&images.manifest(&reference.parse()?).await?, to).await,
+        Query::Config { image } => {
+            let (reference, platform) = image.parse()?;
+            send_bytes(&images.config(&reference, &platform).await?, to).await
+        }
+        Query::Cat { image, path } => {
+            let (reference, platform) = image.parse()?;
+            let file = images.open_file(&reference, &platform, &path).await?;
+            let mut offset = 0;
+            while offset < file.size() {
+                let bytes = file.read(offset, PIECE_BYTES_MAX).await?;
+                if bytes.is_empty() {
+                    return Err(Error::malformed(image.reference, "a file ended before its size"));
+                }
+                offset += bytes.len() as u64;
+                send(bytes, to).await?;
+            }
+            Ok(())
+        }
+        Query::Status => send_document(&status(), to).await,
+    }
+}
+
+/// Sends a JSON document.
+pub(super) async fn send_document(document: &impl Serialize, to: &Pieces) -> Result<()> {
+    let bytes =
+        serde_json::to_vec(document).map_err(|error| Error::malformed("answer", error.to_string()))?;
+    send_bytes(&bytes, to).await
+}
+
+async fn send_bytes(bytes: &[u8], to: &Pieces) -> Result<()> {
+    for piece in bytes.chunks(PIECE_BYTES_MAX) {
+        send(piece.to_vec(), to).await?;
+    }
+    Ok(())
+}
+
+async fn send(piece: Vec<u8>, to: &Pieces) -> Result<()> {
+    // Whoever asked has gone away, and nobody reads this error.
+    to.send(piece).await.map_err(|_| Error::Interrupted)
+}

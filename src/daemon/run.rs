@@ -1,0 +1,295 @@
+//! A daemon's life from its first system call to its last: by `mount` in the background, by `mount -f`, or by
+//! `registryfs daemon` under a service manager.
+
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sd_notify::NotifyState;
+use tokio::runtime::{Handle, Runtime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::connection::Connection;
+use super::control::{self, resolve};
+use super::engine::Engine;
+use super::log::{self, Verbosity};
+use super::mounts::Mounts;
+use super::protocol::{MountRequest, Outcome};
+use super::server::{Server, listen};
+use super::socket::socket_path;
+use super::spawn::{Orders, Parent, log_file};
+use crate::config::{Config, Loaded};
+use crate::error::{Error, Result};
+use crate::store::lock::Lock;
+
+/// How long work on other threads may go on after a daemon or a command has done its part.
+pub const SHUTDOWN_WITHIN: Duration = Duration::from_secs(5);
+/// How often a lock that a short command holds is tried again.
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
+
+/// What ends a daemon, besides a signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// The end of its last mount.
+    WithLastMount,
+    /// Nothing.
+    OnlyBySignal,
+}
+
+/// A runtime for commands and daemons alike.
+///
+/// # Errors
+/// [`Error::Io`] where the system gives no threads.
+pub fn runtime() -> Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::io("start of the runtime", &error))
+}
+
+/// `registryfs daemon`: mounts what the configuration names and stays until a signal ends it.
+///
+/// # Errors
+/// [`Error::Busy`] where the store has an owner already; whatever makes one of the mounts fail.
+pub fn daemon(config: &Config) -> Result<()> {
+    let requests = config
+        .mounts
+        .iter()
+        .map(|entry| {
+            Ok(MountRequest {
+                mountpoint: resolve(&entry.mountpoint)?,
+                platform: entry.platform.clone().or_else(|| config.platform.clone()),
+                allow_other: entry.allow_other.unwrap_or_else(allow_other_default),
+                allow: config.allow.clone(),
+                deny: config.deny.clone(),
+            })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let lock = Lock::take(&config.cache_dir)?;
+    live(config, lock, Ending::OnlyBySignal, requests, |_| Ok(()))
+}
+
+/// Whether others reach a mount where nobody says: root mounts for the whole machine.
+#[must_use]
+pub fn allow_other_default() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// `registryfs daemon --spawned`: the process that [`super::mount`] started. Reports once through standard output.
+///
+/// # Errors
+/// Those that it has reported.
+pub fn spawned() -> Result<()> {
+    let parent = Parent;
+    close_inherited();
+    // A session of its own, so that no terminal's signals reach it.
+    let detached = nix::unistd::setsid().map_err(|errno| Error::io("setsid", &errno.into()));
+    let orders = match detached.and_then(|_| Parent::orders()) {
+        Ok(orders) => orders,
+        Err(error) => return parent.report(&Err(error)),
+    };
+    let Orders { config, verbosity } = orders;
+    log::to_file(verbosity, &log_file(&config.cache_dir));
+    match Lock::take(&config.cache_dir) {
+        Ok(lock) => live(&config, lock, Ending::WithLastMount, Vec::new(), |ready| {
+            parent.report(ready)
+        }),
+        Err(error) => parent.report(&Err(error)),
+    }
+}
+
+/// Closes what a careless parent left open: a daemon that holds someone's pipe or lock keeps them waiting for ever. Runs
+/// before this process opens anything itself.
+fn close_inherited() {
+    let Ok(open) = std::fs::read_dir("/proc/self/fd") else {
+        return;
+    };
+    let names: Vec<_> = open.filter_map(|entry| Some(entry.ok()?.file_name())).collect();
+    let numbers = names.iter().filter_map(|name| name.to_str()?.parse::<i32>().ok());
+    for number in numbers.filter(|&number| number > 2) {
+        // The descriptor of the listing itself is among them, and gone already.
+        let _ = nix::unistd::close(number);
+    }
+}
+
+/// `registryfs mount -f`: mounts and returns when the mount is gone. Where a daemon owns the store already, it mounts,
+/// and this process only waits.
+///
+/// # Errors
+/// Those of [`super::mount`].
+pub fn foreground(loaded: &Loaded, request: MountRequest, verbosity: Verbosity) -> Result<()> {
+    let config = &loaded.config;
+    let started = Instant::now();
+    loop {
+        let busy = match Lock::take(&config.cache_dir) {
+            Ok(lock) => return live(config, lock, Ending::WithLastMount, vec![request], |_| Ok(())),
+            Err(busy @ Error::Busy { .. }) => busy,
+            Err(error) => return Err(error),
+        };
+        let runtime = runtime()?;
+        if runtime
+            .block_on(Connection::to_store(&config.cache_dir))?
+            .is_some()
+        {
+            return runtime.block_on(through_daemon(loaded, &request, verbosity));
+        }
+        if started.elapsed() > config.timeout {
+            return Err(busy);
+        }
+        std::thread::sleep(RETRY_INTERVAL);
+    }
+}
+
+async fn through_daemon(loaded: &Loaded, request: &MountRequest, verbosity: Verbosity) -> Result<()> {
+    let mut signals = Signals::new()?;
+    control::mount(loaded, request, verbosity).await?;
+    tokio::select! {
+        result = control::wait_for_end(loaded, &request.mountpoint) => result,
+        () = signals.next() => control::unmount(loaded, &request.mountpoint).await,
+    }
+}
+
+/// Runs a daemon whose lock was taken. `report` is told once whether it listens.
+fn live(
+    config: &Config,
+    lock: Lock,
+    ending: Ending,
+    requests: Vec<MountRequest>,
+    report: impl FnOnce(&Result<()>) -> Result<()>,
+) -> Result<()> {
+    let runtime = runtime()?;
+    let result = runtime.block_on(async {
+        match Daemon::prepare(config, lock, ending) {
+            Ok(daemon) => match report(&Ok(())) {
+                Ok(()) => daemon.run(requests).await,
+                Err(error) => Err(error),
+            },
+            Err(error) => {
+                let result = Err(error);
+                report(&result)?;
+                result.map(|()| Vec::new())
+            }
+        }
+    });
+    // The lock is free once the last task is gone; only then may those who wait for it see the end.
+    runtime.shutdown_timeout(SHUTDOWN_WITHIN);
+    result.map(drop::<Vec<UnixStream>>)
+}
+
+/// A daemon that listens.
+struct Daemon {
+    engine: Arc<Engine>,
+    mounts: Arc<Mounts>,
+    server: Arc<Server>,
+    listener: tokio::net::UnixListener,
+    socket: std::path::PathBuf,
+    signals: Signals,
+}
+
+impl Daemon {
+    fn prepare(config: &Config, lock: Lock, ending: Ending) -> Result<Self> {
+        let engine = Arc::new(Engine::open(config, lock, None, &Handle::current())?);
+        let mounts = Mounts::new(engine.clone(), ending);
+        let server = Server::new(config.clone(), engine.clone(), mounts.clone());
+        let signals = Signals::new()?;
+        let socket = socket_path(&config.cache_dir)?;
+        let listener = listen(&socket)?;
+        engine.publish(Some(&socket))?;
+        tracing::info!(store = %config.cache_dir.display(), socket = %socket.display(), "listening");
+        Ok(Self {
+            engine,
+            mounts,
+            server,
+            listener,
+            socket,
+            signals,
+        })
+    }
+
+    /// Mounts, serves, and cleans up after itself whatever happened.
+    async fn run(self, requests: Vec<MountRequest>) -> Result<Vec<UnixStream>> {
+        let Self {
+            engine,
+            mounts,
+            server,
+            listener,
+            socket,
+            mut signals,
+        } = self;
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let stopped = async {
+            // A sender that is gone means the same.
+            let _ = stopped.await;
+        };
+        let serving = tokio::spawn(server.clone().run(listener, stopped));
+        let is_up = tokio::select! {
+            result = mount_all(&server, requests) => result.map(|()| true),
+            () = signals.next() => Ok(false),
+        };
+        if is_up == Ok(true) {
+            tell_service_manager(NotifyState::Ready);
+            tokio::select! {
+                () = mounts.over() => {}
+                () = signals.next() => {}
+            }
+        }
+        tell_service_manager(NotifyState::Stopping);
+        withdraw(&engine, &socket);
+        mounts.unmount_all().await;
+        drop(stop);
+        let farewells = serving.await.unwrap_or_default();
+        engine.close();
+        tracing::info!("ended");
+        is_up.map(|_| farewells)
+    }
+}
+
+async fn mount_all(server: &Server, requests: Vec<MountRequest>) -> Result<()> {
+    for request in requests {
+        if server.mount(request).await? == Outcome::Ending {
+            return Err(Error::busy("daemon", "ended while it mounted"));
+        }
+    }
+    Ok(())
+}
+
+/// Makes new clients look elsewhere. The socket is removed while the lock is held, so it is certainly our own.
+fn withdraw(engine: &Engine, socket: &Path) {
+    if let Err(error) = engine.publish(None) {
+        tracing::warn!(%error, "cannot withdraw from the lock file");
+    }
+    if let Err(error) = std::fs::remove_file(socket) {
+        tracing::warn!(%error, socket = %socket.display(), "cannot remove the socket");
+    }
+}
+
+/// Tells systemd, where it started this process.
+fn tell_service_manager(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "the service manager does not hear");
+    }
+}
+
+/// The signals that end a daemon in order.
+struct Signals([Signal; 3]);
+
+impl Signals {
+    fn new() -> Result<Self> {
+        let on = |kind| signal(kind).map_err(|error| Error::io("signals", &error));
+        Ok(Self([
+            on(SignalKind::terminate())?,
+            on(SignalKind::interrupt())?,
+            on(SignalKind::hangup())?,
+        ]))
+    }
+
+    async fn next(&mut self) {
+        let [terminate, interrupt, hangup] = &mut self.0;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Single flight: who fetches which member now, and who waits for it.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::store::layer::Layer;
+
+type Outcome = Option<Result<()>>;
+type Table = Mutex<HashMap<(Digest, u32), watch::Receiver<Outcome>>>;
+/// Resolves when the member has arrived, or failed.
+pub(super) type Waiter = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
+
+/// The members being fetched, by layer and number.
+#[derive(Debug, Default)]
+pub(super) struct Flights(Arc<Table>);
+
+/// A member that the holder has to fetch. Dropping it ends the flight: without [`Landing::done`], as a failure.
+#[derive(Debug)]
+pub(super) struct Landing {
+    table: Arc<Table>,
+    layer: Digest,
+    member: u32,
+    sender: watch::Sender<Outcome>,
+}
+
+impl Landing {
+    pub(super) fn member(&self) -> u32 {
+        self.member
+    }
+
+    /// Whether anybody waits for it (besides the table).
+    pub(super) fn is_awaited(&self) -> bool {
+        self.sender.receiver_count() > 1
+    }
+
+    /// Tells whoever waits. What arrived must have been marked before: the next reader looks at the marks under the
+    /// table's lock.
+    pub(super) fn done(self, outcome: Result<()>) {
+        self.table.lock().remove(&(self.layer, self.member));
+        self.sender.send_replace(Some(outcome));
+    }
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        if self.sender.borrow().is_none() {
+            self.table.lock().remove(&(self.layer, self.member));
+        }
+    }
+}
+
+/// The landings of one caller of [`Flights::join`], by member.
+pub(super) type Mine = HashMap<u32, Landing>;
+
+impl Flights {
+    /// Number of members being fetched.
+    pub(super) fn len(&self) -> usize {
+        self.0.lock().len()
+    }
+
+    /// Joins the flights of `needed` and opens one for each of `candidates` (a superset; both sorted) that is neither
+    /// present nor under way. Presence is looked at under the lock that [`Landing::done`] takes after the marking, so
+    /// nothing is fetched twice.
+    pub(super) fn join(
+        &self,
+        layer: &Layer,
+        needed: &[u32],
+        candidates: &[u32],
+    ) -> Result<(Vec<Waiter>, Mine)> {
+        let mut waiters: Vec<Waiter> = Vec::new();
+        let mut opened = Vec::new();
+        {
+            let mut under_way = self.0.lock();
+            for &member in candidates {
+                let key = (*layer.digest(), member);
+                let is_needed = needed.binary_search(&member).is_ok();
+                if let Some(receiver) = under_way.get(&key) {
+                    if is_needed {
+                        waiters.push(wait(receiver.clone()));
+                    }
+                    continue;
+                }
+                if is_present(layer, member).unwrap_or(false) {
+                    continue;
+                }
+                let (sender, receiver) = watch::channel(None);
+                if is_needed {
+                    waiters.push(wait(receiver.clone()));
+                }
+                under_way.insert(key, receiver);
+                opened.push((member, sender));
+            }
+        }
+        let landing = |(member, sender)| {
+            let (table, layer) = (Arc::clone(&self.0), *layer.digest());
+            (
+                member,
+                Landing {
+                    table,
+                    layer,
+                    member,
+                    sender,
+                },
+            )
+        };
+        Ok((waiters, opened.into_iter().map(landing).collect()))
+    }
+}
+
+fn is_present(layer: &Layer, member: u32) -> Result<bool> {
+    let chunks = layer.index().member_chunks(&layer.index().member(member)?)?;
+    Ok(chunks.into_iter().all(|chunk| layer.is_present(chunk)))
+}
+
+fn wait(mut receiver: watch::Receiver<Outcome>) -> Waiter {
+    Box::pin(async move {
+        let gone = || Error::Io {
+            what: "fetch".to_owned(),
+            errno: libc::EIO,
+            why: "the request was given up".to_owned(),
+        };
+        let outcome = receiver.wait_for(Option::is_some).await.map_err(|_| gone())?;
+        outcome.clone().unwrap_or_else(|| Err(gone()))
+    })
+}

@@ -1,0 +1,137 @@
+//! Bringing a layer's index into the store: the few ranges that its format asks for, once, whoever asks.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::fetch::single_flight::SingleFlight;
+use crate::fetch::{Fetcher, Source, blocking};
+use crate::layer::{self, Step};
+use crate::store::layer::Layer;
+
+/// The most ranges that a format may ask for before it has its index.
+const STEPS_MAX: usize = 8;
+/// Stands for "the index" among the failures of a layer's members.
+const INDEX_MEMBER: u32 = u32::MAX;
+
+/// The layers being indexed.
+pub(super) type Indexing = SingleFlight<Digest, Arc<Layer>>;
+
+impl Fetcher {
+    /// The layer, indexed: from the store if it was indexed before, else with the requests that its format needs.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a format without lazy reading; what the registry or the layer's bytes did wrong.
+    pub async fn layer(self: &Arc<Self>, source: &Arc<Source>) -> Result<Arc<Layer>> {
+        let digest = source.descriptor.digest;
+        if let Some(layer) = self.stored_layer(digest).await? {
+            return Ok(layer);
+        }
+        self.recent_failure(&digest, &[INDEX_MEMBER])?;
+        let (fetcher, source) = (Arc::clone(self), Arc::clone(source));
+        let work = async move {
+            // Another flight may have ended since the look above.
+            if let Some(layer) = fetcher.stored_layer(digest).await? {
+                return Ok(layer);
+            }
+            let outcome = fetcher.index(&source).await;
+            if let Err(error) = &outcome {
+                fetcher.remember_failure(&digest, INDEX_MEMBER, error);
+            }
+            outcome
+        };
+        self.indexing.run(&self.runtime, digest, work).await
+    }
+
+    /// The layer's table of contents as the registry has it, verified by the digest that was noted when it was indexed.
+    ///
+    /// # Errors
+    /// As [`Self::layer`], and [`Error::Verification`].
+    pub async fn toc(self: &Arc<Self>, source: &Arc<Source>) -> Result<Bytes> {
+        let Source {
+            repository,
+            descriptor,
+        } = &**source;
+        let summary = *self.layer(source).await?.index().summary();
+        let range = summary.toc_start..summary.toc_end;
+        let compressed = self
+            .client
+            .blob_bytes(repository, &descriptor.digest, range, descriptor.size)
+            .await?;
+        let toc = blocking(&self.runtime, move || layer::toc(summary.format, &compressed)).await?;
+        let actual = Digest::of(&toc);
+        if actual != summary.toc_digest {
+            let what = format!("{repository} layer {}, table of contents", descriptor.digest);
+            return Err(Error::mismatch(what, summary.toc_digest, actual));
+        }
+        Ok(Bytes::from(toc))
+    }
+
+    /// The layer, if it was indexed before. Asks the network nothing.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub async fn stored_layer(&self, digest: Digest) -> Result<Option<Arc<Layer>>> {
+        let store = Arc::clone(&self.store);
+        blocking(&self.runtime, move || store.layer(&digest)).await
+    }
+
+    async fn index(self: &Arc<Self>, source: &Source) -> Result<Arc<Layer>> {
+        let Source {
+            repository,
+            descriptor,
+        } = source;
+        let what = format!("{repository} layer {}", descriptor.digest);
+        let mut indexer = layer::indexer(descriptor).map_err(|error| name(&what, error))?;
+        let mut have = None;
+        for _ in 0..STEPS_MAX {
+            let step = blocking(&self.runtime, move || {
+                let step = indexer.step(have.as_deref())?;
+                Ok((step, indexer))
+            });
+            let (step, next) = step.await.map_err(|error| name(&what, error))?;
+            indexer = next;
+            match step {
+                Step::Need(range) => {
+                    let bytes =
+                        self.client
+                            .blob_bytes(repository, &descriptor.digest, range, descriptor.size);
+                    have = Some(bytes.await?);
+                }
+                Step::Done(index) => {
+                    self.counters.layers_indexed.fetch_add(1, Ordering::Relaxed);
+                    let (store, digest) = (Arc::clone(&self.store), descriptor.digest);
+                    return blocking(&self.runtime, move || store.add_layer(&digest, &index)).await;
+                }
+            }
+        }
+        Err(Error::malformed(what, "its index takes too many requests"))
+    }
+}
+
+/// Says in an error from a pure parser which layer it is about.
+fn name(layer: &str, error: Error) -> Error {
+    match error {
+        Error::Malformed { what, why } => Error::Malformed {
+            what: format!("{layer}, {what}"),
+            why,
+        },
+        Error::Unsupported { what, why } => Error::Unsupported {
+            what: format!("{layer}, {what}"),
+            why,
+        },
+        Error::Verification {
+            what,
+            expected,
+            actual,
+        } => Error::Verification {
+            what: format!("{layer}, {what}"),
+            expected,
+            actual,
+        },
+        other => other,
+    }
+}

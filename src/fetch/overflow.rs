@@ -1,0 +1,77 @@
+//! Verified chunks that the disk would not take: kept in memory for the moment, so that a full disk slows reads down but
+//! does not fail them.
+
+use std::num::NonZeroUsize;
+
+use bytes::Bytes;
+use lru::LruCache;
+use parking_lot::Mutex;
+
+use crate::digest::Digest;
+use crate::error::Result;
+use crate::fetch::Span;
+use crate::store::layer::Layer;
+
+/// Memory for such chunks. One larger than this cannot be served from a full disk.
+pub(super) const OVERFLOW_BYTES_MAX: usize = 64 << 20;
+/// Bound on their number.
+const OVERFLOW_CHUNKS_MAX: usize = 8192;
+
+/// The chunks, least recently used first to go.
+#[derive(Debug)]
+pub(super) struct Overflow(Mutex<Kept>);
+
+#[derive(Debug)]
+struct Kept {
+    chunks: LruCache<(Digest, u32), Bytes>,
+    bytes: usize,
+}
+
+impl Default for Overflow {
+    fn default() -> Self {
+        let chunks = LruCache::new(NonZeroUsize::MIN.saturating_add(OVERFLOW_CHUNKS_MAX - 1));
+        Self(Mutex::new(Kept { chunks, bytes: 0 }))
+    }
+}
+
+impl Overflow {
+    /// Keeps a chunk.
+    pub(super) fn put(&self, layer: &Digest, chunk: u32, bytes: Bytes) {
+        let mut kept = self.0.lock();
+        kept.bytes += bytes.len();
+        if let Some((_, old)) = kept.chunks.push((*layer, chunk), bytes) {
+            kept.bytes -= old.len();
+        }
+        while kept.bytes > OVERFLOW_BYTES_MAX {
+            let Some((_, oldest)) = kept.chunks.pop_lru() else {
+                break;
+            };
+            kept.bytes -= oldest.len();
+        }
+    }
+
+    /// Puts a span together from chunks kept here and, for the others, from the store. `None` if one is in neither, or
+    /// all are in the store (which then serves it in one piece).
+    pub(super) fn assemble(&self, layer: &Layer, span: &Span) -> Result<Option<Vec<u8>>> {
+        if layer.all_present(span.chunks.clone()) {
+            return Ok(None);
+        }
+        let end = span.data_offset + span.len as u64;
+        let mut bytes = Vec::with_capacity(span.len);
+        for number in span.chunks.clone() {
+            let chunk = layer.index().chunk(number)?;
+            let from = span.data_offset.max(chunk.data_offset);
+            let to = end.min(chunk.data_offset.saturating_add(chunk.bytes));
+            let len = to.saturating_sub(from) as usize;
+            let here = self.0.lock().chunks.get(&(*layer.digest(), number)).cloned();
+            let start = (from - chunk.data_offset) as usize;
+            let piece = match here.as_ref().and_then(|kept| kept.get(start..start + len)) {
+                Some(piece) => Some(piece.to_vec()),
+                None => layer.read(&(number..number + 1), from, len)?,
+            };
+            let Some(piece) = piece else { return Ok(None) };
+            bytes.extend_from_slice(&piece);
+        }
+        Ok(Some(bytes))
+    }
+}

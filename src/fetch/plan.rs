@@ -1,0 +1,158 @@
+//! Which ranged requests bring a set of members. Pure, so that it can be checked against simple rules.
+
+use std::ops::Range;
+
+use crate::error::Result;
+use crate::layer::index::Index;
+
+/// Members this close in the blob come with one request: the gap is cheaper than another round trip.
+pub const GAP_BYTES_MAX: u64 = 64 << 10;
+/// A request is not made longer than this by joining members; one member alone may be longer.
+pub const REQUEST_BYTES_MAX: u64 = 8 << 20;
+
+/// One ranged request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// The bytes of the blob.
+    pub range: Range<u64>,
+    /// The members wanted of it, in the order of the blob.
+    pub members: Vec<u32>,
+}
+
+/// Joins members (sorted, so in the order of the blob) into requests.
+///
+/// # Errors
+/// `Malformed` for a damaged index.
+pub fn requests<B: std::ops::Deref<Target = [u8]>>(
+    index: &Index<B>,
+    members: &[u32],
+) -> Result<Vec<Request>> {
+    let mut requests: Vec<Request> = Vec::new();
+    for &number in members {
+        let range = index.member(number)?.blob_range();
+        match requests.last_mut() {
+            Some(last)
+                if range.start.saturating_sub(last.range.end) <= GAP_BYTES_MAX
+                    && range.end.saturating_sub(last.range.start) <= REQUEST_BYTES_MAX =>
+            {
+                last.range.end = range.end.max(last.range.end);
+                last.members.push(number);
+            }
+            _ => requests.push(Request {
+                range,
+                members: vec![number],
+            }),
+        }
+    }
+    Ok(requests)
+}
+
+/// The members that start in a range of the blob.
+///
+/// # Errors
+/// `Malformed` for a damaged index.
+pub fn members_in<B: std::ops::Deref<Target = [u8]>>(
+    index: &Index<B>,
+    range: &Range<u64>,
+) -> Result<Range<u32>> {
+    let first_at_or_after = |position: u64| -> Result<u32> {
+        let (mut low, mut high) = (0, index.member_count());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if index.member(middle)?.blob_start < position {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        Ok(low)
+    };
+    let first = first_at_or_after(range.start)?;
+    Ok(first..first_at_or_after(range.end)?.max(first))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::digest::Digest;
+    use crate::layer::Format;
+    use crate::layer::entry::{Entry, Kind};
+    use crate::layer::index::Summary;
+    use crate::layer::index_builder::{IndexBuilder, NewChunk};
+
+    /// An index whose members start at these offsets and whose data ends at `end`.
+    fn index(starts: &[u64], end: u64) -> Index<Vec<u8>> {
+        let mut builder = IndexBuilder::default();
+        for (number, &start) in starts.iter().enumerate() {
+            builder
+                .entry(&Entry {
+                    size: 1,
+                    ..Entry::new(number.to_string(), Kind::File)
+                })
+                .unwrap();
+            let digest = Digest::of(b"x");
+            builder
+                .chunk(NewChunk {
+                    bytes: 1,
+                    blob_offset: start,
+                    inner_offset: 0,
+                    digest,
+                })
+                .unwrap();
+        }
+        let summary = Summary {
+            format: Format::Estargz,
+            blob_bytes: end,
+            data_bytes: 0,
+            unpacked_bytes: 0,
+            toc_digest: Digest::of(b""),
+            toc_promised: false,
+            toc_start: end,
+            toc_end: end,
+            toc_bytes: 0,
+            prefetch_end: 0,
+        };
+        Index::open(builder.finish(summary, end).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn neighbours_join_and_gaps_split() {
+        let index = index(&[0, 1000, 2000, 2000 + GAP_BYTES_MAX + 1, 20 << 20], 30 << 20);
+        let plan = requests(&index, &[0, 1, 3]).unwrap();
+        // Member 2 is not wanted, and too long to be skipped over.
+        assert_eq!(
+            plan[0],
+            Request {
+                range: 0..2000,
+                members: vec![0, 1]
+            }
+        );
+        assert_eq!(plan[1].members, [3]);
+        assert_eq!(members_in(&index, &(1..2001)).unwrap(), 1..3);
+        assert_eq!(members_in(&index, &(25 << 20..30 << 20)).unwrap(), 5..5);
+    }
+
+    proptest! {
+        #[test]
+        fn every_member_comes_once_within_its_request(
+            gaps in prop::collection::vec(1..(3u64 << 20), 1..60),
+            wanted in prop::collection::vec(any::<bool>(), 60),
+        ) {
+            let starts: Vec<u64> = gaps.iter().scan(0, |at, gap| { *at += gap; Some(*at) }).collect();
+            let index = index(&starts, starts.last().unwrap() + 100);
+            let members: Vec<u32> = (0..starts.len() as u32).filter(|&m| wanted[m as usize]).collect();
+            let plan = requests(&index, &members).unwrap();
+            let planned: Vec<u32> = plan.iter().flat_map(|r| r.members.clone()).collect();
+            prop_assert_eq!(planned, members);
+            for request in &plan {
+                let ranges: Vec<_> = request.members.iter().map(|&m| index.member(m).unwrap().blob_range()).collect();
+                prop_assert_eq!(request.range.start, ranges[0].start);
+                prop_assert_eq!(request.range.end, ranges.last().unwrap().end);
+                prop_assert!(ranges.len() == 1 || request.range.end - request.range.start <= REQUEST_BYTES_MAX);
+                prop_assert!(ranges.windows(2).all(|pair| pair[1].start - pair[0].end <= GAP_BYTES_MAX));
+            }
+        }
+    }
+}

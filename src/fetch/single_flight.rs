@@ -1,0 +1,144 @@
+//! One piece of work for all who want its result at the same time.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::future::Future;
+use std::hash::Hash;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+use crate::error::{Error, Result};
+
+type Table<K, V> = Arc<Mutex<HashMap<K, watch::Receiver<Option<Result<V>>>>>>;
+
+/// Work under way, by key. The work runs as a task of its own: whoever stops waiting stops nobody else.
+pub struct SingleFlight<K, V>(Table<K, V>);
+
+impl<K, V> Default for SingleFlight<K, V> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+impl<K, V> fmt::Debug for SingleFlight<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SingleFlight")
+            .field("under_way", &self.0.lock().len())
+            .finish()
+    }
+}
+
+/// Takes the key out of the table also when the work panics.
+struct Entry<K: Eq + Hash, V> {
+    table: Table<K, V>,
+    key: K,
+}
+
+impl<K: Eq + Hash, V> Drop for Entry<K, V> {
+    fn drop(&mut self) {
+        self.table.lock().remove(&self.key);
+    }
+}
+
+impl<K, V> SingleFlight<K, V>
+where
+    K: Clone + Eq + Hash + fmt::Debug + Send + 'static,
+    V: Clone + Send + Sync + 'static,
+{
+    /// Joins the work under way for `key`, or starts `work` on `runtime`.
+    ///
+    /// # Errors
+    /// What the work returns; [`Error::Io`] when it panicked.
+    pub async fn run<F>(&self, runtime: &Handle, key: K, work: F) -> Result<V>
+    where
+        F: Future<Output = Result<V>> + Send + 'static,
+    {
+        let mut receiver = {
+            let mut table = self.0.lock();
+            match table.get(&key) {
+                Some(receiver) => receiver.clone(),
+                None => {
+                    let (sender, receiver) = watch::channel(None);
+                    table.insert(key.clone(), receiver.clone());
+                    let entry = Entry {
+                        table: Arc::clone(&self.0),
+                        key: key.clone(),
+                    };
+                    runtime.spawn(async move {
+                        let outcome = work.await;
+                        drop(entry);
+                        sender.send_replace(Some(outcome));
+                    });
+                    receiver
+                }
+            }
+        };
+        let outcome = receiver
+            .wait_for(Option::is_some)
+            .await
+            .ok()
+            .and_then(|outcome| outcome.clone());
+        outcome.unwrap_or_else(|| {
+            let what = format!("{key:?}");
+            Err(Error::Io {
+                what,
+                errno: libc::EIO,
+                why: "the work broke off".to_owned(),
+            })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn work_is_done_once_and_goes_on_without_those_who_left() {
+        let flights: SingleFlight<&str, usize> = SingleFlight::default();
+        let runs = Arc::new(AtomicUsize::new(0));
+        let gate = Arc::new(tokio::sync::Semaphore::new(0));
+        let work = || {
+            let (runs, gate) = (Arc::clone(&runs), Arc::clone(&gate));
+            async move {
+                let _opened = gate.acquire().await;
+                Ok(runs.fetch_add(1, Ordering::SeqCst) + 1)
+            }
+        };
+        let runtime = Handle::current();
+        let impatient = flights.run(&runtime, "key", work());
+        assert!(
+            tokio::time::timeout(std::time::Duration::from_millis(1), impatient)
+                .await
+                .is_err()
+        );
+        let patient = flights.run(&runtime, "key", work());
+        // `join!` polls in order: the patient one has joined when the gate opens.
+        let (joined, ()) = tokio::join!(patient, async { gate.add_permits(1) });
+        assert_eq!(joined, Ok(1));
+        assert_eq!(
+            flights.run(&runtime, "key", work()).await,
+            Ok(2),
+            "the next one starts anew"
+        );
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_panic_is_an_error_once() {
+        let flights: SingleFlight<&str, ()> = SingleFlight::default();
+        let runtime = Handle::current();
+        let broken = async {
+            tokio::task::yield_now().await;
+            let none: Option<()> = None;
+            none.ok_or(()).unwrap();
+            Ok(())
+        };
+        assert!(flights.run(&runtime, "key", broken).await.is_err());
+        assert_eq!(flights.run(&runtime, "key", async { Ok(()) }).await, Ok(()));
+    }
+}

@@ -1,0 +1,375 @@
+//! The helper's side: one operation on a mountpoint, in a process of its own that the daemon can kill.
+//!
+//! It is this same binary, started as `registryfs mount-helper REQUEST MOUNTPOINT` with a socket as standard input,
+//! over which the one answer goes back, with the /dev/fuse descriptor when it mounted.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::statvfs::statvfs;
+use nix::unistd::{getegid, geteuid};
+use serde::{Deserialize, Serialize};
+
+use super::adapter::MAX_READ_BYTES;
+use super::{busy, fd_passing, mountinfo};
+use crate::error::{Error, Result};
+
+/// The hidden subcommand.
+pub(super) const SUBCOMMAND: &str = "mount-helper";
+/// The type of our mounts in the mount table.
+const FS_TYPE: &str = "fuse.registryfs";
+/// The source of our mounts in the mount table.
+const SOURCE: &str = "registryfs";
+/// How many symbolic links in a row a mountpoint may be, as for the kernel's own path walk.
+const SYMLINKS_MAX: usize = 40;
+/// How many dead mounts, one over the other, are removed from a mountpoint.
+const DEAD_MOUNTS_MAX: usize = 16;
+/// How often an unmount is tried while the mount is busy: someone may just be leaving.
+const UNMOUNT_TRIES: u32 = 4;
+/// The pause between two tries.
+const UNMOUNT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What the helper shall do.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "operation", rename_all = "snake_case")]
+pub(super) enum Request {
+    /// Mount; the answer is [`Done::Mounted`] and carries the descriptor.
+    Mount {
+        /// Whether users other than the daemon's may enter.
+        allow_other: bool,
+    },
+    /// Set the read-ahead and see that the mount answers.
+    Check {
+        /// `major:minor` of the mount.
+        device: String,
+        /// Read-ahead in KiB.
+        read_ahead_kib: u32,
+    },
+    /// Unmount.
+    Unmount {
+        /// `major:minor` of the mount that is meant: any other one stays. Without it, whichever of ours is there.
+        device: Option<String>,
+        /// In which way.
+        how: Unmount,
+    },
+    /// Say whether a live mount of ours is there.
+    IsMounted,
+}
+
+/// Ways to unmount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Unmount {
+    /// Only if nobody uses it.
+    Idle,
+    /// From the tree at once; who uses it goes on.
+    Lazy,
+    /// From the tree at once, and every use of it fails.
+    Abort,
+    /// Only if it is dead.
+    Dead,
+}
+
+/// The result of a request.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "done", rename_all = "snake_case")]
+pub(super) enum Done {
+    /// For [`Request::Mount`].
+    Mounted {
+        /// The canonical mountpoint.
+        mountpoint: Vec<u8>,
+        /// `major:minor`.
+        device: String,
+    },
+    /// For [`Request::IsMounted`].
+    Live {
+        /// The answer.
+        live: bool,
+    },
+    /// For the others.
+    Ok,
+}
+
+/// What goes over the socket.
+pub(super) type Reply = Result<Done>;
+
+/// Runs the helper if this process was started as one: its exit code. To be called before anything else in `main`.
+#[must_use]
+pub fn helper_main_if_asked() -> Option<ExitCode> {
+    let mut arguments = std::env::args_os().skip(1);
+    (arguments.next()? == SUBCOMMAND).then(|| {
+        let arguments: Vec<_> = arguments.collect();
+        match run(&arguments) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        }
+    })
+}
+
+/// Does what is asked and sends the answer; fails if nobody is there to take it.
+fn run(arguments: &[OsString]) -> io::Result<()> {
+    let [request, mountpoint] = arguments else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let request: Request = serde_json::from_slice(request.as_bytes())?;
+    let path = Path::new(mountpoint);
+    let (reply, device): (Reply, Option<OwnedFd>) = match request {
+        Request::Mount { allow_other } => match mount_at(path, allow_other) {
+            Ok((done, device)) => (Ok(done), Some(device)),
+            Err(error) => (Err(error), None),
+        },
+        Request::Check {
+            device,
+            read_ahead_kib,
+        } => (check(path, &device, read_ahead_kib), None),
+        Request::Unmount { device, how } => (unmount(path, device.as_deref(), how), None),
+        Request::IsMounted => (is_mounted(path), None),
+    };
+    let message = serde_json::to_vec(&reply)?;
+    let sent = fd_passing::send(io::stdin(), &message, device.as_ref().map(AsFd::as_fd));
+    if let (Err(_), Ok(Done::Mounted { mountpoint, .. })) = (&sent, &reply) {
+        // The daemon is gone, and nobody else will ever serve this mount.
+        let mountpoint = PathBuf::from(OsString::from_vec(mountpoint.clone()));
+        umount2(&mountpoint, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)?;
+    }
+    sent
+}
+
+/// The canonical path of a mountpoint without asking the filesystem that is mounted there: it may be dead or hang.
+fn resolve(path: &Path) -> Result<PathBuf> {
+    let failed = |error: &io::Error| match error.raw_os_error() {
+        Some(libc::ENOENT) => Error::usage(format!(
+            "the mountpoint {0} does not exist; create it first: mkdir -p {0}",
+            path.display()
+        )),
+        Some(libc::ENOTDIR) => not_a_directory(path),
+        _ => Error::io(format!("the mountpoint {}", path.display()), error),
+    };
+    let mut place = std::path::absolute(path).map_err(|error| failed(&error))?;
+    for _ in 0..SYMLINKS_MAX {
+        let Some((parent, name)) = place.parent().zip(place.file_name()) else {
+            // It ends in `..` or is the root: nothing mounted there needs protection from us.
+            return fs::canonicalize(&place).map_err(|error| failed(&error));
+        };
+        let parent = fs::canonicalize(parent).map_err(|error| failed(&error))?;
+        let here = parent.join(name);
+        match fs::read_link(&here) {
+            Ok(target) => place = parent.join(target),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(here),
+            Err(error) => return Err(failed(&error)),
+        }
+    }
+    Err(failed(&io::Error::from_raw_os_error(libc::ELOOP)))
+}
+
+fn not_a_directory(path: &Path) -> Error {
+    Error::usage(format!("the mountpoint {} is not a directory", path.display()))
+}
+
+/// A failed mount(2), umount(2) or open of /dev/fuse, with what the user can do about it.
+fn system_error(what: impl Into<String>, errno: Errno) -> Error {
+    let remedy = match errno {
+        Errno::EPERM | Errno::EACCES => "; mounting needs root (CAP_SYS_ADMIN) and access to /dev/fuse",
+        Errno::ENODEV | Errno::ENOENT | Errno::ENXIO => {
+            "; the kernel's FUSE module is missing: modprobe fuse, or give the container /dev/fuse"
+        }
+        _ => "",
+    };
+    Error::Io {
+        what: what.into(),
+        errno: errno as i32,
+        why: format!("{}{remedy}", errno.desc()),
+    }
+}
+
+/// The mount table's word on our mount at a canonical path.
+fn ours_at(mountpoint: &Path) -> Result<Option<mountinfo::MountEntry>> {
+    let top = mountinfo::top_at(mountpoint).map_err(|error| Error::io("/proc/self/mountinfo", &error))?;
+    Ok(top.filter(|mount| mount.fs_type == FS_TYPE))
+}
+
+/// Whether nobody serves the mount any more.
+fn is_dead(mountpoint: &Path) -> bool {
+    matches!(statvfs(mountpoint), Err(Errno::ENOTCONN | Errno::ECONNABORTED))
+}
+
+/// Mounts, after removing what a killed daemon left behind.
+fn mount_at(path: &Path, allow_other: bool) -> Result<(Done, OwnedFd)> {
+    let mountpoint = resolve(path)?;
+    for _ in 0..DEAD_MOUNTS_MAX {
+        if ours_at(&mountpoint)?.is_none() {
+            break;
+        }
+        if !is_dead(&mountpoint) {
+            let what = mountpoint.display().to_string();
+            return Err(Error::busy(
+                what,
+                "registryfs is already mounted there; unmount it first: registryfs umount",
+            ));
+        }
+        detach(&mountpoint, MntFlags::MNT_DETACH)?;
+    }
+    let metadata = fs::metadata(&mountpoint)
+        .map_err(|error| Error::io(format!("the mountpoint {}", mountpoint.display()), &error))?;
+    if !metadata.is_dir() {
+        return Err(not_a_directory(&mountpoint));
+    }
+    let device = mounted_descriptor(&mountpoint, allow_other)?;
+    match ours_at(&mountpoint) {
+        Ok(Some(entry)) => {
+            let mountpoint = mountpoint.into_os_string().into_vec();
+            let device_number = entry.device;
+            Ok((
+                Done::Mounted {
+                    mountpoint,
+                    device: device_number,
+                },
+                device,
+            ))
+        }
+        other => {
+            detach(&mountpoint, MntFlags::MNT_DETACH)?;
+            let lost = || {
+                Error::busy(
+                    mountpoint.display().to_string(),
+                    "something else was mounted over it",
+                )
+            };
+            Err(other.err().unwrap_or_else(lost))
+        }
+    }
+}
+
+/// The descriptor of a session, mounted: by mount(2) itself, for which root is needed.
+fn mounted_descriptor(mountpoint: &Path, allow_other: bool) -> Result<OwnedFd> {
+    let device: File = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse")
+        .map_err(|error| system_error("/dev/fuse", Errno::from_raw(error.raw_os_error().unwrap_or(0))))?;
+    let mut options = format!(
+        "fd={},rootmode=40000,user_id={},group_id={},default_permissions,max_read={MAX_READ_BYTES}",
+        device.as_raw_fd(),
+        geteuid(),
+        getegid(),
+    );
+    if allow_other {
+        options.push_str(",allow_other");
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_RDONLY | MsFlags::MS_NOATIME;
+    mount(
+        Some(SOURCE),
+        mountpoint,
+        Some(FS_TYPE),
+        flags,
+        Some(options.as_str()),
+    )
+    .map_err(|errno| system_error(format!("cannot mount on {}", mountpoint.display()), errno))?;
+    Ok(device.into())
+}
+
+fn detach(mountpoint: &Path, flags: MntFlags) -> Result<()> {
+    umount2(mountpoint, flags | MntFlags::UMOUNT_NOFOLLOW)
+        .map_err(|errno| system_error(format!("cannot unmount {}", mountpoint.display()), errno))
+}
+
+/// Sees that the mount answers. An error that the filesystem itself answers to the listing is an answer too: a registry
+/// that is down now may be up when someone looks.
+fn check(mountpoint: &Path, device: &str, read_ahead_kib: u32) -> Reply {
+    let read_ahead = format!("/sys/class/bdi/{device}/read_ahead_kb");
+    // Without it reads are smaller, and no worse. In a container /sys is often read-only.
+    let _ = fs::write(read_ahead, read_ahead_kib.to_string());
+    let silent = |error: &io::Error| Error::io(format!("{} does not answer", mountpoint.display()), error);
+    fs::metadata(mountpoint).map_err(|error| silent(&error))?;
+    statvfs(mountpoint).map_err(|errno| silent(&errno.into()))?;
+    let listed = fs::read_dir(mountpoint).and_then(|mut entries| entries.next().transpose());
+    match listed {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED)) => {
+            Err(silent(&error))
+        }
+        _ => match ours_at(mountpoint)? {
+            Some(entry) if entry.device == device => Ok(Done::Ok),
+            _ => Err(Error::busy(
+                mountpoint.display().to_string(),
+                "it was unmounted, or mounted over, at once",
+            )),
+        },
+    }
+}
+
+fn unmount(path: &Path, device: Option<&str>, how: Unmount) -> Reply {
+    let mountpoint = resolve(path)?;
+    let entry = match (ours_at(&mountpoint)?, device) {
+        (Some(entry), None) => entry,
+        (Some(entry), Some(device)) if entry.device == device => entry,
+        // Somebody else unmounted it, which is what was wanted.
+        (_, Some(_)) => return Ok(Done::Ok),
+        (None, None) => {
+            let message = format!("no registryfs is mounted on {}", mountpoint.display());
+            return Err(Error::usage(message));
+        }
+    };
+    match how {
+        Unmount::Idle => unmount_idle(&entry.mountpoint)?,
+        Unmount::Lazy => detach(&mountpoint, MntFlags::MNT_DETACH)?,
+        Unmount::Abort => detach(&mountpoint, MntFlags::MNT_DETACH | MntFlags::MNT_FORCE)?,
+        Unmount::Dead if is_dead(&mountpoint) => detach(&mountpoint, MntFlags::MNT_DETACH)?,
+        Unmount::Dead => {}
+    }
+    Ok(Done::Ok)
+}
+
+fn unmount_idle(mountpoint: &Path) -> Result<()> {
+    for attempt in 1.. {
+        match umount2(mountpoint, MntFlags::UMOUNT_NOFOLLOW) {
+            Ok(()) => break,
+            Err(Errno::EBUSY) if attempt < UNMOUNT_TRIES => std::thread::sleep(UNMOUNT_PAUSE),
+            Err(Errno::EBUSY) => {
+                let what = format!("cannot unmount {}", mountpoint.display());
+                return Err(Error::busy(what, busy::describe(mountpoint)));
+            }
+            Err(errno) => {
+                let what = format!("cannot unmount {}", mountpoint.display());
+                return Err(system_error(what, errno));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn is_mounted(path: &Path) -> Reply {
+    let mountpoint = resolve(path)?;
+    let live = ours_at(&mountpoint)?.is_some() && !is_dead(&mountpoint);
+    Ok(Done::Live { live })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mountpoint_is_resolved_through_links_and_dots() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = fs::canonicalize(dir.path()).unwrap();
+        fs::create_dir_all(base.join("real/mnt")).unwrap();
+        std::os::unix::fs::symlink("real", base.join("link")).unwrap();
+        std::os::unix::fs::symlink("link/mnt/", base.join("mnt")).unwrap();
+        std::os::unix::fs::symlink("loop", base.join("loop")).unwrap();
+        let real = base.join("real/mnt");
+        for spelling in ["real/mnt", "link/mnt/", "mnt", "real/./mnt/.", "real/mnt/../mnt"] {
+            assert_eq!(resolve(&base.join(spelling)).unwrap(), real, "{spelling}");
+        }
+        assert_eq!(resolve(&base.join("real/mnt/..")).unwrap(), base.join("real"));
+        let missing = resolve(&base.join("none")).unwrap_err().to_string();
+        assert!(missing.contains("does not exist") && missing.contains("mkdir -p"));
+        assert!(resolve(&base.join("loop")).is_err());
+    }
+}

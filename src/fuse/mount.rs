@@ -1,0 +1,202 @@
+//! A mount from its beginning to its end: the session's threads, the waiting, the unmounting.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use fuser::{Config, Session, SessionACL};
+use parking_lot::Mutex;
+
+use super::adapter::Adapter;
+use super::counters::{Counters, Requests};
+use super::helper::Unmount;
+use super::helper_process::{Helper, Mounted};
+use super::session_end::SessionEnd;
+use crate::error::{Error, Result};
+use crate::fs::ops::Operations;
+
+/// How long the end of a session is waited for after its mount is gone. The kernel ends it as soon as nobody, in any
+/// mount namespace, has it.
+const END_WAIT: Duration = Duration::from_secs(5);
+/// How a mount is removed whose session has ended. A session that failed leaves a dead mount behind; one that was unmounted
+/// from outside leaves nothing, and a live mount with the same device number is somebody else's by then.
+const AFTER_END: Unmount = Unmount::Dead;
+/// The read-ahead by default, in KiB: the largest request that the kernel makes.
+const READ_AHEAD_KIB: u32 = 1024;
+/// Session threads: more only wake each other, because work that waits is not done on them.
+const THREADS: std::ops::RangeInclusive<usize> = 2..=8;
+
+/// How to mount.
+#[derive(Debug, Clone)]
+pub struct MountOptions {
+    /// Where, an existing directory.
+    pub mountpoint: PathBuf,
+    /// Whether users other than the daemon's may enter. Permissions are enforced in any case.
+    pub allow_other: bool,
+    /// Read-ahead in KiB.
+    pub read_ahead_kib: u32,
+    /// Threads that take requests from the kernel, at least 1.
+    pub threads: usize,
+    /// The `registryfs` binary that runs as the helper; none means this program itself.
+    pub helper: Option<PathBuf>,
+}
+
+impl MountOptions {
+    /// The defaults: for all users, 1 MiB of read-ahead, a thread a core (2 to 8).
+    pub fn new(mountpoint: impl Into<PathBuf>) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            mountpoint: mountpoint.into(),
+            allow_other: true,
+            read_ahead_kib: READ_AHEAD_KIB,
+            threads: cores.clamp(*THREADS.start(), *THREADS.end()),
+            helper: None,
+        }
+    }
+}
+
+/// A mounted filesystem. Dropping it unmounts at once, whoever uses it, and ends the session.
+#[derive(Debug)]
+pub struct Mount {
+    mountpoint: PathBuf,
+    device_number: String,
+    helper: Helper,
+    requests: Arc<Requests>,
+    end: Arc<SessionEnd>,
+    session: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Mount {
+    /// Mounts `fs` and returns when the mount answers. On failure nothing stays mounted. Work of the filesystem that
+    /// waits runs on `runtime`. Blocks: not to be called on an async thread.
+    pub fn start(
+        fs: Arc<dyn Operations>,
+        options: &MountOptions,
+        runtime: &tokio::runtime::Handle,
+    ) -> Result<Self> {
+        let helper = options
+            .helper
+            .clone()
+            .map_or_else(Helper::this_program, Helper::at);
+        let Mounted {
+            device,
+            mountpoint,
+            device_number,
+        } = helper.mount(&options.mountpoint, options.allow_other)?;
+        let mut mount = Self {
+            mountpoint,
+            device_number,
+            helper,
+            requests: Arc::default(),
+            end: Arc::new(SessionEnd::new()),
+            session: Mutex::new(None),
+        };
+        // From here on an early return drops the mount, and that unmounts.
+        mount.serve(fs, device, options.threads, runtime.clone())?;
+        mount
+            .helper
+            .check(&mount.mountpoint, &mount.device_number, options.read_ahead_kib)?;
+        Ok(mount)
+    }
+
+    /// Greets the kernel and starts the threads.
+    fn serve(
+        &mut self,
+        fs: Arc<dyn Operations>,
+        device: OwnedFd,
+        threads: usize,
+        runtime: tokio::runtime::Handle,
+    ) -> Result<()> {
+        let failed = |error: &std::io::Error| {
+            self.end.set();
+            Error::io(
+                format!("the FUSE session of {}", self.mountpoint.display()),
+                error,
+            )
+        };
+        let adapter = Adapter::new(fs, self.requests.clone(), runtime, self.end.clone());
+        let mut config = Config::default();
+        config.n_threads = Some(threads.max(1));
+        // Who may enter is the kernel's decision, by the mount's own options.
+        let session =
+            Session::from_fd(adapter, device, SessionACL::All, config).map_err(|error| failed(&error))?;
+        let end = self.end.clone();
+        let thread = std::thread::Builder::new()
+            .name("fuse-session".into())
+            .spawn(move || {
+                if let Err(error) = session.run() {
+                    tracing::error!(%error, "the FUSE session failed");
+                }
+                end.set();
+            })
+            .map_err(|error| failed(&error))?;
+        *self.session.get_mut() = Some(thread);
+        Ok(())
+    }
+
+    /// Where it is mounted, without links and dots. The daemon must never open this path or one below.
+    pub fn mountpoint(&self) -> &Path {
+        &self.mountpoint
+    }
+
+    /// Unmounts and waits for the session's end. While the mount is busy this fails and names who uses it; `lazy` takes
+    /// it out of the tree in any case and returns, and the session ends when the last user is gone. Blocks.
+    pub fn unmount(&self, lazy: bool) -> Result<()> {
+        let how = match (self.end.is_set(), lazy) {
+            (true, _) => AFTER_END,
+            (false, true) => Unmount::Lazy,
+            (false, false) => Unmount::Idle,
+        };
+        self.helper
+            .unmount_device(&self.mountpoint, Some(&self.device_number), how)?;
+        if !lazy && !self.end.wait_blocking(END_WAIT) {
+            tracing::warn!(
+                mountpoint = %self.mountpoint.display(),
+                "unmounted, but another mount namespace still has a copy of the mount"
+            );
+        }
+        Ok(())
+    }
+
+    /// Resolves when the session has ended, for whatever reason: unmounted from here or outside, or failed.
+    pub fn ended(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.end.wait()
+    }
+
+    /// The requests so far.
+    pub fn counters(&self) -> Counters {
+        self.requests.snapshot()
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let mountpoint = self.mountpoint.display();
+        let how = if self.end.is_set() {
+            AFTER_END
+        } else {
+            Unmount::Abort
+        };
+        let unmounted = self
+            .helper
+            .unmount_device(&self.mountpoint, Some(&self.device_number), how);
+        if let Err(error) = unmounted {
+            tracing::warn!(%mountpoint, %error, "could not unmount");
+        }
+        if !self.end.wait_blocking(END_WAIT) {
+            // Joining might take for ever; the session ends with this process at the latest.
+            tracing::warn!(%mountpoint, "the mount is still in use; its session goes on");
+            return;
+        }
+        if let Some(Err(_)) = self.session.get_mut().take().map(JoinHandle::join) {
+            tracing::error!(%mountpoint, "the FUSE session panicked");
+        }
+    }
+}
+
+/// Unmounts `mountpoint` when no daemon answers for it; `lazy` as in [`Mount::unmount`]. Refuses what is not ours.
+pub fn unmount_path(mountpoint: &Path, lazy: bool) -> Result<()> {
+    Helper::this_program().unmount(mountpoint, lazy)
+}

@@ -1,0 +1,406 @@
+//! Images by manifest digest: their layers, their merged trees, and the files in them.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use lru::LruCache;
+use parking_lot::Mutex;
+use tokio::sync::OnceCell;
+use tokio::task::JoinSet;
+
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::fetch::{Fetcher, FileAt, Source, blocking};
+use crate::image::manifest::{Document, IndexEntry, Manifest, choose};
+use crate::image::platform::Platform;
+use crate::image::resolve::Resolver;
+use crate::image::tree::{self, Node, Tree, Whiteouts};
+use crate::layer::entry::Kind;
+use crate::registry::reference::Repository;
+use crate::store::layer::Layer;
+use crate::store::mapped::Mapped;
+
+/// Images kept ready; others are opened from the store again.
+const IMAGES_READY_MAX: usize = 256;
+
+/// A merged tree and the layers behind it.
+#[derive(Debug)]
+pub struct Rootfs {
+    name: String,
+    tree: Tree<Mapped>,
+    key: Digest,
+    layers: Vec<LayerAt>,
+}
+
+/// A layer that is opened when its content is first needed.
+#[derive(Debug)]
+struct LayerAt {
+    source: Arc<Source>,
+    layer: OnceCell<Arc<Layer>>,
+}
+
+impl Rootfs {
+    /// The image or layer that it is of, for messages: of the first reference that opened it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The merged tree.
+    #[must_use]
+    pub fn tree(&self) -> &Tree<Mapped> {
+        &self.tree
+    }
+
+    /// What the tree is stored under: the same for images with the same layers.
+    #[must_use]
+    pub fn key(&self) -> &Digest {
+        &self.key
+    }
+
+    /// Where the content of a regular file is, if its layer is open already.
+    #[must_use]
+    pub fn file_now(&self, node: &Node) -> Option<FileAt> {
+        let at = self.layers.get(usize::from(node.layer))?;
+        let layer = Arc::clone(at.layer.get()?);
+        Some(FileAt {
+            source: Arc::clone(&at.source),
+            layer,
+            entry: node.entry?,
+        })
+    }
+
+    /// Where the content of a regular file is.
+    ///
+    /// # Errors
+    /// [`Error::Posix`] (EISDIR, EINVAL) for what is no regular file; what keeps its layer's index from being had.
+    pub async fn file(&self, fetcher: &Arc<Fetcher>, node: &Node) -> Result<FileAt> {
+        let entry = match (node.kind, node.entry) {
+            (Kind::File, Some(entry)) => entry,
+            (Kind::Dir, _) => return Err(Error::posix("directory", libc::EISDIR)),
+            _ => return Err(Error::posix("special file", libc::EINVAL)),
+        };
+        let at = self.layers.get(usize::from(node.layer));
+        let at = at.ok_or_else(|| {
+            Error::malformed("merged tree", "a file of a layer that the image does not have")
+        })?;
+        let layer = at.layer.get_or_try_init(|| fetcher.layer(&at.source)).await?;
+        Ok(FileAt {
+            source: Arc::clone(&at.source),
+            layer: Arc::clone(layer),
+            entry,
+        })
+    }
+}
+
+/// One image: a manifest and what follows from it.
+#[derive(Debug)]
+pub struct Image {
+    repository: Repository,
+    digest: Digest,
+    bytes: Bytes,
+    manifest: Manifest,
+    sources: Vec<Arc<Source>>,
+    rootfs: OnceCell<Arc<Rootfs>>,
+    layer_trees: Vec<OnceCell<Arc<Rootfs>>>,
+}
+
+impl Image {
+    /// The repository it was asked of.
+    #[must_use]
+    pub fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    /// The manifest's digest.
+    #[must_use]
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    /// The manifest's bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// The manifest.
+    #[must_use]
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Where the layers are to be had, base first.
+    #[must_use]
+    pub fn sources(&self) -> &[Arc<Source>] {
+        &self.sources
+    }
+
+    /// The merged tree, if it is ready.
+    #[must_use]
+    pub fn rootfs_now(&self) -> Option<&Arc<Rootfs>> {
+        self.rootfs.get()
+    }
+
+    fn name(&self) -> String {
+        format!("{}@{}", self.repository, self.digest)
+    }
+}
+
+/// What a digest names.
+#[derive(Debug, Clone)]
+pub enum Named {
+    /// One image.
+    Image(Arc<Image>),
+    /// An index: its own bytes, and an image for each of several platforms.
+    Index(Arc<IndexDocument>),
+}
+
+/// An index.
+#[derive(Debug)]
+pub struct IndexDocument {
+    /// The repository it was asked of.
+    pub repository: Repository,
+    /// Its digest.
+    pub digest: Digest,
+    /// Its bytes.
+    pub bytes: Bytes,
+    /// Its images.
+    pub entries: Vec<IndexEntry>,
+}
+
+/// Opens images and builds what reading them needs. Shared by all mounts.
+#[derive(Debug)]
+pub struct Images {
+    fetcher: Arc<Fetcher>,
+    resolver: Arc<Resolver>,
+    ready: Mutex<LruCache<(Repository, Digest), Named>>,
+}
+
+impl Images {
+    /// Images on top of what fetches their parts and what resolves their names.
+    #[must_use]
+    pub fn new(fetcher: Arc<Fetcher>, resolver: Arc<Resolver>) -> Arc<Self> {
+        let ready = LruCache::new(NonZeroUsize::MIN.saturating_add(IMAGES_READY_MAX - 1));
+        Arc::new(Self {
+            fetcher,
+            resolver,
+            ready: Mutex::new(ready),
+        })
+    }
+
+    /// What fetches the parts of images.
+    #[must_use]
+    pub fn fetcher(&self) -> &Arc<Fetcher> {
+        &self.fetcher
+    }
+
+    /// What resolves names.
+    #[must_use]
+    pub fn resolver(&self) -> &Arc<Resolver> {
+        &self.resolver
+    }
+
+    /// What a digest names in a repository.
+    ///
+    /// # Errors
+    /// As [`Resolver::document`]; [`Error::Malformed`] for a document that is none.
+    pub async fn named(self: &Arc<Self>, repository: &Repository, digest: &Digest) -> Result<Named> {
+        let key = (repository.clone(), *digest);
+        if let Some(named) = self.ready.lock().get(&key) {
+            return Ok(named.clone());
+        }
+        let bytes = self.resolver.document(repository, digest).await?;
+        let what = format!("{repository}@{digest}");
+        let named = match Document::parse(&what, &bytes)? {
+            Document::Manifest(manifest) => {
+                Named::Image(Arc::new(image(repository, digest, bytes, manifest)))
+            }
+            Document::Index(entries) => {
+                let (repository, digest) = key.clone();
+                Named::Index(Arc::new(IndexDocument {
+                    repository,
+                    digest,
+                    bytes,
+                    entries,
+                }))
+            }
+        };
+        // Somebody may have been faster; then his is the one, so that its tree is built once.
+        let mut ready = self.ready.lock();
+        Ok(ready.get_or_insert(key, || named).clone())
+    }
+
+    /// The image for a platform that a digest names: itself, or a choice from its index.
+    ///
+    /// # Errors
+    /// As [`Self::named`]; [`Error::NotFound`] naming the platforms that there are.
+    pub async fn image(
+        self: &Arc<Self>,
+        repository: &Repository,
+        digest: &Digest,
+        platform: &Platform,
+    ) -> Result<Arc<Image>> {
+        let index = match self.named(repository, digest).await? {
+            Named::Image(image) => return Ok(image),
+            Named::Index(index) => index,
+        };
+        let entry = choose(&index.entries, platform).ok_or_else(|| {
+            let offered: Vec<String> = index
+                .entries
+                .iter()
+                .map(|entry| entry.platform.to_string())
+                .collect();
+            let offered = if offered.is_empty() {
+                "no images".to_owned()
+            } else {
+                offered.join(", ")
+            };
+            Error::not_found(
+                format!("{repository}@{digest} for {platform}"),
+                format!("the index has {offered}; choose with --platform"),
+            )
+        })?;
+        match self.named(repository, &entry.digest).await? {
+            Named::Image(image) => Ok(image),
+            Named::Index(_) => Err(Error::unsupported(
+                format!("{repository}@{digest}"),
+                "an index within an index",
+            )),
+        }
+    }
+
+    /// The merged root filesystem of an image: from the store, or built from its layers, which are indexed in parallel.
+    ///
+    /// # Errors
+    /// What keeps one of the layers from being indexed, and [`Error::Malformed`] from the merge.
+    pub async fn rootfs(self: &Arc<Self>, image: &Arc<Image>) -> Result<Arc<Rootfs>> {
+        let build = || async {
+            let layers: Vec<String> = image
+                .sources
+                .iter()
+                .map(|s| s.descriptor.digest.to_string())
+                .collect();
+            let key = Digest::of(format!("rootfs {}", layers.join(" ")).as_bytes());
+            self.build(image.name(), key, image.sources.clone(), Whiteouts::Apply)
+                .await
+        };
+        image.rootfs.get_or_try_init(build).await.cloned()
+    }
+
+    /// Layer `number` of an image alone, with its whiteouts as files.
+    ///
+    /// # Errors
+    /// As [`Self::rootfs`]; [`Error::NotFound`] if there is no such layer.
+    pub async fn layer_tree(self: &Arc<Self>, image: &Arc<Image>, number: usize) -> Result<Arc<Rootfs>> {
+        let what = format!("{} layer {number}", image.name());
+        let (Some(cell), Some(source)) = (image.layer_trees.get(number), image.sources.get(number)) else {
+            return Err(Error::not_found(
+                what,
+                format!("the image has {} layers", image.sources.len()),
+            ));
+        };
+        let build = || async {
+            let key = Digest::of(format!("layer {}", source.descriptor.digest).as_bytes());
+            self.build(what, key, vec![Arc::clone(source)], Whiteouts::Show)
+                .await
+        };
+        cell.get_or_try_init(build).await.cloned()
+    }
+
+    async fn build(
+        self: &Arc<Self>,
+        what: String,
+        key: Digest,
+        sources: Vec<Arc<Source>>,
+        whiteouts: Whiteouts,
+    ) -> Result<Arc<Rootfs>> {
+        let layers = sources.iter().map(|source| LayerAt {
+            source: Arc::clone(source),
+            layer: OnceCell::new(),
+        });
+        let layers: Vec<LayerAt> = layers.collect();
+        if let Some(tree) = self.stored_tree(key).await? {
+            return Ok(Arc::new(Rootfs {
+                name: what,
+                tree,
+                key,
+                layers,
+            }));
+        }
+        let opened = self.open_layers(&sources).await?;
+        for (at, layer) in layers.iter().zip(&opened) {
+            // A cell that is set already holds the same layer.
+            let _ = at.layer.set(Arc::clone(layer));
+        }
+        let (store, name) = (Arc::clone(self.fetcher.store()), what.clone());
+        let merge = move || {
+            let indexes: Vec<_> = opened.iter().map(|layer| layer.index()).collect();
+            let merged = tree::merge(&indexes, &key, whiteouts)?;
+            for warning in &merged.warnings {
+                tracing::warn!(image = name, "{warning}");
+            }
+            store.db().put_warnings(&key, &merged.warnings)?;
+            Tree::open(store.put_tree(&key, &merged.bytes)?, &key)
+        };
+        let tree = blocking(self.fetcher.runtime(), merge).await?;
+        Ok(Arc::new(Rootfs {
+            name: what,
+            tree,
+            key,
+            layers,
+        }))
+    }
+
+    async fn stored_tree(&self, key: Digest) -> Result<Option<Tree<Mapped>>> {
+        let store = Arc::clone(self.fetcher.store());
+        let open = move || match store.tree(&key)?.map(|mapped| Tree::open(mapped, &key)) {
+            None => Ok(None),
+            Some(Ok(tree)) => Ok(Some(tree)),
+            Some(Err(error)) => {
+                tracing::warn!(%error, "a merged tree is damaged and will be built anew");
+                store.remove_tree(&key);
+                Ok(None)
+            }
+        };
+        blocking(self.fetcher.runtime(), open).await
+    }
+
+    /// All layers, indexed in parallel: their tail reads share one round trip.
+    async fn open_layers(&self, sources: &[Arc<Source>]) -> Result<Vec<Arc<Layer>>> {
+        let mut tasks = JoinSet::new();
+        for (number, source) in sources.iter().enumerate() {
+            let (fetcher, source) = (Arc::clone(&self.fetcher), Arc::clone(source));
+            let open = async move { (number, fetcher.layer(&source).await) };
+            tasks.spawn_on(open, self.fetcher.runtime());
+        }
+        let mut opened = vec![None; sources.len()];
+        while let Some(done) = tasks.join_next().await {
+            let (number, layer) = done.map_err(|e| Error::malformed("layer", e.to_string()))?;
+            opened[number] = Some(layer?);
+        }
+        opened
+            .into_iter()
+            .map(|layer| layer.ok_or_else(|| Error::malformed("layer", "not opened")))
+            .collect()
+    }
+}
+
+fn image(repository: &Repository, digest: &Digest, bytes: Bytes, manifest: Manifest) -> Image {
+    let source = |descriptor: &crate::layer::Descriptor| {
+        Arc::new(Source {
+            repository: repository.clone(),
+            descriptor: descriptor.clone(),
+        })
+    };
+    Image {
+        repository: repository.clone(),
+        digest: *digest,
+        bytes,
+        sources: manifest.layers.iter().map(source).collect(),
+        rootfs: OnceCell::new(),
+        layer_trees: manifest.layers.iter().map(|_| OnceCell::new()).collect(),
+        manifest,
+    }
+}

@@ -1,0 +1,221 @@
+//! What manifests and indexes say, of OCI and of Docker schema 2: only the fields that reading an image needs.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::image::platform::Platform;
+use crate::layer::Descriptor;
+
+/// The most layers an image may have; engines stop at 127, or at 500 with new overlayfs options.
+const LAYERS_MAX: usize = 1024;
+/// The most manifests an index may have.
+const MANIFESTS_MAX: usize = 4096;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawDescriptor {
+    #[serde(default)]
+    media_type: String,
+    digest: Digest,
+    size: u64,
+    #[serde(default)]
+    annotations: Option<BTreeMap<String, String>>,
+    #[serde(default)]
+    platform: Option<Platform>,
+    #[serde(default)]
+    artifact_type: Option<String>,
+}
+
+impl RawDescriptor {
+    fn into_descriptor(self) -> Descriptor {
+        let media_type = self
+            .media_type
+            .split(';')
+            .next()
+            .unwrap_or_default()
+            .trim()
+            .to_owned();
+        let annotations = self.annotations.unwrap_or_default();
+        Descriptor {
+            media_type,
+            digest: self.digest,
+            size: self.size,
+            annotations,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct RawDocument {
+    #[serde(default)]
+    config: Option<RawDescriptor>,
+    #[serde(default)]
+    layers: Option<Vec<RawDescriptor>>,
+    #[serde(default)]
+    manifests: Option<Vec<RawDescriptor>>,
+}
+
+/// An image's manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Manifest {
+    /// The image's configuration.
+    pub config: Descriptor,
+    /// Its layers, base first.
+    pub layers: Vec<Descriptor>,
+}
+
+/// One platform's manifest in an index.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IndexEntry {
+    /// The manifest.
+    pub digest: Digest,
+    /// The platform it is for.
+    pub platform: Platform,
+}
+
+/// What a reference may name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Document {
+    /// One image.
+    Manifest(Manifest),
+    /// An image for each of several platforms, in the index's order, attestations and the like left out.
+    Index(Vec<IndexEntry>),
+}
+
+impl Document {
+    /// Parses a manifest or index.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] naming `what`.
+    pub fn parse(what: &str, bytes: &[u8]) -> Result<Self> {
+        let malformed = |why: &str| Error::malformed(what, why);
+        let raw: RawDocument = serde_json::from_slice(bytes).map_err(|e| malformed(&e.to_string()))?;
+        match raw {
+            // Something that is both would be one image to one reader and another to the next.
+            RawDocument {
+                layers: Some(_),
+                manifests: Some(_),
+                ..
+            } => Err(malformed("it has layers and manifests")),
+            RawDocument {
+                config: Some(config),
+                layers: Some(layers),
+                ..
+            } => {
+                if layers.len() > LAYERS_MAX {
+                    return Err(malformed("it has more than 1024 layers"));
+                }
+                let layers = layers.into_iter().map(RawDescriptor::into_descriptor).collect();
+                Ok(Self::Manifest(Manifest {
+                    config: config.into_descriptor(),
+                    layers,
+                }))
+            }
+            RawDocument {
+                manifests: Some(manifests),
+                ..
+            } => {
+                if manifests.len() > MANIFESTS_MAX {
+                    return Err(malformed("it has more than 4096 manifests"));
+                }
+                Ok(Self::Index(
+                    manifests.into_iter().filter_map(index_entry).collect(),
+                ))
+            }
+            _ => Err(malformed(
+                "it is neither a manifest with config and layers nor an index",
+            )),
+        }
+    }
+}
+
+/// An entry that names an image: with a platform, and not an attestation (whose platform is `unknown`) or an artifact.
+fn index_entry(raw: RawDescriptor) -> Option<IndexEntry> {
+    let platform = raw
+        .platform
+        .filter(|platform| platform.os != "unknown" && raw.artifact_type.is_none())?;
+    Some(IndexEntry {
+        digest: raw.digest,
+        platform,
+    })
+}
+
+/// The entry of an index that someone who wants `platform` means: one that names the same variant before one that leaves
+/// it open, else the first.
+#[must_use]
+pub fn choose<'a>(entries: &'a [IndexEntry], platform: &Platform) -> Option<&'a IndexEntry> {
+    let exact = entries.iter().find(|entry| entry.platform == *platform);
+    exact.or_else(|| entries.iter().find(|entry| platform.accepts(&entry.platform)))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn entry(platform: &str, digest: &[u8]) -> IndexEntry {
+        IndexEntry {
+            digest: Digest::of(digest),
+            platform: platform.parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn an_index_leaves_out_what_is_no_image() {
+        let digest = Digest::of(b"1");
+        let text = format!(
+            r#"{{"schemaVersion":2,"manifests":[
+                {{"mediaType":"m","digest":"{digest}","size":1,"platform":{{"os":"linux","architecture":"arm","variant":"v7"}}}},
+                {{"mediaType":"m","digest":"{digest}","size":1,"platform":{{"os":"unknown","architecture":"unknown"}}}},
+                {{"mediaType":"m","digest":"{digest}","size":1}},
+                {{"mediaType":"m","digest":"{digest}","size":1,"artifactType":"x","platform":{{"os":"linux","architecture":"amd64"}}}}
+            ]}}"#
+        );
+        let parsed = Document::parse("x", text.as_bytes()).unwrap();
+        assert_eq!(parsed, Document::Index(vec![entry("linux/arm/v7", b"1")]));
+    }
+
+    #[test]
+    fn what_is_no_image_is_refused() {
+        let digest = Digest::of(b"1");
+        let config = format!(r#""config":{{"mediaType":"c","digest":"{digest}","size":1}}"#);
+        for text in [
+            "{}".to_owned(),
+            "[]".to_owned(),
+            format!("{{{config}}}"),
+            format!(r#"{{{config},"layers":[],"manifests":[]}}"#),
+            format!(r#"{{{config},"layers":[{{"digest":"sha512:00","size":1}}]}}"#),
+            format!(r#"{{{config},"layers":[{{"digest":"{digest}","size":-1}}]}}"#),
+        ] {
+            let error = Document::parse("x", text.as_bytes()).unwrap_err();
+            assert_eq!(error.exit_code(), 7, "{text}");
+        }
+        assert!(Document::parse("x", format!(r#"{{{config},"layers":[]}}"#).as_bytes()).is_ok());
+    }
+
+    #[test]
+    fn the_platform_that_is_meant_is_chosen() {
+        let entries = [
+            entry("linux/arm/v6", b"6"),
+            entry("linux/arm/v7", b"7"),
+            entry("linux/amd64", b"a"),
+            entry("linux/arm64/v8", b"8"),
+        ];
+        let chosen = |text: &str| choose(&entries, &text.parse().unwrap()).map(|entry| entry.digest);
+        assert_eq!(chosen("linux/arm/v7"), Some(Digest::of(b"7")));
+        assert_eq!(chosen("linux/arm"), Some(Digest::of(b"6")));
+        assert_eq!(chosen("linux/arm64"), Some(Digest::of(b"8")));
+        assert_eq!(chosen("linux/riscv64"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_document_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = Document::parse("x", &bytes);
+        }
+    }
+}

@@ -1,0 +1,412 @@
+//! What names mean now: tags to digests, digests to documents, and listings. Every answer of a registry is kept, and what
+//! is kept answers when the registry does not.
+//!
+//! A tag is asked for again after `tag_ttl`. If a digest of it is known, that question waits [`REVALIDATION_WAIT`] and goes
+//! on in the background; until an authoritative answer comes, the last known digest stands, marked stale.
+
+use std::collections::HashSet;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use lru::LruCache;
+use parking_lot::Mutex;
+
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::fetch::single_flight::SingleFlight;
+use crate::fetch::{Fetcher, blocking};
+use crate::image::answers::Listing;
+use crate::registry::reference::{Repository, Target};
+use crate::store::db::{ListingRecord, TagRecord};
+
+/// How long the revalidation of a known tag is waited for.
+pub const REVALIDATION_WAIT: Duration = Duration::from_millis(500);
+/// How long "there is no such tag" holds.
+pub const ABSENT_TTL: Duration = Duration::from_secs(10);
+/// How long a listing that is known is waited for when it is asked for again.
+const RELISTING_WAIT: Duration = Duration::from_secs(5);
+/// After a revalidation failed, the last known digest is given at once for this long.
+const STALE_REST: Duration = Duration::from_secs(5);
+/// The most names kept of a listing.
+const LISTING_NAMES_MAX: usize = 1_000_000;
+/// The most tags whose failed revalidation is remembered.
+const RESTING_MAX: usize = 4096;
+
+/// A tag's digest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TagDigest {
+    /// The digest.
+    pub digest: Digest,
+    /// Whether it could not be checked for a network reason.
+    pub stale: bool,
+    /// For how long it need not be asked for again.
+    pub valid_for: Duration,
+}
+
+/// Resolves names, with the store's memory behind it.
+#[derive(Debug)]
+pub struct Resolver {
+    fetcher: Arc<Fetcher>,
+    tag_ttl: Duration,
+    checks: SingleFlight<(Repository, String), Option<Digest>>,
+    documents: SingleFlight<(Repository, Digest), Bytes>,
+    listings: SingleFlight<String, Arc<Vec<String>>>,
+    resting: Mutex<LruCache<(Repository, String), Instant>>,
+    stale: Mutex<HashSet<String>>,
+}
+
+impl Resolver {
+    /// A resolver that trusts a tag's digest for `tag_ttl`.
+    #[must_use]
+    pub fn new(fetcher: Arc<Fetcher>, tag_ttl: Duration) -> Arc<Self> {
+        Arc::new(Self {
+            fetcher,
+            tag_ttl,
+            checks: SingleFlight::default(),
+            documents: SingleFlight::default(),
+            listings: SingleFlight::default(),
+            resting: Mutex::new(LruCache::new(NonZeroUsize::MIN.saturating_add(RESTING_MAX - 1))),
+            stale: Mutex::default(),
+        })
+    }
+
+    /// How long a tag's digest is trusted.
+    #[must_use]
+    pub fn tag_ttl(&self) -> Duration {
+        self.tag_ttl
+    }
+
+    /// The tags and listings that could not be checked when they were last asked for, sorted.
+    #[must_use]
+    pub fn stale_names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.stale.lock().iter().cloned().collect();
+        names.sort();
+        names
+    }
+
+    /// The digest that a tag has now.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] and [`Error::Denied`] from the registry; of the network only if no digest is known.
+    pub async fn tag(self: &Arc<Self>, repository: &Repository, tag: &str) -> Result<TagDigest> {
+        let name = format!("{repository}:{tag}");
+        let record = self.tag_record(repository, tag).await?;
+        let known = match record {
+            Some(TagRecord {
+                digest: Some(digest), ..
+            }) => Some(digest),
+            _ => None,
+        };
+        if let Some(record) = record {
+            match record.digest {
+                Some(digest) if record.age() < self.tag_ttl => {
+                    return Ok(TagDigest {
+                        digest,
+                        stale: false,
+                        valid_for: self.tag_ttl - record.age(),
+                    });
+                }
+                None if record.age() < ABSENT_TTL => return Err(no_such_tag(&name)),
+                _ => {}
+            }
+        }
+        let check = self.check(repository, tag, known);
+        let Some(digest) = known else {
+            return check
+                .await?
+                .map(|digest| self.fresh(digest))
+                .ok_or_else(|| no_such_tag(&name));
+        };
+        let key = (repository.clone(), tag.to_owned());
+        if self
+            .resting
+            .lock()
+            .get(&key)
+            .is_some_and(|since| since.elapsed() < STALE_REST)
+        {
+            return Ok(stale(digest));
+        }
+        match tokio::time::timeout(REVALIDATION_WAIT, check).await {
+            Ok(Ok(Some(digest))) => {
+                self.stale.lock().remove(&name);
+                Ok(self.fresh(digest))
+            }
+            Ok(Ok(None)) => Err(no_such_tag(&name)),
+            Ok(Err(error)) if !error.is_network() => Err(error),
+            Ok(Err(_)) | Err(_) => {
+                self.resting.lock().put(key, Instant::now());
+                self.mark_stale(name);
+                Ok(stale(digest))
+            }
+        }
+    }
+
+    fn fresh(&self, digest: Digest) -> TagDigest {
+        TagDigest {
+            digest,
+            stale: false,
+            valid_for: self.tag_ttl,
+        }
+    }
+
+    /// What was last heard of a tag, whatever its age. Asks the network nothing.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub async fn tag_record(&self, repository: &Repository, tag: &str) -> Result<Option<TagRecord>> {
+        let store = Arc::clone(self.fetcher.store());
+        let (repository, tag) = (repository.to_string(), tag.to_owned());
+        blocking(self.fetcher.runtime(), move || store.db().tag(&repository, &tag)).await
+    }
+
+    /// Asks the registry for a tag's digest and keeps the answer. A tag that is not known yet is asked for by its
+    /// manifest, so that one request brings both.
+    async fn check(
+        self: &Arc<Self>,
+        repository: &Repository,
+        tag: &str,
+        known: Option<Digest>,
+    ) -> Result<Option<Digest>> {
+        let key = (repository.clone(), tag.to_owned());
+        let resolver = Arc::clone(self);
+        let (repository, tag) = key.clone();
+        let work = async move {
+            let client = resolver.fetcher.client();
+            let answer = match known {
+                Some(_) => client.tag_digest(&repository, &tag).await,
+                None => match client.manifest(&repository, &Target::Tag(tag.clone())).await {
+                    Ok(manifest) => {
+                        resolver
+                            .keep_document(manifest.digest, manifest.bytes, manifest.media_type)
+                            .await?;
+                        Ok(Some(manifest.digest))
+                    }
+                    Err(Error::NotFound { .. }) => Ok(None),
+                    Err(error) => Err(error),
+                },
+            };
+            let digest = answer?;
+            let store = Arc::clone(resolver.fetcher.store());
+            let runtime = resolver.fetcher.runtime();
+            let keep = move || store.db().put_tag(&repository.to_string(), &tag, digest.as_ref());
+            blocking(runtime, keep).await?;
+            Ok(digest)
+        };
+        self.checks.run(self.fetcher.runtime(), key, work).await
+    }
+
+    /// The manifest, index or configuration with this digest.
+    ///
+    /// # Errors
+    /// As the registry client's `manifest`.
+    pub async fn document(self: &Arc<Self>, repository: &Repository, digest: &Digest) -> Result<Bytes> {
+        if let Some(bytes) = self.kept_document(digest).await? {
+            return Ok(bytes);
+        }
+        let resolver = Arc::clone(self);
+        let key = (repository.clone(), *digest);
+        let (repository, digest) = key.clone();
+        let work = async move {
+            let target = Target::Digest(digest);
+            let manifest = resolver.fetcher.client().manifest(&repository, &target).await?;
+            resolver
+                .keep_document(digest, manifest.bytes.clone(), manifest.media_type)
+                .await?;
+            Ok(manifest.bytes)
+        };
+        self.documents.run(self.fetcher.runtime(), key, work).await
+    }
+
+    /// An image's configuration: a blob, not a manifest.
+    ///
+    /// # Errors
+    /// As the registry client's `small_blob`.
+    pub async fn config(
+        self: &Arc<Self>,
+        repository: &Repository,
+        digest: &Digest,
+        size: u64,
+        media_type: &str,
+    ) -> Result<Bytes> {
+        if let Some(bytes) = self.kept_document(digest).await? {
+            return Ok(bytes);
+        }
+        let resolver = Arc::clone(self);
+        let key = (repository.clone(), *digest);
+        let (repository, digest) = key.clone();
+        let media_type = media_type.to_owned();
+        let work = async move {
+            let bytes = resolver
+                .fetcher
+                .client()
+                .small_blob(&repository, &digest, size)
+                .await?;
+            resolver.keep_document(digest, bytes.clone(), media_type).await?;
+            Ok(bytes)
+        };
+        self.documents.run(self.fetcher.runtime(), key, work).await
+    }
+
+    /// The media type of a kept document.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub async fn media_type(&self, digest: &Digest) -> Result<Option<String>> {
+        let (store, digest) = (Arc::clone(self.fetcher.store()), *digest);
+        blocking(self.fetcher.runtime(), move || store.db().media_type(&digest)).await
+    }
+
+    async fn kept_document(&self, digest: &Digest) -> Result<Option<Bytes>> {
+        let (store, digest) = (Arc::clone(self.fetcher.store()), *digest);
+        blocking(self.fetcher.runtime(), move || store.documents().get(&digest)).await
+    }
+
+    async fn keep_document(&self, digest: Digest, bytes: Bytes, media_type: String) -> Result<()> {
+        let store = Arc::clone(self.fetcher.store());
+        let keep = move || {
+            store.documents().put(&digest, &bytes)?;
+            store.db().put_media_type(&digest, &media_type)
+        };
+        // A full disk must not keep an image from being read.
+        if let Err(error) = blocking(self.fetcher.runtime(), keep).await {
+            tracing::warn!(%digest, %error, "cannot keep a document");
+        }
+        Ok(())
+    }
+
+    /// The tags of a repository, sorted.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] and [`Error::Denied`] from the registry; of the network only if no listing is known.
+    pub async fn tags(self: &Arc<Self>, repository: &Repository) -> Result<Listing> {
+        let repository = repository.clone();
+        let of = format!("tags {repository}");
+        let pager = move |fetcher: &Fetcher| fetcher.client().tags(&repository);
+        self.listing(of, pager).await
+    }
+
+    /// The repositories that a registry's catalog lists, sorted.
+    ///
+    /// # Errors
+    /// As [`Self::tags`]; [`Error::Unsupported`] or [`Error::Denied`] too from a registry without a catalog.
+    pub async fn catalog(self: &Arc<Self>, host: &str) -> Result<Listing> {
+        let host = host.to_owned();
+        let of = format!("catalog {host}");
+        let pager = move |fetcher: &Fetcher| fetcher.client().catalog(&host);
+        self.listing(of, pager).await
+    }
+
+    /// What was last heard of a repository's tags, whatever its age. Asks the network nothing.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub async fn known_tags(&self, repository: &Repository) -> Result<Option<ListingRecord>> {
+        self.listing_record(&format!("tags {repository}")).await
+    }
+
+    /// What was last heard of a registry's catalog, whatever its age. Asks the network nothing.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub async fn known_catalog(&self, host: &str) -> Result<Option<ListingRecord>> {
+        self.listing_record(&format!("catalog {host}")).await
+    }
+
+    /// The repositories of a registry of which a tag was ever found.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub async fn visited(&self, host: &str) -> Result<Vec<String>> {
+        let (store, host) = (Arc::clone(self.fetcher.store()), host.to_owned());
+        blocking(self.fetcher.runtime(), move || store.db().visited(&host)).await
+    }
+
+    async fn listing_record(&self, of: &str) -> Result<Option<ListingRecord>> {
+        let (store, of) = (Arc::clone(self.fetcher.store()), of.to_owned());
+        blocking(self.fetcher.runtime(), move || store.db().listing(&of)).await
+    }
+
+    async fn listing<P>(self: &Arc<Self>, of: String, pager: P) -> Result<Listing>
+    where
+        P: FnOnce(&Fetcher) -> crate::registry::Pager + Send + 'static,
+    {
+        let known = self.listing_record(&of).await?;
+        if let Some(record) = known.as_ref().filter(|record| record.age() < self.tag_ttl) {
+            return Ok(Listing {
+                names: record.names.clone(),
+                stale: false,
+            });
+        }
+        let resolver = Arc::clone(self);
+        let name = of.clone();
+        let work = async move { resolver.fetch_listing(&name, pager).await.map(Arc::new) };
+        let asked = self.listings.run(self.fetcher.runtime(), of.clone(), work);
+        let Some(record) = known else {
+            return Ok(Listing {
+                names: asked.await?.to_vec(),
+                stale: false,
+            });
+        };
+        match tokio::time::timeout(RELISTING_WAIT, asked).await {
+            Ok(Ok(names)) => {
+                self.stale.lock().remove(&of);
+                Ok(Listing {
+                    names: names.to_vec(),
+                    stale: false,
+                })
+            }
+            Ok(Err(error)) if !error.is_network() => Err(error),
+            Ok(Err(_)) | Err(_) => {
+                self.mark_stale(of);
+                Ok(Listing {
+                    names: record.names,
+                    stale: true,
+                })
+            }
+        }
+    }
+
+    async fn fetch_listing<P>(&self, of: &str, pager: P) -> Result<Vec<String>>
+    where
+        P: FnOnce(&Fetcher) -> crate::registry::Pager + Send + 'static,
+    {
+        let mut pager = pager(&self.fetcher);
+        let mut names = Vec::new();
+        while let Some(page) = pager.next_page().await? {
+            names.extend(page);
+            if names.len() > LISTING_NAMES_MAX {
+                return Err(Error::unsupported(of, "it has more than a million names"));
+            }
+        }
+        names.sort();
+        names.dedup();
+        let (store, of, kept) = (Arc::clone(self.fetcher.store()), of.to_owned(), names.clone());
+        let keep = move || store.db().put_listing(&of, &kept);
+        if let Err(error) = blocking(self.fetcher.runtime(), keep).await {
+            tracing::warn!(%error, "cannot keep a listing");
+        }
+        Ok(names)
+    }
+
+    /// Notes a name for `status`; beyond a bound only the fact counts.
+    fn mark_stale(&self, name: String) {
+        let mut stale = self.stale.lock();
+        if stale.len() < RESTING_MAX {
+            stale.insert(name);
+        }
+    }
+}
+
+fn stale(digest: Digest) -> TagDigest {
+    TagDigest {
+        digest,
+        stale: true,
+        valid_for: STALE_REST,
+    }
+}
+
+fn no_such_tag(name: &str) -> Error {
+    Error::not_found(name, "the registry has no such tag, or it is private")
+}

@@ -1,0 +1,465 @@
+//! Decodes the chunks of one gzip member.
+//!
+//! Decoding starts at the member's first byte and stops after its last chunk: behind it stand tar headers of unknown
+//! length, and often a second member without chunks. So the member's CRC is not reached, and need not be: every chunk has
+//! a sha256 of its own. What is not a chunk is inflated into the same scratch buffer and dropped.
+
+use std::ops::Deref;
+
+use flate2::{Decompress, FlushDecompress, Status};
+
+use crate::digest::{Digest, Hasher};
+use crate::error::{Error, Result};
+use crate::layer::index::Index;
+use crate::layer::{ChunkSink, MemberDecoder};
+
+/// Decoded bytes at a time: large enough to hash and hand over at full speed, small enough for the L2 cache.
+const SCRATCH_BYTES: u64 = 128 << 10;
+/// Longest file name or comment in a gzip header in bytes. With an extra field of at most 64 KiB this bounds the header.
+const HEADER_TEXT_BYTES_MAX: usize = 4096;
+
+/// Chunks of the same bytes: one, or several that the index has at the same place.
+#[derive(Debug)]
+struct Wanted {
+    start: u64,
+    end: u64,
+    digest: Digest,
+    /// Their positions in the chunk table.
+    chunks: Vec<u32>,
+}
+
+/// Decodes a member whose chunks were copied out of the index.
+#[derive(Debug)]
+pub(in crate::layer) struct GzipMember {
+    /// Where the member starts in the blob, for messages.
+    blob_start: u64,
+    /// The header's bytes, until it is complete.
+    header: Option<Vec<u8>>,
+    inflate: Decompress,
+    scratch: Vec<u8>,
+    /// In the order of the member.
+    wanted: std::vec::IntoIter<Wanted>,
+    current: Option<Wanted>,
+    hasher: Hasher,
+    /// Decoded bytes so far.
+    position: u64,
+}
+
+impl GzipMember {
+    /// A decoder of member `member`.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] when the index is damaged.
+    pub(in crate::layer) fn new<B: Deref<Target = [u8]>>(index: &Index<B>, member: u32) -> Result<Self> {
+        let member = index.member(member)?;
+        let damaged = || Error::malformed("layer index", "the chunks of a member overlap");
+        let mut wanted: Vec<Wanted> = Vec::new();
+        for number in index.member_chunks(&member)? {
+            let chunk = index.chunk(number)?;
+            let start = chunk.inner_offset;
+            let end = start
+                .checked_add(chunk.bytes)
+                .filter(|&end| end > start)
+                .ok_or_else(damaged)?;
+            match wanted.last_mut() {
+                Some(last) if (last.start, last.end, last.digest) == (start, end, chunk.digest) => {
+                    last.chunks.push(number);
+                }
+                Some(last) if last.end > start => return Err(damaged()),
+                _ => wanted.push(Wanted {
+                    start,
+                    end,
+                    digest: chunk.digest,
+                    chunks: vec![number],
+                }),
+            }
+        }
+        let scratch_bytes = wanted.last().map_or(0, |last| last.end).min(SCRATCH_BYTES);
+        let mut wanted = wanted.into_iter();
+        Ok(Self {
+            blob_start: member.blob_start,
+            header: Some(Vec::new()),
+            inflate: Decompress::new(false),
+            scratch: vec![0; scratch_bytes as usize],
+            current: wanted.next(),
+            wanted,
+            hasher: Hasher::default(),
+            position: 0,
+        })
+    }
+
+    fn malformed(&self, why: impl Into<String>) -> Error {
+        Error::malformed(format!("gzip member at {}", self.blob_start), why)
+    }
+
+    /// Takes what belongs to the header off `bytes`. Returns nothing while the header goes on.
+    fn skip_header<'b>(&mut self, bytes: &'b [u8]) -> Result<Option<&'b [u8]>> {
+        let Some(mut header) = self.header.take() else {
+            return Ok(Some(bytes));
+        };
+        let before = header.len();
+        // Nearly always the first push has all of it, and then nothing is copied.
+        if before == 0
+            && let Some(len) = header_bytes(bytes).map_err(|why| self.malformed(why))?
+        {
+            return Ok(bytes.get(len..));
+        }
+        header.extend_from_slice(bytes);
+        match header_bytes(&header).map_err(|why| self.malformed(why))? {
+            Some(len) => Ok(bytes.get(len.saturating_sub(before)..)),
+            None => {
+                self.header = Some(header);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Hands the chunks' parts of newly decoded bytes over.
+    fn deliver(&mut self, mut decoded: &[u8], sink: &mut dyn ChunkSink) -> Result<()> {
+        while let Some(wanted) = &self.current {
+            let skipped = wanted
+                .start
+                .saturating_sub(self.position)
+                .min(decoded.len() as u64);
+            let (_, rest) = decoded.split_at(skipped as usize);
+            self.position += skipped;
+            let taken = (wanted.end - self.position).min(rest.len() as u64);
+            let (piece, rest) = rest.split_at(taken as usize);
+            if !piece.is_empty() {
+                self.hasher.update(piece);
+                for &chunk in &wanted.chunks {
+                    sink.piece(chunk, self.position - wanted.start, piece)?;
+                }
+                self.position += taken;
+            }
+            if self.position < wanted.end {
+                return Ok(());
+            }
+            let actual = std::mem::take(&mut self.hasher).finish();
+            if actual != wanted.digest {
+                let what = format!(
+                    "chunk at {} in the gzip member at {}",
+                    wanted.start, self.blob_start
+                );
+                return Err(Error::mismatch(what, wanted.digest, actual));
+            }
+            wanted.chunks.iter().try_for_each(|&chunk| sink.verified(chunk))?;
+            self.current = self.wanted.next();
+            decoded = rest;
+        }
+        Ok(())
+    }
+}
+
+impl MemberDecoder for GzipMember {
+    fn push(&mut self, bytes: &[u8], sink: &mut dyn ChunkSink) -> Result<bool> {
+        let Some(mut input) = self.skip_header(bytes)? else {
+            return Ok(false);
+        };
+        let mut scratch = std::mem::take(&mut self.scratch);
+        while self.current.is_some() {
+            let (taken, made) = (self.inflate.total_in(), self.inflate.total_out());
+            let status = self
+                .inflate
+                .decompress(input, &mut scratch, FlushDecompress::None)
+                .map_err(|e| self.malformed(e.to_string()))?;
+            let taken = (self.inflate.total_in() - taken) as usize;
+            let made = (self.inflate.total_out() - made) as usize;
+            input = input.get(taken..).unwrap_or_default();
+            self.deliver(scratch.get(..made).unwrap_or_default(), sink)?;
+            if status == Status::StreamEnd && self.current.is_some() {
+                return Err(self.malformed("it ends before its last chunk"));
+            }
+            if input.is_empty() && made < scratch.len() {
+                break;
+            }
+            if taken == 0 && made == 0 {
+                return Err(self.malformed("it cannot be decoded further"));
+            }
+        }
+        self.scratch = scratch;
+        Ok(self.current.is_none())
+    }
+}
+
+/// Length of the gzip header (RFC 1952, 2.3) at the start of `bytes`; nothing while it is not complete.
+fn header_bytes(bytes: &[u8]) -> std::result::Result<Option<usize>, &'static str> {
+    const CRC: u8 = 2;
+    const EXTRA: u8 = 4;
+    const NAME: u8 = 8;
+    const COMMENT: u8 = 16;
+    const RESERVED: u8 = 0xe0;
+    if !bytes.starts_with(&[0x1f, 0x8b, 8]) && bytes.len() >= 3 {
+        return Err("it does not start like gzip");
+    }
+    let Some((fixed, rest)) = bytes.split_first_chunk::<10>() else {
+        return Ok(None);
+    };
+    let flags = fixed[3];
+    if flags & RESERVED != 0 {
+        return Err("its header has flags that no reader knows");
+    }
+    let mut rest = rest;
+    if flags & EXTRA != 0 {
+        let Some((len, behind)) = rest.split_first_chunk::<2>() else {
+            return Ok(None);
+        };
+        let Some(behind) = behind.get(usize::from(u16::from_le_bytes(*len))..) else {
+            return Ok(None);
+        };
+        rest = behind;
+    }
+    for text in [NAME, COMMENT] {
+        if flags & text != 0 {
+            let text = rest.get(..HEADER_TEXT_BYTES_MAX).unwrap_or(rest);
+            let Some(end) = text.iter().position(|&byte| byte == 0) else {
+                if text.len() == HEADER_TEXT_BYTES_MAX {
+                    return Err("its header has a name or comment of over 4 KiB");
+                }
+                return Ok(None);
+            };
+            rest = rest.get(end + 1..).unwrap_or_default();
+        }
+    }
+    if flags & CRC != 0 {
+        let Some((_, behind)) = rest.split_first_chunk::<2>() else {
+            return Ok(None);
+        };
+        rest = behind;
+    }
+    Ok(Some(bytes.len() - rest.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::io::Write;
+
+    use flate2::write::GzEncoder;
+    use flate2::{Compression, GzBuilder};
+
+    use super::*;
+    use crate::layer::Format;
+    use crate::layer::entry::{Entry, Kind};
+    use crate::layer::index::Summary;
+    use crate::layer::index_builder::{IndexBuilder, NewChunk};
+
+    /// Keeps what was verified; refuses pieces that do not follow one another.
+    #[derive(Default)]
+    struct Kept {
+        open: BTreeMap<u32, Vec<u8>>,
+        verified: BTreeMap<u32, Vec<u8>>,
+    }
+
+    impl ChunkSink for Kept {
+        fn piece(&mut self, chunk: u32, offset: u64, bytes: &[u8]) -> Result<()> {
+            let open = self.open.entry(chunk).or_default();
+            assert_eq!(open.len() as u64, offset);
+            open.extend_from_slice(bytes);
+            Ok(())
+        }
+
+        fn verified(&mut self, chunk: u32) -> Result<()> {
+            let bytes = self.open.remove(&chunk).unwrap();
+            assert_eq!(self.verified.insert(chunk, bytes), None);
+            Ok(())
+        }
+    }
+
+    /// An index of one member with these chunks (place in the member, content), one file each.
+    fn index(chunks: &[(u64, &[u8])]) -> Vec<u8> {
+        let mut builder = IndexBuilder::default();
+        for (number, (inner_offset, content)) in chunks.iter().enumerate() {
+            let size = content.len() as u64;
+            builder
+                .entry(&Entry {
+                    size,
+                    ..Entry::new(number.to_string(), Kind::File)
+                })
+                .unwrap();
+            let (inner_offset, digest) = (*inner_offset, Digest::of(content));
+            builder
+                .chunk(NewChunk {
+                    bytes: size,
+                    blob_offset: 7,
+                    inner_offset,
+                    digest,
+                })
+                .unwrap();
+        }
+        let summary = Summary {
+            format: Format::Estargz,
+            blob_bytes: 1 << 30,
+            data_bytes: 0,
+            unpacked_bytes: 0,
+            toc_digest: Digest::of(b""),
+            toc_promised: true,
+            toc_start: 1 << 29,
+            toc_end: 1 << 29,
+            toc_bytes: 0,
+            prefetch_end: 0,
+        };
+        builder.finish(summary, 1 << 29).unwrap()
+    }
+
+    /// Decodes `member`, pushed in pieces of `piece` bytes. Returns what was verified and whether the decoder was done.
+    fn decode(index: &[u8], member: &[u8], piece: usize) -> Result<(BTreeMap<u32, Vec<u8>>, bool)> {
+        let mut decoder = crate::layer::decoder(&Index::open(index).unwrap(), 0)?;
+        let mut kept = Kept::default();
+        let mut done = false;
+        for bytes in member.chunks(piece) {
+            done = decoder.push(bytes, &mut kept)?;
+        }
+        Ok((kept.verified, done))
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn noise(len: usize) -> Vec<u8> {
+        (0..len as u32)
+            .map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8)
+            .collect()
+    }
+
+    #[test]
+    fn chunks_come_out_of_pieces_of_any_size() {
+        let plain = noise(400_000);
+        let chunks: [(u64, &[u8]); 4] = [
+            (0, &plain[..1]),
+            (1, &plain[1..300_000]),
+            (300_512, &plain[300_512..300_600]),
+            (300_600, &plain[300_600..399_999]),
+        ];
+        let index = index(&chunks);
+        // What follows the last chunk is not looked at: not the rest of the member, not a member behind it.
+        let member = [gzip(&plain), b"anything".to_vec()].concat();
+        for piece in [1, 2, 1000, 65536, usize::MAX] {
+            let (verified, done) = decode(&index, &member, piece).unwrap();
+            assert!(done);
+            assert_eq!(verified.len(), chunks.len());
+            for (number, (_, content)) in chunks.iter().enumerate() {
+                assert_eq!(
+                    verified[&(number as u32)],
+                    *content,
+                    "chunk {number}, pieces of {piece}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn two_files_of_the_same_bytes_both_get_them() {
+        let index = index(&[(0, b"same"), (8, b"other"), (0, b"same")]);
+        let (verified, done) = decode(&index, &gzip(b"same----other"), 3).unwrap();
+        let expected = [
+            (0, b"same".to_vec()),
+            (1, b"other".to_vec()),
+            (2, b"same".to_vec()),
+        ];
+        assert!(done && verified == BTreeMap::from(expected));
+    }
+
+    #[test]
+    fn every_form_of_header_is_skipped() {
+        let index = index(&[(2, b"content")]);
+        let build = |builder: GzBuilder| {
+            let mut encoder = builder.write(Vec::new(), Compression::default());
+            encoder.write_all(b"--content--").unwrap();
+            encoder.finish().unwrap()
+        };
+        let mut with_crc = build(GzBuilder::new());
+        with_crc[3] |= 2;
+        with_crc.splice(10..10, [1, 2]);
+        let members = [
+            build(
+                GzBuilder::new()
+                    .extra(vec![9; 65_535])
+                    .filename("name")
+                    .comment("comment"),
+            ),
+            build(GzBuilder::new().extra(vec![])),
+            build(GzBuilder::new().mtime(77).filename("n".repeat(1000))),
+            with_crc,
+        ];
+        for member in members {
+            for piece in [1, 11, usize::MAX] {
+                let (verified, done) = decode(&index, &member, piece).unwrap();
+                assert!(done && verified[&0] == b"content");
+            }
+        }
+    }
+
+    #[test]
+    fn a_wrong_digest_names_both_and_verifies_nothing() {
+        let index = index(&[(0, b"expected")]);
+        let expected = Error::mismatch(
+            "chunk at 0 in the gzip member at 7",
+            Digest::of(b"expected"),
+            Digest::of(b"received"),
+        );
+        let mut decoder = crate::layer::decoder(&Index::open(index.as_slice()).unwrap(), 0).unwrap();
+        let mut kept = Kept::default();
+        assert_eq!(decoder.push(&gzip(b"received"), &mut kept), Err(expected));
+        assert!(kept.verified.is_empty());
+    }
+
+    #[test]
+    fn a_member_that_cannot_hold_its_chunks_is_refused() {
+        let index = index(&[(4, b"content")]);
+        let good = gzip(b"----content");
+        let with = |at: usize, byte: u8| {
+            let mut bad = good.clone();
+            bad[at] = byte;
+            bad
+        };
+        let endless_name = [&[0x1f, 0x8b, 8, 8, 0, 0, 0, 0, 0, 0xff][..], &vec![b'n'; 100_000]].concat();
+        let cases = [
+            ("ends early", gzip(b"----conten")),
+            ("empty", gzip(b"")),
+            ("continued by another", [gzip(b"----con"), gzip(b"tent")].concat()),
+            ("no gzip", b"----content---------".to_vec()),
+            ("another method", with(2, 7)),
+            ("reserved flag", with(3, 0x20)),
+            ("broken deflate", with(10, 0xff)),
+            ("endless header", endless_name),
+        ];
+        for (name, member) in cases {
+            for piece in [1, usize::MAX] {
+                let refused = decode(&index, &member, piece);
+                assert!(matches!(refused, Err(Error::Malformed { .. })), "{name}, {piece}");
+            }
+        }
+        let (verified, done) = decode(&index, &good[..good.len() - 12], 5).unwrap();
+        assert!(!done && verified.is_empty());
+    }
+
+    #[test]
+    fn an_error_of_the_sink_ends_the_decoding() {
+        struct Full;
+        impl ChunkSink for Full {
+            fn piece(&mut self, _: u32, _: u64, _: &[u8]) -> Result<()> {
+                Err(Error::busy("disk", "full"))
+            }
+
+            fn verified(&mut self, _: u32) -> Result<()> {
+                Ok(())
+            }
+        }
+        let index = index(&[(0, b"content")]);
+        let mut decoder = crate::layer::decoder(&Index::open(index.as_slice()).unwrap(), 0).unwrap();
+        assert_eq!(
+            decoder.push(&gzip(b"content"), &mut Full),
+            Err(Error::busy("disk", "full"))
+        );
+    }
+
+    #[test]
+    fn a_member_that_is_not_there_is_refused() {
+        let index = index(&[(0, b"content")]);
+        assert!(crate::layer::decoder(&Index::open(index.as_slice()).unwrap(), 1).is_err());
+    }
+}

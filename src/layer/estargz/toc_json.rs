@@ -1,0 +1,460 @@
+//! Reads the TOC's JSON straight into an index, record by record: a TOC of a million entries is 400 MB of text, and
+//! must not become as many structs before it becomes an index.
+//!
+//! The format's reference reader takes keys in any case and the last of duplicate ones. A TOC that uses this means
+//! different things to different readers, so it is refused here; keys that nobody knows are ignored.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::de::{
+    self, Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor,
+};
+
+use super::{NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, TOC_NAME};
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::layer::entry::{Entry, Kind, Time, clean_path};
+use crate::layer::index_builder::{IndexBuilder, NewChunk};
+use crate::layer::time::parse_rfc3339;
+
+/// The most records (entries and chunks) in a TOC. What a TOC of the largest size can hold of real ones is fewer; the cap
+/// keeps tiny made-up ones from becoming an index many times the TOC's size.
+const RECORDS_MAX: u32 = 4_000_000;
+
+/// What a TOC says.
+#[derive(Debug, Default)]
+pub(super) struct Toc {
+    /// Its entries and chunks.
+    pub(super) builder: IndexBuilder,
+    /// The end of what is to be prefetched in the blob, in bytes; 0 for nothing.
+    pub(super) prefetch_end: u64,
+}
+
+/// Reads a TOC.
+///
+/// # Errors
+/// [`Error::Malformed`] when it is not the JSON of a TOC or breaks a rule of the format, [`Error::Unsupported`] when it
+/// has no digest for a chunk.
+pub(super) fn read(json: &[u8]) -> Result<Toc> {
+    let mut collector = Collector::default();
+    let mut deserializer = serde_json::Deserializer::from_slice(json);
+    let parsed = TocSeed(&mut collector)
+        .deserialize(&mut deserializer)
+        .and_then(|()| deserializer.end());
+    match (collector.failure, parsed) {
+        (Some(failure), _) => Err(failure),
+        (None, Err(error)) => Err(Error::malformed("eStargz TOC", error.to_string())),
+        (None, Ok(())) => Ok(collector.toc),
+    }
+}
+
+/// A string, borrowed from the JSON where it has no escapes.
+struct Text<'a>(Cow<'a, str>);
+
+impl<'de> Deserialize<'de> for Text<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct TextVisitor;
+        impl<'de> Visitor<'de> for TextVisitor {
+            type Value = Text<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+
+            fn visit_borrowed_str<E>(self, text: &'de str) -> std::result::Result<Self::Value, E> {
+                Ok(Text(Cow::Borrowed(text)))
+            }
+
+            fn visit_str<E>(self, text: &str) -> std::result::Result<Self::Value, E> {
+                Ok(Text(Cow::Owned(text.into())))
+            }
+        }
+        deserializer.deserialize_str(TextVisitor)
+    }
+}
+
+/// The next value of a map, its default for `null`, as in Go.
+fn value<'de, T: Deserialize<'de> + Default, A: MapAccess<'de>>(
+    map: &mut A,
+) -> std::result::Result<T, A::Error> {
+    Ok(map.next_value::<Option<T>>()?.unwrap_or_default())
+}
+
+impl Default for Text<'_> {
+    fn default() -> Self {
+        Self(Cow::Borrowed(""))
+    }
+}
+
+/// Extended attributes: names to base64.
+#[derive(Default)]
+struct Xattrs(Vec<(Vec<u8>, Vec<u8>)>);
+
+impl<'de> Deserialize<'de> for Xattrs {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct XattrsVisitor;
+        impl<'de> Visitor<'de> for XattrsVisitor {
+            type Value = Xattrs;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("extended attributes")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self::Value, A::Error> {
+                let mut xattrs = Vec::new();
+                while let Some(Text(name)) = map.next_key()? {
+                    let Text(encoded) = value(&mut map)?;
+                    let decoded = STANDARD.decode(encoded.as_bytes()).map_err(de::Error::custom)?;
+                    xattrs.push((name.into_owned().into_bytes(), decoded));
+                }
+                xattrs.sort();
+                if xattrs.windows(2).any(|pair| pair[0].0 == pair[1].0) {
+                    return Err(de::Error::custom("an extended attribute occurs twice"));
+                }
+                Ok(Xattrs(xattrs))
+            }
+        }
+        deserializer.deserialize_map(XattrsVisitor)
+    }
+}
+
+/// One object in `entries`: an entry, or a further chunk of the one before.
+#[derive(Default)]
+struct Record<'a> {
+    name: Text<'a>,
+    kind: Text<'a>,
+    size: u64,
+    modtime: Text<'a>,
+    link: Text<'a>,
+    mode: i64,
+    uid: u32,
+    gid: u32,
+    rdev: (u32, u32),
+    xattrs: Xattrs,
+    digest: Text<'a>,
+    offset: u64,
+    inner_offset: u64,
+    chunk_offset: u64,
+    chunk_size: u64,
+    chunk_digest: Text<'a>,
+}
+
+/// The keys that mean something, by their number in [`Record`]'s visitor.
+const KEYS: [&str; 17] = [
+    "name",
+    "type",
+    "size",
+    "modtime",
+    "linkName",
+    "mode",
+    "uid",
+    "gid",
+    "devMajor",
+    "devMinor",
+    "xattrs",
+    "digest",
+    "offset",
+    "innerOffset",
+    "chunkOffset",
+    "chunkSize",
+    "chunkDigest",
+];
+
+/// The number of `key` in `keys`, `None` for one that nobody knows.
+fn key_number<E: de::Error>(keys: &[&str], key: &str) -> std::result::Result<Option<usize>, E> {
+    if let Some(number) = keys.iter().position(|known| *known == key) {
+        return Ok(Some(number));
+    }
+    // Go's case folding knows two letters outside of ASCII that fold into it.
+    let folded = key.chars().map(|c| match c {
+        '\u{17f}' => 's',
+        '\u{212a}' => 'k',
+        c => c.to_ascii_lowercase(),
+    });
+    let folded: String = folded.collect();
+    if keys.iter().any(|known| known.eq_ignore_ascii_case(&folded)) {
+        return Err(E::custom(format_args!("key {key:?} in another case")));
+    }
+    Ok(None)
+}
+
+impl<'de> Deserialize<'de> for Record<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct RecordVisitor;
+        impl<'de> Visitor<'de> for RecordVisitor {
+            type Value = Record<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an entry")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self::Value, A::Error> {
+                let mut r = Record::default();
+                let mut seen = 0u32;
+                while let Some(Text(key)) = map.next_key()? {
+                    let Some(number) = key_number(&KEYS, &key)? else {
+                        map.next_value::<IgnoredAny>()?;
+                        continue;
+                    };
+                    if seen & 1 << number != 0 {
+                        return Err(de::Error::custom(format_args!("key {key:?} occurs twice")));
+                    }
+                    seen |= 1 << number;
+                    match number {
+                        0 => r.name = value(&mut map)?,
+                        1 => r.kind = value(&mut map)?,
+                        2 => r.size = value(&mut map)?,
+                        3 => r.modtime = value(&mut map)?,
+                        4 => r.link = value(&mut map)?,
+                        5 => r.mode = value(&mut map)?,
+                        6 => r.uid = value(&mut map)?,
+                        7 => r.gid = value(&mut map)?,
+                        8 => r.rdev.0 = value(&mut map)?,
+                        9 => r.rdev.1 = value(&mut map)?,
+                        10 => r.xattrs = value(&mut map)?,
+                        11 => r.digest = value(&mut map)?,
+                        12 => r.offset = value(&mut map)?,
+                        13 => r.inner_offset = value(&mut map)?,
+                        14 => r.chunk_offset = value(&mut map)?,
+                        15 => r.chunk_size = value(&mut map)?,
+                        _ => r.chunk_digest = value(&mut map)?,
+                    }
+                }
+                Ok(r)
+            }
+        }
+        deserializer.deserialize_map(RecordVisitor)
+    }
+}
+
+/// The TOC's outermost object.
+struct TocSeed<'c>(&'c mut Collector);
+
+impl<'de> DeserializeSeed<'de> for TocSeed<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for TocSeed<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a TOC")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<(), A::Error> {
+        let mut version = None;
+        let mut has_entries = false;
+        while let Some(Text(key)) = map.next_key()? {
+            match key_number(&["version", "entries"], &key)? {
+                Some(0) if version.is_none() => version = Some(map.next_value::<u64>()?),
+                Some(1) if !has_entries => {
+                    has_entries = true;
+                    map.next_value_seed(EntriesSeed(self.0))?;
+                }
+                Some(_) => return Err(de::Error::custom(format_args!("key {key:?} occurs twice"))),
+                None => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        if version != Some(1) || !has_entries {
+            return Err(de::Error::custom("no TOC of version 1 with entries"));
+        }
+        Ok(())
+    }
+}
+
+/// The array of entries; `null` for none, as Go writes an empty one.
+struct EntriesSeed<'c>(&'c mut Collector);
+
+impl<'de> DeserializeSeed<'de> for EntriesSeed<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
+        deserializer.deserialize_option(self)
+    }
+}
+
+impl<'de> Visitor<'de> for EntriesSeed<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array of entries")
+    }
+
+    fn visit_none<E>(self) -> std::result::Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<(), A::Error> {
+        while let Some(record) = seq.next_element::<Record<'de>>()? {
+            // serde's errors are text: the typed one waits in the collector.
+            self.0.record(&record).map_err(|error| {
+                let text = de::Error::custom(&error);
+                self.0.failure = Some(error);
+                text
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// Builds the index from records in their order.
+#[derive(Default)]
+struct Collector {
+    toc: Toc,
+    records: u32,
+    /// The regular file that chunks may belong to: chunks go by position, because names may occur twice.
+    file: Option<OpenFile>,
+    failure: Option<Error>,
+}
+
+/// The file whose chunks are being read.
+struct OpenFile {
+    size: u64,
+    covered: u64,
+    hidden: bool,
+}
+
+impl Collector {
+    fn record(&mut self, record: &Record<'_>) -> Result<()> {
+        let number = self.records;
+        self.records += 1;
+        let refuse =
+            |why: &str| Error::malformed(format!("eStargz TOC, record {number} ({:?})", record.name.0), why);
+        if number >= RECORDS_MAX {
+            return Err(refuse("a TOC may have 4 million records"));
+        }
+        let kind = match &*record.kind.0 {
+            "chunk" => return self.chunk(record, refuse),
+            "reg" => Kind::File,
+            "dir" => Kind::Dir,
+            "symlink" => Kind::Symlink,
+            "hardlink" => Kind::Hardlink,
+            "char" => Kind::Char,
+            "block" => Kind::Block,
+            "fifo" => Kind::Fifo,
+            _ => return Err(refuse("an unknown type")),
+        };
+        let size = if kind == Kind::File { record.size } else { 0 };
+        let hidden = kind == Kind::File && self.is_own_file(record);
+        self.file = (kind == Kind::File).then_some(OpenFile {
+            size,
+            covered: 0,
+            hidden,
+        });
+        if !hidden {
+            let mtime = match &*record.modtime.0 {
+                "" => Time::default(),
+                text => parse_rfc3339(text).ok_or_else(|| refuse("its time is not of RFC 3339"))?,
+            };
+            let digest = match &*record.digest.0 {
+                text if kind == Kind::File && !text.is_empty() => Some(text.parse::<Digest>()?),
+                _ => None,
+            };
+            self.toc.builder.entry(&Entry {
+                path: record.name.0.as_bytes().to_vec(),
+                kind,
+                // Some writers put the type here too; the mask leaves what `mode` means.
+                mode: (record.mode & 0o7777) as u32,
+                uid: record.uid,
+                gid: record.gid,
+                mtime,
+                size,
+                link: record.link.0.as_bytes().to_vec(),
+                rdev: record.rdev,
+                xattrs: record.xattrs.0.clone(),
+                digest,
+            })?;
+        }
+        if size > 0 {
+            self.chunk(record, refuse)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Whether a regular file is part of the format instead of the image; takes note of where prefetching ends.
+    fn is_own_file(&mut self, record: &Record<'_>) -> bool {
+        let own = [PREFETCH_LANDMARK, NO_PREFETCH_LANDMARK, TOC_NAME];
+        if !own.iter().any(|name| record.name.0.ends_with(name)) {
+            return false;
+        }
+        let path = clean_path(record.name.0.as_bytes()).path;
+        if path == PREFETCH_LANDMARK.as_bytes() && self.toc.prefetch_end == 0 {
+            self.toc.prefetch_end = record.offset;
+        }
+        own.iter().any(|name| path == name.as_bytes())
+    }
+
+    /// Adds what a record says of one chunk, which must go on where the one before ended.
+    fn chunk(&mut self, record: &Record<'_>, refuse: impl Fn(&str) -> Error) -> Result<()> {
+        let file = self
+            .file
+            .as_mut()
+            .ok_or_else(|| refuse("a chunk that follows no regular file"))?;
+        let left = file.size - file.covered;
+        let bytes = if record.chunk_size == 0 {
+            left
+        } else {
+            record.chunk_size
+        };
+        if record.chunk_offset != file.covered || bytes == 0 || bytes > left {
+            return Err(refuse(
+                "the chunks of the file overlap, leave gaps or reach beyond its end",
+            ));
+        }
+        // The blob starts with a tar header, so a payload cannot be there.
+        if record.offset == 0 && record.inner_offset == 0 {
+            return Err(refuse("a chunk without a place in the blob"));
+        }
+        let digest = match (&*record.chunk_digest.0, &*record.digest.0) {
+            ("", "") => None,
+            ("", whole) => Some(whole).filter(|_| bytes == file.size),
+            (chunk, _) => Some(chunk),
+        };
+        let digest = digest.ok_or_else(|| {
+            let what = format!("eStargz TOC, record {:?}", record.name.0);
+            Error::unsupported(
+                what,
+                "a chunk without a digest cannot be verified; convert the image anew",
+            )
+        })?;
+        file.covered += bytes;
+        if file.hidden {
+            return Ok(());
+        }
+        self.toc.builder.chunk(NewChunk {
+            bytes,
+            blob_offset: record.offset,
+            inner_offset: record.inner_offset,
+            digest: digest.parse()?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_of_records_is_bounded() {
+        let mut collector = Collector::default();
+        let record = Record {
+            kind: Text("dir".into()),
+            ..Record::default()
+        };
+        collector.records = RECORDS_MAX - 1;
+        assert!(collector.record(&record).is_ok());
+        assert!(matches!(collector.record(&record), Err(Error::Malformed { .. })));
+    }
+}

@@ -1,0 +1,435 @@
+//! Ranges of blobs. The range that comes is exactly the range that was asked, or an error: an answer that says
+//! another one is a lie, a body that breaks off is resumed where it broke. The URL behind a redirect is asked
+//! directly from the second range on, and resolved anew when it is no longer good.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use reqwest::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_RANGE, HeaderMap, HeaderValue, RANGE};
+use reqwest::{Method, StatusCode};
+use tokio::time::Instant;
+
+use super::failure::{Cause, Failure};
+use super::host::Kind;
+use super::redirect::is_redirect;
+use super::reference::Repository;
+use super::request::{Core, Reached, Request, pull_scope};
+use super::retry::{Attempts, Patience};
+use super::secret::one_line;
+use super::transport::{Answer, Call, Destination, send};
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+
+/// Ranges up to this length end after a total time; longer ones are streams.
+const SMALL_RANGE_BYTES_MAX: u64 = 4 << 20;
+/// So much of a blob is read and thrown away where a registry sends all of it instead of a range.
+const SKIP_BYTES_MAX: u64 = 8 << 20;
+/// Largest range that is collected in memory.
+const COLLECTED_BYTES_MAX: u64 = 64 << 20;
+/// Largest blob that [`whole_verified`] fetches.
+const SMALL_BLOB_BYTES_MAX: u64 = 8 << 20;
+/// How long the end of a body is waited for after its last byte, so that its connection can be used again.
+const END_WAIT: Duration = Duration::from_secs(1);
+
+/// The bytes of one range, as they come. Dropping it ends its request.
+#[derive(Debug)]
+pub struct BlobBody {
+    core: Arc<Core>,
+    repository: Repository,
+    digest: Digest,
+    position: u64,
+    end: u64,
+    blob_bytes: u64,
+    attempts: Attempts,
+    pace: Pace,
+    open: Option<Open>,
+}
+
+/// An answer under way.
+#[derive(Debug)]
+struct Open {
+    answer: Answer,
+    /// Bytes before the range that are still to be thrown away.
+    skip: u64,
+    /// Whether the body ends where the range does.
+    exact: bool,
+}
+
+/// What a stream brought in the time that its consumer waited.
+#[derive(Debug, Default)]
+struct Pace {
+    waited: Duration,
+    bytes: u64,
+}
+
+/// Opens `range` of a blob of `blob_bytes` bytes; the answer's head has been checked when this returns.
+pub(super) async fn open(
+    core: &Arc<Core>,
+    repository: &Repository,
+    digest: &Digest,
+    range: Range<u64>,
+    blob_bytes: u64,
+) -> Result<BlobBody> {
+    let what = format!("{repository}@{digest}");
+    if range.start > range.end || range.end > blob_bytes {
+        let (start, end) = (range.start, range.end);
+        let why = format!("bytes {start} to {end} of a blob of {blob_bytes} bytes");
+        return Err(Error::malformed(what, why));
+    }
+    let patience = match range.end - range.start <= SMALL_RANGE_BYTES_MAX {
+        true => Patience::Total,
+        false => Patience::Stream,
+    };
+    let mut body = BlobBody {
+        core: Arc::clone(core),
+        repository: repository.clone(),
+        digest: *digest,
+        position: range.start,
+        end: range.end,
+        blob_bytes,
+        attempts: core.begin(what, patience)?,
+        pace: Pace::default(),
+        open: None,
+    };
+    if !range.is_empty() {
+        body.open = Some(body.ask().await?);
+    }
+    Ok(body)
+}
+
+/// A range as one piece.
+pub(super) async fn collect(mut body: BlobBody) -> Result<Bytes> {
+    let length = body.remaining();
+    if length > COLLECTED_BYTES_MAX {
+        let why = format!("{length} bytes in one piece; at most {COLLECTED_BYTES_MAX} are held in memory");
+        return Err(Error::unsupported(&body.attempts.what, why));
+    }
+    let first = body.next().await?.unwrap_or_default();
+    if body.remaining() == 0 {
+        body.next().await?;
+        return Ok(first);
+    }
+    // The length comes from outside: it is believed as the bytes come.
+    let mut all = BytesMut::from(first);
+    while let Some(piece) = body.next().await? {
+        all.extend_from_slice(&piece);
+    }
+    Ok(all.freeze())
+}
+
+/// A whole small blob, verified.
+pub(super) async fn whole_verified(
+    core: &Arc<Core>,
+    repository: &Repository,
+    digest: &Digest,
+    blob_bytes: u64,
+) -> Result<Bytes> {
+    let what = || format!("{repository}@{digest}");
+    if blob_bytes > SMALL_BLOB_BYTES_MAX {
+        let why = format!("{blob_bytes} bytes; a blob of its kind has at most {SMALL_BLOB_BYTES_MAX}");
+        return Err(Error::malformed(what(), why));
+    }
+    let body = open(core, repository, digest, 0..blob_bytes, blob_bytes).await?;
+    let bytes = collect(body).await?;
+    let actual = Digest::of(&bytes);
+    match actual == *digest {
+        true => Ok(bytes),
+        false => Err(Error::mismatch(what(), digest, actual)),
+    }
+}
+
+impl BlobBody {
+    /// How many bytes are still to come.
+    #[must_use]
+    pub fn remaining(&self) -> u64 {
+        self.end - self.position
+    }
+
+    /// The next bytes; `None` once the whole range has come.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] for an answer that lies about its range, [`Error::Unsupported`] where a registry does not
+    /// honour ranges, [`Error::Timeout`], and all other errors of asking a registry: resuming may need all of it.
+    pub async fn next(&mut self) -> Result<Option<Bytes>> {
+        self.attempts.wait_anew();
+        while self.position < self.end {
+            let mut open = match self.open.take() {
+                Some(open) => open,
+                None => self.ask().await?,
+            };
+            let waiting = Instant::now();
+            let failure = match open.answer.chunk(self.attempts.attempt_deadline()).await {
+                Ok(Some(bytes)) => {
+                    self.keep_pace(bytes.len() as u64, waiting.elapsed())?;
+                    let bytes = self.accept(&mut open, bytes)?;
+                    self.open = Some(open);
+                    match bytes.is_empty() {
+                        true => continue,
+                        false => return Ok(Some(bytes)),
+                    }
+                }
+                Ok(None) => {
+                    let why = format!("the body ended {} bytes before its time", self.remaining());
+                    Failure::new(Cause::Cut, why)
+                }
+                Err(failure) => failure,
+            };
+            let host = Arc::clone(&open.answer.host);
+            drop(open);
+            self.attempts.pause(&host, &failure).await?;
+        }
+        self.finish().await?;
+        Ok(None)
+    }
+
+    /// Cuts from `bytes` what is not of the range.
+    fn accept(&mut self, open: &mut Open, mut bytes: Bytes) -> Result<Bytes> {
+        let skipped = open.skip.min(bytes.len() as u64);
+        open.skip -= skipped;
+        bytes.advance(usize::try_from(skipped).unwrap_or(usize::MAX).min(bytes.len()));
+        let remaining = self.remaining();
+        if bytes.len() as u64 > remaining {
+            if open.exact {
+                return Err(self.lie(open, "more bytes came than were asked for"));
+            }
+            bytes.truncate(usize::try_from(remaining).unwrap_or(usize::MAX));
+        }
+        self.position += bytes.len() as u64;
+        Ok(bytes)
+    }
+
+    fn keep_pace(&mut self, bytes: u64, waited: Duration) -> Result<()> {
+        self.attempts.progressed(bytes);
+        if self.attempts.patience == Patience::Total {
+            return Ok(());
+        }
+        let timing = self.core.options().timing;
+        self.pace.bytes = self.pace.bytes.saturating_add(bytes);
+        self.pace.waited += waited;
+        if self.pace.waited < timing.stall {
+            return Ok(());
+        }
+        let wanted = timing.bytes_per_second_min.saturating_mul(timing.stall.as_secs());
+        let pace = std::mem::take(&mut self.pace);
+        match pace.bytes >= wanted {
+            true => Ok(()),
+            false => Err(Error::Timeout {
+                what: format!("{}: only {} bytes came in time", self.attempts.what, pace.bytes),
+                waited_ms: u64::try_from(pace.waited.as_millis()).unwrap_or(u64::MAX),
+            }),
+        }
+    }
+
+    /// After the last byte: reads the end of the body, so that the connection can be used again.
+    async fn finish(&mut self) -> Result<()> {
+        let Some(mut open) = self.open.take().filter(|open| open.exact) else {
+            return Ok(());
+        };
+        match open.answer.chunk(Instant::now() + END_WAIT).await {
+            Ok(Some(bytes)) if !bytes.is_empty() => {
+                Err(self.lie(&open, "more bytes came than were asked for"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn lie(&self, open: &Open, why: &str) -> Error {
+        Error::malformed(&self.attempts.what, format!("{}: {why}", open.answer.host.name()))
+    }
+
+    /// Asks for what is missing, at the URL behind the last redirect if there is one.
+    async fn ask(&mut self) -> Result<Open> {
+        let whole = self.position == 0 && self.end == self.blob_bytes;
+        let mut headers = HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static("identity"))]);
+        if !whole {
+            let range = format!("bytes={}-{}", self.position, self.end - 1);
+            let range = HeaderValue::try_from(range)
+                .map_err(|error| Error::malformed(&self.attempts.what, error.to_string()))?;
+            headers.insert(RANGE, range);
+        }
+        if let Some(answer) = self.ask_directly(&headers).await? {
+            return check(
+                &self.attempts.what,
+                answer,
+                self.position..self.end,
+                self.blob_bytes,
+            );
+        }
+        let host = self.core.transport.registry(self.repository.host());
+        let request = Request {
+            method: Method::GET,
+            to: Destination::Registry(format!("/v2/{}/blobs/{}", self.repository.path(), self.digest)),
+            headers,
+            scope: pull_scope(&self.repository),
+            kind: Kind::Blob,
+        };
+        let mut reached = self.core.request(&host, &request, &mut self.attempts).await?;
+        if !is_range_answer(reached.answer.status()) {
+            return Err(self.core.refuse(&host, &self.attempts.what, &mut reached).await);
+        }
+        let Reached { answer, elsewhere } = reached;
+        if elsewhere && answer.status().is_success() {
+            self.core.redirects.put(&self.repository, &self.digest, &answer);
+        }
+        check(
+            &self.attempts.what,
+            answer,
+            self.position..self.end,
+            self.blob_bytes,
+        )
+    }
+
+    /// Asks the known final URL. `None` if there is none, or it is no longer good.
+    async fn ask_directly(&mut self, headers: &HeaderMap) -> Result<Option<Answer>> {
+        let (repository, digest) = (&self.repository, &self.digest);
+        let Some(url) = self.core.redirects.get(repository, digest) else {
+            return Ok(None);
+        };
+        let host = self.core.transport.peer(&url);
+        let call = Call::get(Destination::Url(url.clone()), headers.clone(), Kind::Blob);
+        let answer = send(&host, &call, &mut self.attempts).await;
+        let good = answer
+            .as_ref()
+            .is_ok_and(|answer| is_range_answer(answer.status()));
+        if good {
+            return answer.map(Some);
+        }
+        self.core.redirects.forget(repository, digest, &url);
+        let mut answer = answer?;
+        let expired = matches!(answer.status().as_u16(), 400 | 401 | 403 | 410);
+        if expired || is_redirect(answer.status()) {
+            answer.drain().await;
+            return Ok(None);
+        }
+        let mut reached = Reached {
+            answer,
+            elsewhere: true,
+        };
+        let registry = self.core.transport.registry(repository.host());
+        Err(self
+            .core
+            .refuse(&registry, &self.attempts.what, &mut reached)
+            .await)
+    }
+}
+
+/// Whether the status is one that [`check`] judges.
+fn is_range_answer(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 200 | 206 | 416)
+}
+
+/// Judges the head of an answer to a request for `range` of a blob of `blob_bytes` bytes.
+fn check(what: &str, answer: Answer, range: Range<u64>, blob_bytes: u64) -> Result<Open> {
+    let host = answer.host.name().to_owned();
+    let lie = |why: String| Err(Error::malformed(what, format!("{host}: {why}")));
+    let encoding = answer
+        .header(CONTENT_ENCODING)
+        .filter(|text| !text.trim().eq_ignore_ascii_case("identity"));
+    if let Some(encoding) = encoding {
+        let encoding = one_line(encoding, 40);
+        return lie(format!(
+            "the blob comes with Content-Encoding {encoding}, which nobody asked for"
+        ));
+    }
+    let whole = range.start == 0 && range.end == blob_bytes;
+    let length = answer.content_length();
+    match answer.status().as_u16() {
+        206 if !whole => {
+            let said = answer.header(CONTENT_RANGE).unwrap_or("nothing");
+            if parse_content_range(said) != Some((range.clone(), None))
+                && parse_content_range(said) != Some((range.clone(), Some(blob_bytes)))
+            {
+                let (first, last) = (range.start, range.end - 1);
+                let said = one_line(said, 100);
+                return lie(format!(
+                    "asked for bytes {first}-{last}/{blob_bytes}, it says that it sends {said}"
+                ));
+            }
+            let asked = range.end - range.start;
+            if let Some(length) = length.filter(|&length| length != asked) {
+                return lie(format!("asked for {asked} bytes, it says that it sends {length}"));
+            }
+            Ok(Open {
+                answer,
+                skip: 0,
+                exact: true,
+            })
+        }
+        200 => {
+            if let Some(length) = length.filter(|&length| length != blob_bytes) {
+                return lie(format!(
+                    "the blob has {blob_bytes} bytes by its descriptor, {length} by the registry"
+                ));
+            }
+            if range.start > SKIP_BYTES_MAX {
+                let why = format!("{host} does not honour ranges: it sends the whole blob instead");
+                return Err(Error::unsupported(what, why));
+            }
+            Ok(Open {
+                answer,
+                skip: range.start,
+                exact: range.end == blob_bytes,
+            })
+        }
+        416 => lie(format!("the blob has no bytes {}-{}", range.start, range.end - 1)),
+        status => lie(format!("answered {status} to a request without a range")),
+    }
+}
+
+/// Parses `bytes FIRST-LAST/LENGTH` (RFC 9110); the length is `None` where it is `*`.
+fn parse_content_range(text: &str) -> Option<(Range<u64>, Option<u64>)> {
+    let (unit, rest) = text.trim().split_once(' ')?;
+    let (range, length) = rest.trim().split_once('/')?;
+    let (first, last) = range.split_once('-')?;
+    let number = |text: &str| match text.bytes().all(|b| b.is_ascii_digit()) {
+        true => text.parse::<u64>().ok(),
+        false => None,
+    };
+    let length = match length {
+        "*" => None,
+        length => Some(number(length)?),
+    };
+    let (first, last) = (number(first)?, number(last)?);
+    let valid = unit.eq_ignore_ascii_case("bytes") && first <= last;
+    valid.then_some((first..last.checked_add(1)?, length))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn content_ranges() {
+        assert_eq!(parse_content_range("bytes 0-0/1"), Some((0..1, Some(1))));
+        assert_eq!(parse_content_range("Bytes 5-9/*"), Some((5..10, None)));
+        for text in [
+            "",
+            "bytes",
+            "bytes */9",
+            "bytes 5-4/9",
+            "items 0-1/2",
+            "bytes 0-18446744073709551615/*",
+            "bytes +0-1/2",
+            "bytes 0-1",
+        ] {
+            assert_eq!(parse_content_range(text), None, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_range_that_can_be_written_is_read(start in 0..u64::MAX - 1, length in 1u64..1000, total: u64) {
+            let end = start.saturating_add(length);
+            let text = format!("bytes {start}-{}/{total}", end - 1);
+            prop_assert_eq!(parse_content_range(&text), Some((start..end, Some(total))));
+        }
+
+        #[test]
+        fn any_text_is_survived(text in "\\PC{0,40}") {
+            let _ = parse_content_range(&text);
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! Why one HTTP exchange failed, as far as it decides what happens next: try again, speak another protocol, or tell
+//! the user at once. Texts made here hold no URL: reqwest's own would show signed queries.
+
+use std::error::Error as StdError;
+use std::io;
+use std::time::Duration;
+
+use reqwest::StatusCode;
+
+use super::secret::one_line;
+
+/// Longest text taken from an error of the HTTP library, in characters.
+const WHY_CHARS_MAX: usize = 300;
+
+/// What kind of failure it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// No connection: refused, no route, no such name.
+    Unreachable,
+    /// The peer speaks TLS and its certificate is not trusted.
+    Certificate,
+    /// The peer speaks TLS, and the handshake failed otherwise.
+    Handshake,
+    /// The peer answered the TLS hello with something that is not TLS.
+    NotTls,
+    /// The peer closed the connection during the TLS handshake.
+    HelloClosed,
+    /// The connection broke, or what came over it was not HTTP.
+    Broken,
+    /// No answer came within the time for one attempt.
+    Timeout,
+    /// An answer came, and its body broke off.
+    Cut,
+    /// An answer came, and its body stopped coming.
+    Stalled,
+    /// The server answered that it cannot answer now.
+    Status(StatusCode),
+    /// The request itself cannot be sent.
+    Invalid,
+}
+
+/// One failed exchange.
+#[derive(Debug, Clone)]
+pub(super) struct Failure {
+    /// The kind.
+    pub(super) cause: Cause,
+    /// The details for the user.
+    pub(super) why: String,
+    /// How long the server asked to wait.
+    pub(super) retry_after: Option<Duration>,
+}
+
+impl Failure {
+    pub(super) fn new(cause: Cause, why: impl Into<String>) -> Self {
+        Self {
+            cause,
+            why: why.into(),
+            retry_after: None,
+        }
+    }
+
+    pub(super) fn timeout(waited: Duration) -> Self {
+        Self::new(
+            Cause::Timeout,
+            format!("no answer within {} ms", waited.as_millis()),
+        )
+    }
+
+    pub(super) fn stalled(waited: Duration) -> Self {
+        Self::new(
+            Cause::Stalled,
+            format!("no further byte within {} ms", waited.as_millis()),
+        )
+    }
+
+    /// Sorts an error of the HTTP library. `peer` is the host it was talking to.
+    pub(super) fn of(error: reqwest::Error, peer: &str) -> Self {
+        let error = error.without_url();
+        let tls = find(&error, |source| source.downcast_ref::<rustls::Error>().cloned());
+        let io_kind = find(&error, |source| {
+            source.downcast_ref::<io::Error>().map(io::Error::kind)
+        });
+        let why = |text: String| one_line(&text, WHY_CHARS_MAX);
+        match tls {
+            Some(rustls::Error::InvalidCertificate(reason)) => {
+                return Self::new(
+                    Cause::Certificate,
+                    why(format!(
+                        "the certificate of {peer} is not trusted ({reason}); name its authority with --ca FILE, or skip the check with --insecure"
+                    )),
+                );
+            }
+            Some(rustls::Error::InvalidMessage(_)) => {
+                return Self::new(
+                    Cause::NotTls,
+                    format!(
+                        "{peer} does not speak TLS; if plain HTTP is meant, ask for it with --plain-http"
+                    ),
+                );
+            }
+            Some(other) => {
+                return Self::new(Cause::Handshake, why(format!("TLS with {peer}: {other}")));
+            }
+            None => {}
+        }
+        let why = why(deepest(&error));
+        if error.is_builder() {
+            return Self::new(Cause::Invalid, why);
+        }
+        if !error.is_connect() {
+            let cause = if error.is_timeout() {
+                Cause::Timeout
+            } else {
+                Cause::Broken
+            };
+            return Self::new(cause, why);
+        }
+        let closed = matches!(
+            io_kind,
+            Some(
+                io::ErrorKind::UnexpectedEof
+                    | io::ErrorKind::ConnectionReset
+                    | io::ErrorKind::ConnectionAborted
+                    | io::ErrorKind::BrokenPipe
+            )
+        );
+        match closed {
+            true => Self::new(Cause::HelloClosed, format!("{peer} closed the connection: {why}")),
+            false => Self::new(Cause::Unreachable, format!("cannot connect to {peer}: {why}")),
+        }
+    }
+
+    /// Whether the same request may succeed a moment later.
+    pub(super) fn may_pass(&self) -> bool {
+        !matches!(
+            self.cause,
+            Cause::Certificate | Cause::Handshake | Cause::NotTls | Cause::Invalid
+        )
+    }
+
+    /// Whether it says that the host as a whole is gone, and not that it dislikes this request.
+    pub(super) fn is_outage(&self) -> bool {
+        match self.cause {
+            Cause::Unreachable | Cause::HelloClosed | Cause::Broken | Cause::Timeout => true,
+            Cause::Status(status) => is_gateway_failure(status),
+            _ => false,
+        }
+    }
+}
+
+/// Whether `status` is a proxy's word for a server behind it that is gone.
+pub(super) fn is_gateway_failure(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 502..=504)
+}
+
+/// Whether a request answered with `status` is worth sending again: timeouts, limits and failures of servers, those
+/// of nginx and Cloudflare (499, 522) included.
+pub(super) fn is_retryable(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 408 | 429 | 499 | 500 | 502..=504 | 522)
+}
+
+/// Searches the chain of causes, and looks into the errors that [`io::Error`] wraps: its own `source` skips them.
+fn find<T>(
+    error: &(dyn StdError + 'static),
+    wanted: impl Fn(&(dyn StdError + 'static)) -> Option<T>,
+) -> Option<T> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = wanted(error) {
+            return Some(found);
+        }
+        let wrapped = error
+            .downcast_ref::<io::Error>()
+            .and_then(|error| error.get_ref());
+        next = match wrapped {
+            Some(wrapped) => Some(wrapped as &(dyn StdError + 'static)),
+            None => error.source(),
+        };
+    }
+    None
+}
+
+/// The text of the last cause: the outer ones only say in which part of the library it happened.
+fn deepest(error: &(dyn StdError + 'static)) -> String {
+    let mut last = error;
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    last.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_worth_a_retry() {
+        for status in [408, 429, 500, 502, 503, 504] {
+            assert!(is_retryable(StatusCode::from_u16(status).unwrap()), "{status}");
+        }
+        for status in [200, 206, 307, 400, 401, 403, 404, 416, 501] {
+            assert!(!is_retryable(StatusCode::from_u16(status).unwrap()), "{status}");
+        }
+    }
+
+    #[test]
+    fn a_tls_error_inside_an_io_error_is_found() {
+        let tls = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+        let wrapped = io::Error::other(io::Error::other(tls.clone()));
+        let found = find(&wrapped, |source| source.downcast_ref::<rustls::Error>().cloned());
+        assert_eq!(found, Some(tls));
+    }
+}

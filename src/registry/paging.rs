@@ -1,0 +1,311 @@
+//! Lists that come in pages: the tags of a repository, the repositories of a registry. The registry says where the
+//! next page is (`Link`), or takes the last name of the one before; both can be made to go on for ever, so both end
+//! here.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use reqwest::header::{ACCEPT, HeaderMap, HeaderValue, LINK};
+use reqwest::{Method, Url};
+use serde::Deserialize;
+
+use super::answer::ErrorBody;
+use super::host::{Host, Kind};
+use super::reference::{Repository, is_tag};
+use super::request::{Core, Reached, Request, pull_scope};
+use super::retry::Patience;
+use super::secret::redact;
+use super::transport::Destination;
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+
+/// Names asked for in one page; registries cap it, and some refuse more than theirs.
+const PAGE_NAMES: u32 = 1000;
+/// A page is at most so long: a registry may send everything in one.
+const PAGE_BYTES_MAX: u64 = 32 << 20;
+/// Pages of one list.
+const PAGES_MAX: usize = 20_000;
+/// Names of one list.
+const NAMES_MAX: usize = 1_000_000;
+/// Pages in a row without any name; some registries filter a page after cutting it.
+const EMPTY_PAGES_MAX: u32 = 32;
+
+/// A list that is being read page by page.
+#[derive(Debug)]
+pub struct Pager {
+    core: Arc<Core>,
+    host: Arc<Host>,
+    list: List,
+    what: String,
+    next: Next,
+    page_names: u32,
+    seen: HashSet<Digest>,
+    previous: Vec<String>,
+    names: usize,
+    empty_pages: u32,
+}
+
+#[derive(Debug)]
+enum List {
+    Tags(Repository),
+    Catalog,
+}
+
+#[derive(Debug, Clone)]
+enum Next {
+    First,
+    Link(Url),
+    After(String),
+    End,
+}
+
+#[derive(Deserialize)]
+struct Page {
+    #[serde(alias = "tags", alias = "repositories", default)]
+    names: Option<Vec<String>>,
+}
+
+impl Pager {
+    pub(super) fn tags(core: &Arc<Core>, repository: &Repository) -> Self {
+        let host = core.transport.registry(repository.host());
+        let what = format!("{repository}: tags");
+        Self::new(core, host, List::Tags(repository.clone()), what)
+    }
+
+    pub(super) fn catalog(core: &Arc<Core>, host: &str) -> Self {
+        let what = format!("{host}: catalog");
+        Self::new(core, core.transport.registry(host), List::Catalog, what)
+    }
+
+    fn new(core: &Arc<Core>, host: Arc<Host>, list: List, what: String) -> Self {
+        Self {
+            core: Arc::clone(core),
+            host,
+            list,
+            what,
+            next: Next::First,
+            page_names: PAGE_NAMES,
+            seen: HashSet::new(),
+            previous: Vec::new(),
+            names: 0,
+            empty_pages: 0,
+        }
+    }
+
+    /// The names of the next page, `None` after the last. Names that break the grammar of references are left out:
+    /// nothing could be asked for by them.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Denied`] or [`Error::Unsupported`] if there is no such list or it is not for
+    /// us; [`Error::Malformed`] for a list that never ends or leads elsewhere; those of the network.
+    pub async fn next_page(&mut self) -> Result<Option<Vec<String>>> {
+        while !matches!(self.next, Next::End) {
+            let Some((reached, names)) = self.fetch().await? else {
+                continue;
+            };
+            let received = names.len();
+            self.advance(&reached, &names)?;
+            drop(reached);
+            let repeated = received > 0 && names == self.previous;
+            self.previous = names;
+            if repeated {
+                // A registry that ignores `last` has sent everything in the first page.
+                self.next = Next::End;
+                return Ok(None);
+            }
+            let names: Vec<String> = self
+                .previous
+                .iter()
+                .filter(|name| self.list.is_name(&self.host, name))
+                .cloned()
+                .collect();
+            if names.is_empty() {
+                self.count_empty()?;
+                continue;
+            }
+            self.empty_pages = 0;
+            return Ok(Some(names));
+        }
+        Ok(None)
+    }
+
+    /// One page; `None` if the registry wants a smaller one to be asked for.
+    async fn fetch(&mut self) -> Result<Option<(Reached, Vec<String>)>> {
+        let mut attempts = self.core.begin(&self.what, Patience::Total)?;
+        let request = self.request();
+        let (mut reached, body) = self
+            .core
+            .whole(&self.host, &request, PAGE_BYTES_MAX, &mut attempts)
+            .await?;
+        let status = reached.answer.status().as_u16();
+        if status == 400 && self.page_names > 0 {
+            let error = ErrorBody::read(&mut reached.answer).await;
+            if error.has(&["PAGINATION_NUMBER_INVALID"]) {
+                // At last no number at all is sent, which is 0 here.
+                self.page_names /= 10;
+                return Ok(None);
+            }
+            return Err(error.meaning(&self.what, &reached.answer, "no other page size helps"));
+        }
+        if !reached.answer.status().is_success() {
+            return Err(self.core.refuse(&self.host, &self.what, &mut reached).await);
+        }
+        let page: Page = serde_json::from_slice(&body)
+            .map_err(|_| Error::malformed(&self.what, "the registry's answer is no list of names"))?;
+        let names = page.names.unwrap_or_default();
+        self.names += names.len();
+        if self.names > NAMES_MAX {
+            let why = format!("more than {NAMES_MAX} names");
+            return Err(Error::unsupported(&self.what, why));
+        }
+        Ok(Some((reached, names)))
+    }
+
+    fn request(&self) -> Request {
+        let (path, scope, kind) = match &self.list {
+            List::Tags(repository) => (
+                format!("/v2/{}/tags/list", repository.path()),
+                pull_scope(repository),
+                Kind::Tags,
+            ),
+            List::Catalog => (
+                "/v2/_catalog".to_owned(),
+                "registry:catalog:*".to_owned(),
+                Kind::Catalog,
+            ),
+        };
+        let mut query = url::form_urlencoded::Serializer::new(String::new());
+        if self.page_names > 0 {
+            query.append_pair("n", &self.page_names.to_string());
+        }
+        if let Next::After(last) = &self.next {
+            query.append_pair("last", last);
+        }
+        let query = query.finish();
+        let to = match &self.next {
+            Next::Link(url) => Destination::Url(url.clone()),
+            _ if query.is_empty() => Destination::Registry(path),
+            _ => Destination::Registry(format!("{path}?{query}")),
+        };
+        Request {
+            method: Method::GET,
+            to,
+            headers: HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static("application/json"))]),
+            scope,
+            kind,
+        }
+    }
+
+    /// Decides where the next page is.
+    fn advance(&mut self, reached: &Reached, names: &[String]) -> Result<()> {
+        let links = reached.answer.headers().get_all(LINK);
+        let link = links
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .find_map(next_link);
+        let cursor = match link {
+            Some(link) => {
+                let url = reached.answer.url().join(link).ok();
+                let same_origin = url.filter(|url| url.origin() == reached.answer.url().origin());
+                let url = same_origin.ok_or_else(|| {
+                    let shown = Url::parse(link).map_or_else(|_| "no URL".to_owned(), |url| redact(&url));
+                    let why = format!("the next page is not at the registry: {shown}");
+                    Error::malformed(&self.what, why)
+                })?;
+                let cursor = url.to_string();
+                self.next = Next::Link(url);
+                cursor
+            }
+            // Without a link a full page may have a successor. More than asked for means that the size is ignored.
+            None => match names.last() {
+                Some(last) if self.page_names > 0 && names.len() == self.page_names as usize => {
+                    self.next = Next::After(last.clone());
+                    format!(" {last}")
+                }
+                _ => {
+                    self.next = Next::End;
+                    return Ok(());
+                }
+            },
+        };
+        let endless = |why: &str| Err(Error::malformed(&self.what, why));
+        if !self.seen.insert(Digest::of(cursor.as_bytes())) && names != self.previous {
+            return endless("its pages lead in a circle");
+        }
+        if self.seen.len() > PAGES_MAX {
+            return endless("its pages do not end");
+        }
+        Ok(())
+    }
+
+    fn count_empty(&mut self) -> Result<()> {
+        self.empty_pages += 1;
+        match self.empty_pages > EMPTY_PAGES_MAX {
+            true => Err(Error::malformed(&self.what, "its pages are empty and do not end")),
+            false => Ok(()),
+        }
+    }
+}
+
+impl List {
+    fn is_name(&self, host: &Host, name: &str) -> bool {
+        match self {
+            Self::Tags(_) => is_tag(name),
+            Self::Catalog => Repository::new(host.name(), name).is_ok(),
+        }
+    }
+}
+
+/// The target of the `rel="next"` link in a Link header (RFC 8288).
+fn next_link(header: &str) -> Option<&str> {
+    let mut rest = header;
+    while let Some((_, after)) = rest.split_once('<') {
+        let (target, after) = after.split_once('>')?;
+        let parameters = after
+            .split_once(", <")
+            .map_or(after, |(parameters, _)| parameters);
+        let parameters = parameters.split_once(",<").map_or(parameters, |(own, _)| own);
+        let is_next = parameters.split(';').any(|parameter| {
+            let Some((name, value)) = parameter.split_once('=') else {
+                return false;
+            };
+            let value = value.trim().trim_end_matches(',').trim_matches('"');
+            let mut relations = value.split_ascii_whitespace();
+            name.trim().eq_ignore_ascii_case("rel") && relations.any(|rel| rel.eq_ignore_ascii_case("next"))
+        });
+        if is_next {
+            return Some(target);
+        }
+        rest = after;
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn links_as_registries_write_them() {
+        let next = Some("/v2/_catalog?last=b&n=2");
+        for header in [
+            r#"</v2/_catalog?last=b&n=2>; rel="next""#,
+            r#"</v2/_catalog?last=b&n=2>;rel=next"#,
+            r#"</first>; rel="first", </v2/_catalog?last=b&n=2>; title="x"; rel="next""#,
+            r#"</first>;rel=first,</v2/_catalog?last=b&n=2>;REL="last next""#,
+        ] {
+            assert_eq!(next_link(header), next, "{header}");
+        }
+        for header in ["", "<", "<x", r#"<x>; rel="prev""#, r#"<x>; title="next""#, "<x>"] {
+            assert_eq!(next_link(header), None, "{header}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_link_is_survived(header in "[<>;,=\" a-z]{0,60}") {
+            let _ = next_link(&header);
+        }
+    }
+}

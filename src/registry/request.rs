@@ -1,0 +1,194 @@
+//! A request to a registry with all that may come between it and its answer: authorization, exactly one renewal of
+//! it, redirects. Authorization goes to the registry's own origin and never with a redirect to another.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use reqwest::header::{AUTHORIZATION, HeaderMap};
+use reqwest::{Method, StatusCode};
+
+use super::answer::refusal;
+use super::auth::{Auth, Authorization};
+use super::challenge;
+use super::host::{Host, Kind};
+use super::options::ClientOptions;
+use super::redirect::{self, HOPS_MAX, Redirects};
+use super::reference::Repository;
+use super::retry::{Attempts, Patience};
+use super::transport::{Answer, BodyError, Call, Destination, Transport, send};
+use crate::error::{Error, Result};
+
+/// What all clones of a client share.
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) transport: Transport,
+    pub(super) auth: Auth,
+    pub(super) redirects: Redirects,
+}
+
+/// A request to a registry.
+#[derive(Debug, Clone)]
+pub(super) struct Request {
+    pub(super) method: Method,
+    pub(super) to: Destination,
+    pub(super) headers: HeaderMap,
+    /// What a token must allow for it.
+    pub(super) scope: String,
+    pub(super) kind: Kind,
+}
+
+/// An answer that is neither a redirect nor a 401 that could be helped.
+#[derive(Debug)]
+pub(super) struct Reached {
+    pub(super) answer: Answer,
+    /// It came from another origin than the registry's.
+    pub(super) elsewhere: bool,
+}
+
+/// The scope for reading from `repository`.
+pub(super) fn pull_scope(repository: &Repository) -> String {
+    format!("repository:{}:pull", repository.path())
+}
+
+impl Core {
+    pub(super) fn options(&self) -> &ClientOptions {
+        &self.transport.options
+    }
+
+    /// Begins an operation.
+    ///
+    /// # Errors
+    /// [`Error::Offline`] where nothing may be sent.
+    pub(super) fn begin(&self, what: impl Into<String>, patience: Patience) -> Result<Attempts> {
+        let what = what.into();
+        match self.options().offline {
+            true => Err(Error::Offline { what }),
+            false => Ok(Attempts::new(what, patience, self.options())),
+        }
+    }
+
+    /// Sends `request` to the registry at `host`.
+    ///
+    /// # Errors
+    /// Those of the network, of fetching a token, and of redirects that must not be followed. A refusal is no error
+    /// here but an answer: see [`Self::refuse`].
+    pub(super) async fn request(
+        &self,
+        host: &Arc<Host>,
+        request: &Request,
+        attempts: &mut Attempts,
+    ) -> Result<Reached> {
+        let mut authorization = self
+            .auth
+            .authorize(&self.transport, host, &request.scope, attempts)
+            .await?;
+        let mut renewed = false;
+        loop {
+            let mut reached = self
+                .follow(host, request, authorization.as_ref(), attempts)
+                .await?;
+            if reached.answer.status() != StatusCode::UNAUTHORIZED || reached.elsewhere {
+                return Ok(reached);
+            }
+            let Some(challenge) = challenge::parse(reached.answer.headers()) else {
+                return Ok(reached);
+            };
+            if authorization.is_some() {
+                if renewed {
+                    return Ok(reached);
+                }
+                renewed = true;
+            }
+            let sent = authorization.as_ref();
+            let better = self
+                .auth
+                .renew(&self.transport, host, &request.scope, challenge, sent, attempts)
+                .await?;
+            match better {
+                Some(better) => {
+                    reached.answer.drain().await;
+                    authorization = Some(better);
+                }
+                None => return Ok(reached),
+            }
+        }
+    }
+
+    /// Sends `request` and follows its redirects.
+    async fn follow(
+        &self,
+        host: &Arc<Host>,
+        request: &Request,
+        authorization: Option<&Authorization>,
+        attempts: &mut Attempts,
+    ) -> Result<Reached> {
+        let mut call = Call {
+            method: request.method.clone(),
+            to: request.to.clone(),
+            headers: request.headers.clone(),
+            body: None,
+            kind: request.kind,
+        };
+        if let Some(authorization) = authorization {
+            call.headers.insert(AUTHORIZATION, authorization.header.clone());
+            host.note_credentials(&authorization.source);
+        }
+        let mut host = Arc::clone(host);
+        let mut elsewhere = false;
+        for _ in 0..=HOPS_MAX {
+            let mut answer = send(&host, &call, attempts).await?;
+            if !redirect::is_redirect(answer.status()) {
+                return Ok(Reached { answer, elsewhere });
+            }
+            let url = redirect::target(&self.transport, &attempts.what, &answer)?;
+            if url.origin() != answer.url().origin() {
+                elsewhere = true;
+                call.headers.remove(AUTHORIZATION);
+            }
+            answer.drain().await;
+            host = self.transport.peer(&url);
+            call.to = Destination::Url(url);
+        }
+        let why = format!("more than {HOPS_MAX} redirects, the last to {}", host.name());
+        Err(Error::malformed(&attempts.what, why))
+    }
+
+    /// Sends `request` and reads the whole body of a success. For any other answer the body is left to read.
+    ///
+    /// # Errors
+    /// Those of [`Self::request`], and [`Error::Malformed`] for a body of more than `bytes_max`.
+    pub(super) async fn whole(
+        &self,
+        host: &Arc<Host>,
+        request: &Request,
+        bytes_max: u64,
+        attempts: &mut Attempts,
+    ) -> Result<(Reached, Bytes)> {
+        loop {
+            let mut reached = self.request(host, request, attempts).await?;
+            if !reached.answer.status().is_success() {
+                return Ok((reached, Bytes::new()));
+            }
+            let failure = match reached.answer.body(bytes_max, attempts).await {
+                Ok(body) => return Ok((reached, body)),
+                Err(BodyError::TooLarge) => {
+                    let why = format!("{} sends more than {bytes_max} bytes", reached.answer.host.name());
+                    return Err(Error::malformed(&attempts.what, why));
+                }
+                Err(BodyError::Failure(failure)) => failure,
+            };
+            let peer = Arc::clone(&reached.answer.host);
+            drop(reached);
+            attempts.pause(&peer, &failure).await?;
+        }
+    }
+
+    /// What a refusal by the registry at `host`, or by where it redirected to, means.
+    pub(super) async fn refuse(&self, host: &Arc<Host>, what: &str, reached: &mut Reached) -> Error {
+        let credentials = match reached.elsewhere {
+            true => format!("{} redirected there", host.name()),
+            false => self.auth.describe(&self.transport, host).await,
+        };
+        refusal(what, &mut reached.answer, &credentials).await
+    }
+}

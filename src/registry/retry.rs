@@ -1,0 +1,218 @@
+//! How long one operation goes on: its deadline, its retries, its pauses. Two kinds of patience, by design.md
+//! section 3: a small request ends after a total time, a stream when nothing more comes.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::failure::{Cause, Failure};
+use super::host::Host;
+use super::options::ClientOptions;
+use super::options::Timing;
+use crate::error::{Error, Result};
+
+/// A stream that brought so many bytes since the last failure has its retries back.
+const PROGRESS_BYTES: u64 = 64 << 10;
+
+/// What ends an operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// The total time, [`ClientOptions::timeout`].
+    Total,
+    /// No progress for [`Timing::stall`].
+    Stream,
+}
+
+/// One operation and what it has been through.
+#[derive(Debug)]
+pub(super) struct Attempts {
+    /// What is asked for, for messages.
+    pub(super) what: String,
+    pub(super) patience: Patience,
+    timing: Timing,
+    retries: u32,
+    queue: Duration,
+    started: Instant,
+    deadline: Instant,
+    failures: u32,
+    unreachable_since: Option<Instant>,
+    progress: u64,
+}
+
+impl Attempts {
+    pub(super) fn new(what: String, patience: Patience, options: &ClientOptions) -> Self {
+        let started = Instant::now();
+        let deadline = match patience {
+            Patience::Total => started + options.timeout,
+            Patience::Stream => started + options.timing.stall,
+        };
+        Self {
+            what,
+            patience,
+            timing: options.timing,
+            retries: options.retries,
+            queue: options.timeout,
+            started,
+            deadline,
+            failures: 0,
+            unreachable_since: None,
+            progress: 0,
+        }
+    }
+
+    /// The same operation's side request, such as for a token: it has a name and retries of its own but the same
+    /// deadline.
+    pub(super) fn side(&self, what: String) -> Self {
+        Self {
+            what,
+            patience: self.patience,
+            timing: self.timing,
+            retries: self.retries,
+            queue: self.queue,
+            started: self.started,
+            deadline: self.deadline,
+            failures: 0,
+            unreachable_since: None,
+            progress: 0,
+        }
+    }
+
+    /// When the operation must have ended or, as a stream, made progress.
+    pub(super) fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// When a single exchange must have brought its next byte.
+    pub(super) fn attempt_deadline(&self) -> Instant {
+        self.deadline.min(Instant::now() + self.timing.stall)
+    }
+
+    /// Until when the operation waits for its turn among those of its host. A stream's own clock does not run then.
+    pub(super) fn queue_deadline(&self) -> Instant {
+        match self.patience {
+            Patience::Total => self.deadline,
+            Patience::Stream => Instant::now() + self.queue,
+        }
+    }
+
+    /// Bytes came.
+    pub(super) fn progressed(&mut self, bytes: u64) {
+        self.progress = self.progress.saturating_add(bytes);
+        if self.progress >= PROGRESS_BYTES {
+            self.progress = 0;
+            self.failures = 0;
+            self.unreachable_since = None;
+        }
+        self.wait_anew();
+    }
+
+    /// A stream's wait begins now: the time its consumer took does not count.
+    pub(super) fn wait_anew(&mut self) {
+        if self.patience == Patience::Stream {
+            self.started = Instant::now();
+            self.deadline = self.started + self.timing.stall;
+        }
+    }
+
+    /// The operation ended without an answer in its time.
+    pub(super) fn timed_out(&self) -> Error {
+        let waited_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Error::Timeout {
+            what: self.what.clone(),
+            waited_ms,
+        }
+    }
+
+    /// After a failed exchange with `host`: pauses until the next one may be sent, or gives up with the error.
+    pub(super) async fn pause(&mut self, host: &Host, failure: &Failure) -> Result<()> {
+        let now = Instant::now();
+        self.failures += 1;
+        let mut ends = self.deadline;
+        if failure.cause == Cause::Unreachable {
+            let since = *self.unreachable_since.get_or_insert(now);
+            ends = ends.min(since + self.timing.unreachable);
+        } else {
+            self.unreachable_since = None;
+        }
+        let wait = match failure.retry_after {
+            // The host as a whole is held back, in its gate.
+            Some(_) => Duration::ZERO,
+            None => backoff(&self.timing, self.failures),
+        };
+        let over = !failure.may_pass() || self.failures > self.retries || now + wait >= ends;
+        if failure.is_outage() {
+            host.outage(failure, over);
+        }
+        if over {
+            return Err(self.error(host, failure, now >= self.deadline));
+        }
+        host.count_retry();
+        tokio::time::sleep(wait).await;
+        Ok(())
+    }
+
+    fn error(&self, host: &Host, failure: &Failure, deadline_passed: bool) -> Error {
+        if matches!(failure.cause, Cause::Timeout | Cause::Stalled) && deadline_passed {
+            return self.timed_out();
+        }
+        let tries = match self.failures {
+            0 | 1 => String::new(),
+            tries => format!(", after {tries} tries"),
+        };
+        Error::network(&self.what, format!("{}: {}{tries}", host.name(), failure.why))
+    }
+}
+
+/// The pause before try number `failures` + 1: a random part of a limit that doubles each time ("full jitter"), so
+/// that clients that failed together do not come back together.
+fn backoff(timing: &Timing, failures: u32) -> Duration {
+    let limit = timing
+        .backoff
+        .saturating_mul(1 << failures.saturating_sub(1).min(16));
+    limit.min(timing.backoff_max).mul_f64(random_fraction())
+}
+
+/// The limit of the pause that is put on a host that asked for one without saying how long.
+pub(super) fn unasked_hold(timing: &Timing, times: u32) -> Duration {
+    let limit = timing.backoff.saturating_mul(5 << times.min(16));
+    limit.min(timing.backoff_max)
+}
+
+/// A number from 0 to 1. Spreading pauses needs no better source than the hasher's keys.
+pub(super) fn random_fraction() -> f64 {
+    let random = RandomState::new().build_hasher().finish();
+    f64::from(u32::try_from(random >> 32).unwrap_or(u32::MAX)) / f64::from(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_within_their_limits_and_differ() {
+        let timing = Timing::default();
+        let mut distinct = std::collections::HashSet::new();
+        for failures in 1..200 {
+            let pause = backoff(&timing, failures);
+            let limit = timing.backoff.saturating_mul(1 << (failures - 1).min(10));
+            assert!(pause <= limit.min(timing.backoff_max), "{failures}: {pause:?}");
+            distinct.insert(pause);
+        }
+        assert!(distinct.len() > 100, "{} distinct pauses of 199", distinct.len());
+    }
+
+    #[test]
+    fn only_a_stream_gets_a_new_deadline_by_progress() {
+        let options = ClientOptions::default();
+        let mut total = Attempts::new("x".into(), Patience::Total, &options);
+        let before = total.deadline();
+        total.progressed(1);
+        assert_eq!(total.deadline(), before);
+        let mut stream = Attempts::new("x".into(), Patience::Stream, &options);
+        let before = stream.deadline();
+        std::thread::sleep(Duration::from_millis(2));
+        stream.progressed(1);
+        assert!(stream.deadline() > before);
+    }
+}

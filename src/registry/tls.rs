@@ -1,0 +1,147 @@
+//! HTTP clients and whom they trust. The TLS configuration is built here and not by reqwest, because reqwest refuses
+//! to be built on a machine without any certificate authority, where plain HTTP must still work.
+//!
+//! Everything is HTTP/1.1: ranges need many connections at once to fill a long line, which HTTP/2 with its one
+//! connection a host does not give, and with one protocol the connection of the manifest serves the first blob.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+
+use crate::error::{Error, Result};
+
+/// How long an idle connection is kept. Registries behind load balancers close theirs after 60 s and more.
+const IDLE: Duration = Duration::from_secs(50);
+/// Largest file with certificate authorities that is read.
+const CA_FILE_BYTES_MAX: u64 = 8 << 20;
+
+/// Which certificates are accepted.
+#[derive(Debug, Clone)]
+pub(super) enum Trust {
+    /// Those that lead to one of the authorities.
+    Roots(RootCertStore),
+    /// Any: the user asked for no check.
+    Anything,
+}
+
+/// The system's certificate authorities. A machine may have none: then every certificate is untrusted, and only that.
+pub(super) fn system_roots() -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    let found = rustls_native_certs::load_native_certs();
+    let (_, ignored) = roots.add_parsable_certificates(found.certs);
+    tracing::debug!(
+        certificates = roots.len(),
+        ignored,
+        "system certificate authorities"
+    );
+    roots
+}
+
+/// Adds every certificate of the PEM file at `path` to `roots`.
+///
+/// # Errors
+/// [`Error::Io`] if it cannot be read, [`Error::Usage`] if there is no certificate in it.
+pub(super) fn add_ca_file(roots: &mut RootCertStore, path: &Path) -> Result<()> {
+    let shown = path.display().to_string();
+    let size = std::fs::metadata(path)
+        .map_err(|error| Error::io(&shown, &error))?
+        .len();
+    if size > CA_FILE_BYTES_MAX {
+        return Err(Error::usage(format!(
+            "{shown}: {size} bytes are no file of certificate authorities"
+        )));
+    }
+    let pem = std::fs::read(path).map_err(|error| Error::io(&shown, &error))?;
+    let mut added = 0;
+    for certificate in CertificateDer::pem_slice_iter(&pem) {
+        let refused = |why: String| Error::usage(format!("{shown}: not a certificate authority: {why}"));
+        let certificate = certificate.map_err(|error| refused(error.to_string()))?;
+        roots
+            .add(certificate)
+            .map_err(|error| refused(error.to_string()))?;
+        added += 1;
+    }
+    if added == 0 {
+        return Err(Error::usage(format!("{shown}: no PEM certificate in it")));
+    }
+    Ok(())
+}
+
+/// An HTTP client with its own pool of connections. `direct` ignores the proxies of the environment, as is right for
+/// loopback.
+///
+/// # Errors
+/// [`Error::Network`] if the TLS library cannot be set up.
+pub(super) fn http_client(trust: Trust, direct: bool, connect: Duration) -> Result<reqwest::Client> {
+    let broken = |why: String| Error::network("HTTP client", why);
+    let provider = Arc::new(ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| broken(error.to_string()))?;
+    let config = match trust {
+        Trust::Roots(roots) => builder.with_root_certificates(roots).with_no_client_auth(),
+        Trust::Anything => builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(AcceptAnything(provider)))
+            .with_no_client_auth(),
+    };
+    let mut client = reqwest::Client::builder()
+        .tls_backend_preconfigured(config)
+        .http1_only()
+        .redirect(reqwest::redirect::Policy::none())
+        .user_agent(concat!("registryfs/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(connect)
+        .pool_idle_timeout(IDLE)
+        .tcp_nodelay(true);
+    if direct {
+        client = client.no_proxy();
+    }
+    client
+        .build()
+        .map_err(|error| broken(error.without_url().to_string()))
+}
+
+/// The verifier of `insecure`: it accepts every certificate, so the peer is encrypted to but not known.
+#[derive(Debug)]
+struct AcceptAnything(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AcceptAnything {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,497 @@
+//! One HTTP request until it has an answer that means something: the host's gate, its protocol, retries. What the
+//! answer says is for the callers; 401, 404 and redirects are answers like any other here. Dropping a future aborts
+//! its request.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use lru::LruCache;
+use parking_lot::Mutex;
+use reqwest::header::{AsHeaderName, HeaderMap, RETRY_AFTER};
+use reqwest::{Method, StatusCode, Url};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, timeout_at};
+
+use super::answer::ErrorBody;
+use super::challenge::is_loopback;
+use super::failure::{Cause, Failure, is_gateway_failure, is_retryable};
+use super::host::{Host, HostHealth, HostSetup, Kind, Scheme};
+use super::options::ClientOptions;
+use super::retry::{Attempts, Patience, random_fraction};
+use super::secret::{authority, redact};
+use super::tls::{Trust, add_ca_file, http_client, system_roots};
+use crate::error::{Error, Result};
+
+/// Hosts whose state is kept; names of hosts come from users and from redirects.
+const HOSTS_MAX: NonZeroUsize = NonZeroUsize::new(256).unwrap();
+/// Docker Hub's API does not live under its name.
+const HUB: (&str, &str) = ("docker.io", "registry-1.docker.io");
+/// Of a body that nobody wants so much is read, and for so long, to keep the connection.
+const DRAIN_BYTES_MAX: u64 = 16 << 10;
+const DRAIN_WAIT: Duration = Duration::from_millis(500);
+/// What a host that was down is asked; every registry answers it, and any answer will do.
+const PROBE_PATH: &str = "/v2/";
+
+/// The hosts, and the HTTP clients that talk to them.
+#[derive(Debug)]
+pub(super) struct Transport {
+    pub(super) options: ClientOptions,
+    hosts: Mutex<LruCache<String, Arc<Host>>>,
+    proxied: reqwest::Client,
+    direct: reqwest::Client,
+    special: BTreeMap<String, reqwest::Client>,
+}
+
+impl Transport {
+    /// # Errors
+    /// Of the CA files: [`Error::Io`] or [`Error::Usage`].
+    pub(super) fn new(options: ClientOptions) -> Result<Self> {
+        let connect = options.timing.connect;
+        let mut roots = system_roots();
+        for file in &options.ca_files {
+            add_ca_file(&mut roots, file)?;
+        }
+        let general = match options.insecure {
+            true => Trust::Anything,
+            false => Trust::Roots(roots.clone()),
+        };
+        let mut special = BTreeMap::new();
+        for (name, host) in &options.hosts {
+            if options.insecure || (!host.insecure && host.ca_files.is_empty()) {
+                continue;
+            }
+            let mut roots = roots.clone();
+            for file in &host.ca_files {
+                add_ca_file(&mut roots, file)?;
+            }
+            let trust = match host.insecure {
+                true => Trust::Anything,
+                false => Trust::Roots(roots),
+            };
+            let loopback = Url::parse(&format!("https://{name}/")).is_ok_and(|url| is_loopback(&url));
+            special.insert(name.clone(), http_client(trust, loopback, connect)?);
+        }
+        Ok(Self {
+            hosts: Mutex::new(LruCache::new(HOSTS_MAX)),
+            proxied: http_client(general.clone(), false, connect)?,
+            direct: http_client(general, true, connect)?,
+            special,
+            options,
+        })
+    }
+
+    /// The host of a registry by its canonical name.
+    pub(super) fn registry(&self, name: &str) -> Arc<Host> {
+        let mut hosts = self.hosts.lock();
+        let host = hosts.get_or_insert(name.to_owned(), || Arc::new(self.new_host(name)));
+        Arc::clone(host)
+    }
+
+    /// The host that `url` names: a token service, a blob store, or a registry again.
+    pub(super) fn peer(&self, url: &Url) -> Arc<Host> {
+        let authority = authority(url);
+        self.registry(if authority == HUB.1 { HUB.0 } else { &authority })
+    }
+
+    fn new_host(&self, name: &str) -> Host {
+        let authority = if name == HUB.0 { HUB.1 } else { name };
+        let loopback = Url::parse(&format!("https://{authority}/")).is_ok_and(|url| is_loopback(&url));
+        let general = if loopback { &self.direct } else { &self.proxied };
+        let http = self.special.get(name).unwrap_or(general).clone();
+        let asked = self.options.hosts.get(name).is_some_and(|host| host.plain_http);
+        let setup = HostSetup {
+            http,
+            plain: self.options.plain_http || asked,
+            loopback,
+            concurrency: self.options.concurrency,
+            timing: self.options.timing,
+        };
+        Host::new(name, authority, setup)
+    }
+
+    /// Every host that was talked to, most recent first.
+    pub(super) fn health(&self) -> Vec<HostHealth> {
+        let hosts = self.hosts.lock();
+        hosts.iter().map(|(_, host)| host.health()).collect()
+    }
+}
+
+/// Where a request goes.
+#[derive(Debug, Clone)]
+pub(super) enum Destination {
+    /// A path of the registry's API, by whatever protocol the host speaks.
+    Registry(String),
+    /// A URL that a registry gave.
+    Url(Url),
+}
+
+/// One request.
+#[derive(Debug, Clone)]
+pub(super) struct Call {
+    pub(super) method: Method,
+    pub(super) to: Destination,
+    pub(super) headers: HeaderMap,
+    /// A form to post.
+    pub(super) body: Option<String>,
+    pub(super) kind: Kind,
+}
+
+impl Call {
+    pub(super) fn get(to: Destination, headers: HeaderMap, kind: Kind) -> Self {
+        Self {
+            method: Method::GET,
+            to,
+            headers,
+            body: None,
+            kind,
+        }
+    }
+}
+
+/// An answer whose body has not been read. It holds its place among the requests to the host until it is dropped,
+/// and is logged then.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) host: Arc<Host>,
+    response: reqwest::Response,
+    method: Method,
+    started: Instant,
+    headers_ms: u128,
+    received: u64,
+    permits: Option<Permits>,
+}
+
+type Permits = (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>);
+
+/// Why a whole body could not be had.
+#[derive(Debug)]
+pub(super) enum BodyError {
+    Failure(Failure),
+    TooLarge,
+}
+
+impl Answer {
+    pub(super) fn status(&self) -> StatusCode {
+        self.response.status()
+    }
+
+    pub(super) fn url(&self) -> &Url {
+        self.response.url()
+    }
+
+    pub(super) fn headers(&self) -> &HeaderMap {
+        self.response.headers()
+    }
+
+    /// A header as text, `None` where it is absent or not ASCII.
+    pub(super) fn header(&self, name: impl AsHeaderName) -> Option<&str> {
+        self.headers().get(name)?.to_str().ok()
+    }
+
+    /// The length that the body is said to have.
+    pub(super) fn content_length(&self) -> Option<u64> {
+        self.response.content_length()
+    }
+
+    /// The next piece of the body, `None` at its end.
+    pub(super) async fn chunk(&mut self, until: Instant) -> Result<Option<Bytes>, Failure> {
+        let waiting = Instant::now();
+        match timeout_at(until, self.response.chunk()).await {
+            Err(_) => Err(Failure::stalled(waiting.elapsed())),
+            Ok(Err(error)) => Err(Failure::new(Cause::Cut, Failure::of(error, self.host.name()).why)),
+            Ok(Ok(bytes)) => {
+                let count = bytes.as_ref().map_or(0, |bytes| bytes.len() as u64);
+                self.received += count;
+                self.host.count_bytes(count);
+                Ok(bytes)
+            }
+        }
+    }
+
+    /// Reads the rest of a short body that nobody wants, so that its connection can be used again.
+    pub(super) async fn drain(&mut self) {
+        let until = Instant::now() + DRAIN_WAIT;
+        while self.received < DRAIN_BYTES_MAX {
+            match self.chunk(until).await {
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => break,
+            }
+        }
+    }
+
+    /// The whole body, if it has at most `bytes_max` bytes.
+    pub(super) async fn body(&mut self, bytes_max: u64, attempts: &mut Attempts) -> Result<Bytes, BodyError> {
+        if self.content_length().is_some_and(|length| length > bytes_max) {
+            return Err(BodyError::TooLarge);
+        }
+        let mut body = bytes::BytesMut::new();
+        while let Some(piece) = self
+            .chunk(attempts.attempt_deadline())
+            .await
+            .map_err(BodyError::Failure)?
+        {
+            attempts.progressed(piece.len() as u64);
+            if body.len() as u64 + piece.len() as u64 > bytes_max {
+                return Err(BodyError::TooLarge);
+            }
+            body.extend_from_slice(&piece);
+        }
+        Ok(body.freeze())
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        tracing::debug!(
+            method = %self.method,
+            url = %redact(self.response.url()),
+            status = self.response.status().as_u16(),
+            headers_ms = self.headers_ms,
+            ms = self.started.elapsed().as_millis(),
+            bytes = self.received,
+            "request"
+        );
+    }
+}
+
+/// Sends `call` to `host` until an answer comes that is worth reading.
+///
+/// # Errors
+/// [`Error::Network`] and [`Error::Timeout`], when the retries or the time of `attempts` are used up.
+pub(super) async fn send(host: &Arc<Host>, call: &Call, attempts: &mut Attempts) -> Result<Answer> {
+    loop {
+        gate(host, attempts).await?;
+        let permits = permits(host, attempts).await?;
+        // The wait for a permit may have been long.
+        if host.held().is_some() || host.breaker.down_for().is_some() {
+            continue;
+        }
+        let failure = match attempt(host, call, attempts.attempt_deadline()).await {
+            Ok(mut answer) if is_retryable(answer.status()) => {
+                answer.permits = Some(permits);
+                busy(answer).await
+            }
+            Ok(mut answer) => {
+                host.alive();
+                answer.permits = Some(permits);
+                return Ok(answer);
+            }
+            Err(failure) => failure,
+        };
+        attempts.pause(host, &failure).await?;
+    }
+}
+
+/// What an answer means that says "not now".
+async fn busy(mut answer: Answer) -> Failure {
+    let status = answer.status();
+    let asked = retry_after(answer.headers(), SystemTime::now());
+    let host = Arc::clone(&answer.host);
+    let mut why = format!("answered {status}");
+    let body = ErrorBody::read(&mut answer).await;
+    if let Some(text) = body.text() {
+        why = format!("{why}: {text}");
+    }
+    if let Some(asked) = asked {
+        why = format!("{why} (Retry-After: {} s)", asked.as_secs());
+    }
+    let limited = status == StatusCode::TOO_MANY_REQUESTS;
+    if limited || asked.is_some() {
+        host.hold_back(asked, &why);
+    }
+    if !is_gateway_failure(status) {
+        host.breaker.alive();
+    }
+    Failure {
+        cause: Cause::Status(status),
+        why,
+        retry_after: asked.or(limited.then_some(Duration::ZERO)),
+    }
+}
+
+/// How long `Retry-After` asks to wait, in its two forms: seconds, or a date.
+fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    match text.parse::<u32>() {
+        Ok(seconds) => Some(Duration::from_secs(u64::from(seconds))),
+        Err(_) => {
+            let date = httpdate::parse_http_date(text).ok()?;
+            Some(date.duration_since(now).unwrap_or_default())
+        }
+    }
+}
+
+/// Waits until `host` may be asked, or fails at once if it is down or wants to be left alone for too long.
+async fn gate(host: &Arc<Host>, attempts: &mut Attempts) -> Result<()> {
+    let probe = || {
+        let host = Arc::clone(host);
+        tokio::spawn(async move { probe(&host).await });
+    };
+    host.breaker.admit(probe).await.map_err(|down| {
+        let seconds = down.since.as_secs();
+        Error::network(
+            &attempts.what,
+            format!("{} has been down for {seconds} s: {}", host.name(), down.why),
+        )
+    })?;
+    while let Some((until, why)) = host.held() {
+        if until >= attempts.deadline() {
+            let seconds = until.saturating_duration_since(Instant::now()).as_secs_f32();
+            return Err(Error::network(
+                &attempts.what,
+                format!("{} {why}; it is not asked again for {seconds:.0} s", host.name()),
+            ));
+        }
+        // Those who waited together must not all come back at the same moment.
+        let spread = until.saturating_duration_since(Instant::now()).mul_f64(0.1);
+        tokio::time::sleep_until(until + spread.mul_f64(random_fraction())).await;
+        attempts.wait_anew();
+    }
+    Ok(())
+}
+
+async fn probe(host: &Arc<Host>) {
+    let call = Call::get(
+        Destination::Registry(PROBE_PATH.to_owned()),
+        HeaderMap::new(),
+        Kind::Probe,
+    );
+    let until = Instant::now() + host.timing().probe_interval;
+    match attempt(host, &call, until).await {
+        Ok(answer) if is_gateway_failure(answer.status()) => {
+            host.breaker
+                .probe_failed(&format!("answered {}", answer.status()));
+        }
+        Ok(_) => {
+            tracing::info!(host = %host.name(), "host is up again");
+            host.alive();
+        }
+        Err(failure) => host.breaker.probe_failed(&failure.why),
+    }
+}
+
+/// A place among the requests to `host`. Streams take a second one, of fewer.
+async fn permits(host: &Arc<Host>, attempts: &mut Attempts) -> Result<Permits> {
+    let until = attempts.queue_deadline();
+    let acquire = async {
+        let stream = match attempts.patience {
+            Patience::Total => None,
+            Patience::Stream => Arc::clone(&host.streams).acquire_owned().await.ok(),
+        };
+        let any = Arc::clone(&host.permits).acquire_owned().await.ok()?;
+        Some((any, stream))
+    };
+    let permits = timeout_at(until, acquire).await;
+    let permits = permits.map_err(|_| attempts.timed_out())?;
+    attempts.wait_anew();
+    // The semaphores are never closed.
+    permits.ok_or_else(|| attempts.timed_out())
+}
+
+/// Sends `call` once, by the protocol of the host. For a loopback host whose protocol is not known, https is tried
+/// first and plain HTTP only if the peer does not speak TLS; the first request finds out, the others wait for it.
+async fn attempt(host: &Arc<Host>, call: &Call, until: Instant) -> Result<Answer, Failure> {
+    let path = match &call.to {
+        Destination::Url(url) => return exchange(host, url.clone(), call, until).await,
+        Destination::Registry(path) => path,
+    };
+    let url = |scheme| {
+        host.url(scheme, path)
+            .map_err(|error| Failure::new(Cause::Invalid, error.to_string()))
+    };
+    if let Some(scheme) = host.scheme() {
+        return exchange(host, url(scheme)?, call, until).await;
+    }
+    let began = Instant::now();
+    let gate = timeout_at(until, host.scheme_gate.lock()).await;
+    let _gate = gate.map_err(|_| Failure::timeout(began.elapsed()))?;
+    if let Some(scheme) = host.scheme() {
+        return exchange(host, url(scheme)?, call, until).await;
+    }
+    let by_tls = exchange(host, url(Scheme::Https)?, call, until).await;
+    match by_tls.as_ref().map_err(|failure| failure.cause) {
+        Ok(_) | Err(Cause::Certificate | Cause::Handshake) => host.decide(Scheme::Https),
+        Err(Cause::NotTls | Cause::HelloClosed) => {
+            let plain = exchange(host, url(Scheme::Http)?, call, until).await?;
+            // A TLS server that is just starting may answer 400 to plain HTTP: that decides nothing.
+            if plain.status() != StatusCode::BAD_REQUEST {
+                host.decide(Scheme::Http);
+            }
+            return Ok(plain);
+        }
+        Err(_) => {}
+    }
+    by_tls
+}
+
+async fn exchange(host: &Arc<Host>, url: Url, call: &Call, until: Instant) -> Result<Answer, Failure> {
+    host.count_request(call.kind);
+    let started = Instant::now();
+    let shown = redact(&url);
+    let mut request = host
+        .http
+        .request(call.method.clone(), url)
+        .headers(call.headers.clone());
+    if let Some(body) = &call.body {
+        request = request.body(body.clone());
+    }
+    let failure = match timeout_at(until, request.send()).await {
+        Ok(Ok(response)) => {
+            host.note_headers(response.headers());
+            return Ok(Answer {
+                host: Arc::clone(host),
+                response,
+                method: call.method.clone(),
+                started,
+                headers_ms: started.elapsed().as_millis(),
+                received: 0,
+                permits: None,
+            });
+        }
+        Ok(Err(error)) => Failure::of(error, host.name()),
+        Err(_) => Failure::timeout(started.elapsed()),
+    };
+    tracing::debug!(
+        method = %call.method,
+        url = %shown,
+        ms = started.elapsed().as_millis(),
+        why = %failure.why,
+        "request failed"
+    );
+    Err(failure)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use reqwest::header::HeaderValue;
+
+    #[test]
+    fn retry_after_in_seconds_and_as_a_date() {
+        let now = SystemTime::now();
+        let asked = |text: &str| {
+            let headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_str(text).unwrap())]);
+            retry_after(&headers, now)
+        };
+        assert_eq!(asked("7"), Some(Duration::from_secs(7)));
+        let date = httpdate::fmt_http_date(now + Duration::from_secs(100));
+        let wait = asked(&date).unwrap();
+        assert!((98..=100).contains(&wait.as_secs()), "{wait:?}");
+        assert_eq!(asked("Thu, 01 Jan 1970 00:00:00 GMT"), Some(Duration::ZERO));
+        for text in ["", "-1", "soon", "99999999999999999999"] {
+            assert_eq!(asked(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn docker_hub_is_one_host_under_both_names() {
+        let transport = Transport::new(ClientOptions::default()).unwrap();
+        let hub = transport.registry("docker.io");
+        let url = hub.url(Scheme::Https, "/v2/").unwrap();
+        assert_eq!(url.as_str(), "https://registry-1.docker.io/v2/");
+        assert!(Arc::ptr_eq(&hub, &transport.peer(&url)));
+    }
+}

@@ -1,0 +1,319 @@
+//! Which chunks of a layer are in its data file: one bit each, in a small memory-mapped file.
+//!
+//! The map is a hint about the data, and says so: it survives a crash of the process as it is, because the page cache
+//! holds data and map alike; after an unclean reboot neither is sure to have reached the disk, so every bit becomes a
+//! *suspect* that is verified by its digest before use. A clean shutdown syncs the data first and then says `clean`.
+//! The mark of a chunk is set only after its bytes were verified and written.
+//!
+//! ```text
+//! magic 8 | version u32 | clean u32 | chunks u64 | boot id 16 | index id u32 | … | at 4096: bits, u64 little-endian words
+//! ```
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use memmap2::MmapRaw;
+use parking_lot::Mutex;
+
+use crate::error::{Error, Result};
+use crate::store::sigbus::Guard;
+
+const MAGIC: [u8; 8] = *b"RFSCHMAP";
+const VERSION: u32 = 1;
+const BITS_AT: usize = 4096;
+const CLEAN_AT: usize = 12;
+const BOOT_AT: usize = 24;
+
+/// The chunk map of one layer.
+#[derive(Debug)]
+pub struct ChunkMap {
+    // Declared before the map, so that the guard ends first.
+    _guard: Option<Guard>,
+    map: MmapRaw,
+    chunks: u32,
+    /// Bits that were set before an unclean reboot. Emptied as they are verified.
+    suspects: Option<Box<[AtomicU64]>>,
+    /// Whether the file says `clean`, so that the first mark must take that back.
+    clean: AtomicBool,
+    state: Mutex<()>,
+}
+
+impl ChunkMap {
+    /// Opens or creates the map of a layer with `chunks` chunks whose index is known by `index_id`. A map that does not
+    /// fit is begun anew: that costs fetches, never wrong bytes.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn open(path: &Path, chunks: u32, index_id: u32) -> Result<Self> {
+        Self::open_at_boot(path, chunks, index_id, boot_id())
+    }
+
+    fn open_at_boot(path: &Path, chunks: u32, index_id: u32, boot: [u8; 16]) -> Result<Self> {
+        let failed = |e: std::io::Error| Error::io(path.display().to_string(), &e);
+        let words = (chunks as usize).div_ceil(64);
+        let len = BITS_AT + words * 8;
+        let header = header(chunks, index_id);
+        let mut options = File::options();
+        let mut file = options
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .map_err(failed)?;
+        if !fits(&file, &header, len).map_err(failed)? {
+            // Zeros are written, not left as a hole: a full disk must not turn a mark into SIGBUS.
+            let mut zeros = vec![0; len];
+            zeros[..header.len()].copy_from_slice(&header);
+            zeros[BOOT_AT..BOOT_AT + 16].copy_from_slice(&boot);
+            zeros[40..44].copy_from_slice(&index_id.to_le_bytes());
+            file.set_len(0)
+                .and_then(|()| file.write_all(&zeros))
+                .map_err(failed)?;
+        }
+        let map = MmapRaw::map_raw(&file).map_err(failed)?;
+        let guard = Guard::new(map.as_ptr(), map.len());
+        let mut map = Self {
+            _guard: guard,
+            map,
+            chunks,
+            suspects: None,
+            clean: AtomicBool::new(false),
+            state: Mutex::new(()),
+        };
+        map.adopt(boot);
+        Ok(map)
+    }
+
+    /// Decides what the bits are worth after the boot that the file names.
+    fn adopt(&mut self, boot: [u8; 16]) {
+        let clean = self.header_word(CLEAN_AT) == 1;
+        let mut recorded = [0; 16];
+        for (i, word) in recorded.chunks_exact_mut(4).enumerate() {
+            word.copy_from_slice(&self.header_word(BOOT_AT + 4 * i).to_le_bytes());
+        }
+        if !clean && recorded != boot {
+            let taken = self
+                .words()
+                .iter()
+                .map(|word| AtomicU64::new(word.swap(0, Ordering::Relaxed)));
+            self.suspects = Some(taken.collect());
+        }
+        for (i, word) in boot.chunks_exact(4).enumerate() {
+            let word = u32::from_le_bytes([word[0], word[1], word[2], word[3]]);
+            self.set_header_word(BOOT_AT + 4 * i, word);
+        }
+        self.clean.store(clean, Ordering::Release);
+    }
+
+    /// Whether a chunk is in the data file, verified.
+    #[must_use]
+    pub fn is_present(&self, chunk: u32) -> bool {
+        self.word(chunk)
+            .is_some_and(|(word, bit)| word.load(Ordering::Acquire) & bit != 0)
+    }
+
+    /// Whether a chunk was there before an unclean reboot, and has not been looked at since.
+    #[must_use]
+    pub fn is_suspect(&self, chunk: u32) -> bool {
+        self.suspect(chunk)
+            .is_some_and(|(word, bit)| word.load(Ordering::Acquire) & bit != 0)
+    }
+
+    /// Sets the mark of a chunk whose verified bytes have been written.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the file cannot be told that it is not clean any more; the mark is not set then.
+    pub fn mark(&self, chunk: u32) -> Result<()> {
+        if self.clean.load(Ordering::Acquire) {
+            let _state = self.state.lock();
+            self.set_header_word(CLEAN_AT, 0);
+            self.map
+                .flush_range(0, BITS_AT)
+                .map_err(|e| Error::io("chunk map", &e))?;
+            self.clean.store(false, Ordering::Release);
+        }
+        if let Some((word, bit)) = self.word(chunk) {
+            word.fetch_or(bit, Ordering::AcqRel);
+        }
+        self.clear_suspect(chunk);
+        Ok(())
+    }
+
+    /// Takes the mark of a chunk away.
+    pub fn clear(&self, chunk: u32) {
+        if let Some((word, bit)) = self.word(chunk) {
+            word.fetch_and(!bit, Ordering::AcqRel);
+        }
+    }
+
+    /// A suspect was looked at (and marked, or found wanting).
+    pub fn clear_suspect(&self, chunk: u32) {
+        if let Some((word, bit)) = self.suspect(chunk) {
+            word.fetch_and(!bit, Ordering::AcqRel);
+        }
+    }
+
+    /// Number of chunks that are present.
+    #[must_use]
+    pub fn count(&self) -> u32 {
+        self.words()
+            .iter()
+            .map(|word| word.load(Ordering::Relaxed).count_ones())
+            .sum()
+    }
+
+    /// Says in the file that data and bits are on the disk. The data must have been synced before.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn set_clean(&self) -> Result<()> {
+        let _state = self.state.lock();
+        if self.clean.load(Ordering::Acquire) || self.suspects.is_some() {
+            return Ok(());
+        }
+        let flushed = self.map.flush().and_then(|()| {
+            self.set_header_word(CLEAN_AT, 1);
+            self.map.flush()
+        });
+        flushed.map_err(|e| Error::io("chunk map", &e))?;
+        self.clean.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    fn words(&self) -> &[AtomicU64] {
+        let count = (self.chunks as usize).div_ceil(64);
+        // SAFETY: the file was made `BITS_AT + count * 8` bytes long and is mapped whole and shared; `BITS_AT` keeps the
+        // alignment of a page; the words are only ever accessed as atomics; the map lives as long as `self`.
+        unsafe { std::slice::from_raw_parts(self.map.as_mut_ptr().add(BITS_AT).cast(), count) }
+    }
+
+    fn word(&self, chunk: u32) -> Option<(&AtomicU64, u64)> {
+        bit_of(self.words(), chunk)
+    }
+
+    fn suspect(&self, chunk: u32) -> Option<(&AtomicU64, u64)> {
+        bit_of(self.suspects.as_deref()?, chunk)
+    }
+
+    fn header_atomic(&self, at: usize) -> &std::sync::atomic::AtomicU32 {
+        debug_assert!(at.is_multiple_of(4) && at < BITS_AT);
+        // SAFETY: `at` is a constant of this file, 4-aligned and within the header page, which is mapped for as long as
+        // `self` lives and only accessed as atomics.
+        unsafe { &*self.map.as_mut_ptr().add(at).cast() }
+    }
+
+    fn header_word(&self, at: usize) -> u32 {
+        u32::from_le(self.header_atomic(at).load(Ordering::Acquire))
+    }
+
+    fn set_header_word(&self, at: usize, value: u32) {
+        self.header_atomic(at).store(value.to_le(), Ordering::Release);
+    }
+}
+
+fn bit_of(words: &[AtomicU64], chunk: u32) -> Option<(&AtomicU64, u64)> {
+    Some((words.get(chunk as usize / 64)?, 1 << (chunk % 64)))
+}
+
+/// The part of the header that does not change.
+fn header(chunks: u32, index_id: u32) -> [u8; 44] {
+    let mut header = [0; 44];
+    header[..8].copy_from_slice(&MAGIC);
+    header[8..12].copy_from_slice(&VERSION.to_le_bytes());
+    header[16..24].copy_from_slice(&u64::from(chunks).to_le_bytes());
+    header[40..44].copy_from_slice(&index_id.to_le_bytes());
+    header
+}
+
+fn fits(file: &File, expected: &[u8; 44], len: usize) -> std::io::Result<bool> {
+    use std::os::unix::fs::FileExt;
+    if file.metadata()?.len() != len as u64 {
+        return Ok(false);
+    }
+    let mut found = [0; 44];
+    file.read_exact_at(&mut found, 0)?;
+    Ok(found[..12] == expected[..12] && found[16..24] == expected[16..24] && found[40..] == expected[40..])
+}
+
+/// The kernel's random id of this boot; zeros (which equal no boot's) where it cannot be read, so that nothing is trusted.
+fn boot_id() -> [u8; 16] {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let digits: Vec<u8> = text
+        .chars()
+        .filter_map(|c| c.to_digit(16))
+        .filter_map(|d| u8::try_from(d).ok())
+        .collect();
+    let mut id = [0; 16];
+    for (byte, pair) in id.iter_mut().zip(digits.chunks_exact(2)) {
+        *byte = pair[0] << 4 | pair[1];
+    }
+    id
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOOT: [u8; 16] = [1; 16];
+    const NEXT_BOOT: [u8; 16] = [2; 16];
+
+    fn open(dir: &tempfile::TempDir, boot: [u8; 16]) -> ChunkMap {
+        ChunkMap::open_at_boot(&dir.path().join("map"), 130, 7, boot).unwrap()
+    }
+
+    #[test]
+    fn marks_survive_a_crash_of_the_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let map = open(&dir, BOOT);
+        map.mark(0).unwrap();
+        map.mark(129).unwrap();
+        drop(map);
+        let map = open(&dir, BOOT);
+        assert!(map.is_present(0) && map.is_present(129) && !map.is_present(64));
+        assert_eq!(map.count(), 2);
+        assert!(!map.is_present(130), "no such chunk");
+    }
+
+    #[test]
+    fn after_an_unclean_reboot_marks_are_suspects_until_looked_at() {
+        let dir = tempfile::tempdir().unwrap();
+        open(&dir, BOOT).mark(5).unwrap();
+        let map = open(&dir, NEXT_BOOT);
+        assert!(!map.is_present(5) && map.is_suspect(5));
+        map.mark(5).unwrap();
+        assert!(map.is_present(5) && !map.is_suspect(5));
+        drop(map);
+        assert!(open(&dir, NEXT_BOOT).is_present(5));
+    }
+
+    #[test]
+    fn after_a_clean_stop_marks_are_trusted_until_the_next_change() {
+        let dir = tempfile::tempdir().unwrap();
+        let map = open(&dir, BOOT);
+        map.mark(5).unwrap();
+        map.set_clean().unwrap();
+        drop(map);
+        let map = open(&dir, NEXT_BOOT);
+        assert!(map.is_present(5));
+        map.mark(6).unwrap();
+        drop(map);
+        let map = open(&dir, [3; 16]);
+        assert!(map.is_suspect(5) && map.is_suspect(6) && !map.is_present(5));
+    }
+
+    #[test]
+    fn a_map_of_another_index_is_begun_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        open(&dir, BOOT).mark(5).unwrap();
+        let path = dir.path().join("map");
+        let other = ChunkMap::open_at_boot(&path, 130, 8, BOOT).unwrap();
+        assert!(!other.is_present(5) && !other.is_suspect(5));
+        drop(other);
+        std::fs::write(&path, b"rubbish").unwrap();
+        assert_eq!(open(&dir, BOOT).count(), 0);
+    }
+}

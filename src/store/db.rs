@@ -1,0 +1,364 @@
+//! What is small and relational: which digest a tag had and when that was checked, the digests ever seen under it, what
+//! registries list, and the numbers that inodes are made of.
+//!
+//! SQLite in WAL mode. All of it is a cache but for the slots, which only have to be stable: a database that is damaged is
+//! moved aside and begun anew. Calls block on the disk, so nobody makes one on a FUSE thread or an async one.
+
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
+use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
+
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+
+/// Listings of more names than this are not kept.
+const LISTING_NAMES_MAX: usize = 1_000_000;
+
+const SCHEMA: &str = "
+PRAGMA journal_mode = WAL;
+PRAGMA synchronous = NORMAL;
+PRAGMA user_version = 1;
+-- digest NULL: the registry said that there is no such tag
+CREATE TABLE IF NOT EXISTS tags (
+    repository TEXT NOT NULL, tag TEXT NOT NULL, digest TEXT, checked_ms INTEGER NOT NULL,
+    PRIMARY KEY (repository, tag)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS tag_history (
+    repository TEXT NOT NULL, tag TEXT NOT NULL, digest TEXT NOT NULL,
+    first_ms INTEGER NOT NULL, last_ms INTEGER NOT NULL,
+    PRIMARY KEY (repository, tag, digest)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS media_types (digest TEXT PRIMARY KEY, media_type TEXT NOT NULL) WITHOUT ROWID;
+-- of: 'tags HOST/PATH' or 'catalog HOST'; names: separated by newlines, which no name contains
+CREATE TABLE IF NOT EXISTS listings (
+    of TEXT PRIMARY KEY, names TEXT NOT NULL, checked_ms INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS slots (slot INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE);
+CREATE TABLE IF NOT EXISTS warnings (tree TEXT PRIMARY KEY, text TEXT NOT NULL) WITHOUT ROWID;
+";
+
+/// What was last heard of a tag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TagRecord {
+    /// Its digest; `None` when the registry said that there is no such tag.
+    pub digest: Option<Digest>,
+    /// When the registry said so.
+    pub checked: SystemTime,
+}
+
+impl TagRecord {
+    /// How long ago the registry said so; a time in the future counts as long ago.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        age(self.checked)
+    }
+}
+
+/// What was last heard of a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListingRecord {
+    /// The names in the order they were kept.
+    pub names: Vec<String>,
+    /// When the registry gave them.
+    pub checked: SystemTime,
+}
+
+impl ListingRecord {
+    /// As [`TagRecord::age`].
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        age(self.checked)
+    }
+}
+
+fn age(checked: SystemTime) -> Duration {
+    SystemTime::now().duration_since(checked).unwrap_or(Duration::MAX)
+}
+
+/// The open database.
+#[derive(Debug)]
+pub struct Db {
+    connection: Mutex<Connection>,
+}
+
+impl Db {
+    /// Opens or creates the database; a damaged one is moved aside.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let connection = match open_connection(path) {
+            Err(rusqlite::Error::SqliteFailure(failure, _))
+                if matches!(failure.code, ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) =>
+            {
+                tracing::warn!(path = %path.display(), "the database is damaged and begun anew");
+                for suffix in ["", "-wal", "-shm"] {
+                    let name = format!("{}{suffix}", path.display());
+                    let _ = std::fs::rename(&name, format!("{name}.damaged"));
+                }
+                open_connection(path)
+            }
+            opened => opened,
+        };
+        let connection = connection.map_err(|e| failed(&e))?;
+        Ok(Self {
+            connection: Mutex::new(connection),
+        })
+    }
+
+    /// What was last heard of a tag.
+    ///
+    /// # Errors
+    /// [`Error::Io`], here and below.
+    pub fn tag(&self, repository: &str, tag: &str) -> Result<Option<TagRecord>> {
+        let connection = self.connection.lock();
+        let mut statement = connection
+            .prepare_cached("SELECT digest, checked_ms FROM tags WHERE repository = ?1 AND tag = ?2")
+            .map_err(|e| failed(&e))?;
+        let row = statement
+            .query_row(params![repository, tag], |row| {
+                Ok((row.get::<_, Option<String>>(0)?, row.get::<_, i64>(1)?))
+            })
+            .optional()
+            .map_err(|e| failed(&e))?;
+        Ok(row.map(|(digest, ms)| TagRecord {
+            digest: digest.and_then(|text| text.parse().ok()),
+            checked: from_ms(ms),
+        }))
+    }
+
+    /// Records what the registry just said of a tag.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn put_tag(&self, repository: &str, tag: &str, digest: Option<&Digest>) -> Result<()> {
+        let now = to_ms(SystemTime::now());
+        let digest = digest.map(Digest::to_string);
+        let mut connection = self.connection.lock();
+        let mut write = || -> rusqlite::Result<()> {
+            let transaction = connection.transaction()?;
+            transaction
+                .prepare_cached("INSERT OR REPLACE INTO tags VALUES (?1, ?2, ?3, ?4)")?
+                .execute(params![repository, tag, digest, now])?;
+            if digest.is_some() {
+                transaction
+                    .prepare_cached(
+                        "INSERT INTO tag_history VALUES (?1, ?2, ?3, ?4, ?4)
+                         ON CONFLICT DO UPDATE SET last_ms = ?4",
+                    )?
+                    .execute(params![repository, tag, digest, now])?;
+            }
+            transaction.commit()
+        };
+        write().map_err(|e| failed(&e))
+    }
+
+    /// The media type under which a manifest came.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn media_type(&self, digest: &Digest) -> Result<Option<String>> {
+        self.text(
+            "SELECT media_type FROM media_types WHERE digest = ?1",
+            &digest.to_string(),
+        )
+    }
+
+    /// Records the media type under which a manifest came.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn put_media_type(&self, digest: &Digest, media_type: &str) -> Result<()> {
+        self.execute(
+            "INSERT OR REPLACE INTO media_types VALUES (?1, ?2)",
+            &digest.to_string(),
+            media_type,
+        )
+    }
+
+    /// What was odd in the layers of a merged tree, one line each.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn warnings(&self, tree: &Digest) -> Result<Vec<String>> {
+        let text = self.text("SELECT text FROM warnings WHERE tree = ?1", &tree.to_string())?;
+        Ok(text.unwrap_or_default().lines().map(str::to_owned).collect())
+    }
+
+    /// Records what was odd in the layers of a merged tree.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn put_warnings(&self, tree: &Digest, warnings: &[String]) -> Result<()> {
+        let lines: Vec<_> = warnings.iter().map(|line| line.replace('\n', " ")).collect();
+        self.execute(
+            "INSERT OR REPLACE INTO warnings VALUES (?1, ?2)",
+            &tree.to_string(),
+            &lines.join("\n"),
+        )
+    }
+
+    /// What was last heard of a listing (`tags HOST/PATH`, `catalog HOST`).
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn listing(&self, of: &str) -> Result<Option<ListingRecord>> {
+        let connection = self.connection.lock();
+        let row = connection
+            .query_row(
+                "SELECT names, checked_ms FROM listings WHERE of = ?1",
+                [of],
+                |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)),
+            )
+            .optional()
+            .map_err(|e| failed(&e))?;
+        Ok(row.map(|(names, ms)| ListingRecord {
+            names: names.lines().map(str::to_owned).collect(),
+            checked: from_ms(ms),
+        }))
+    }
+
+    /// Records what the registry just listed.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn put_listing(&self, of: &str, names: &[String]) -> Result<()> {
+        if names.len() > LISTING_NAMES_MAX {
+            return Ok(());
+        }
+        let connection = self.connection.lock();
+        connection
+            .execute(
+                "INSERT OR REPLACE INTO listings VALUES (?1, ?2, ?3)",
+                params![of, names.join("\n"), to_ms(SystemTime::now())],
+            )
+            .map(drop)
+            .map_err(|e| failed(&e))
+    }
+
+    /// The repositories of `host` of which a tag was ever found, and all of them for the empty host.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn visited(&self, host: &str) -> Result<Vec<String>> {
+        let connection = self.connection.lock();
+        let mut statement = connection
+            .prepare_cached(
+                "SELECT DISTINCT repository FROM tags
+                 WHERE digest IS NOT NULL AND (?1 = '' OR substr(repository, 1, length(?1) + 1) = ?1 || '/')",
+            )
+            .map_err(|e| failed(&e))?;
+        let rows = statement
+            .query_map([host], |row| row.get(0))
+            .map_err(|e| failed(&e))?;
+        rows.collect::<rusqlite::Result<_>>().map_err(|e| failed(&e))
+    }
+
+    /// The number that stands for `key`, the same for ever: counted up from 1.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn slot(&self, key: &str) -> Result<u32> {
+        let connection = self.connection.lock();
+        let find = || -> rusqlite::Result<i64> {
+            connection
+                .prepare_cached("INSERT OR IGNORE INTO slots (key) VALUES (?1)")?
+                .execute([key])?;
+            connection
+                .prepare_cached("SELECT slot FROM slots WHERE key = ?1")?
+                .query_row([key], |row| row.get(0))
+        };
+        let slot = find().map_err(|e| failed(&e))?;
+        u32::try_from(slot).map_err(|_| Error::malformed("state.db", "no inode slot is left"))
+    }
+
+    fn text(&self, sql: &str, key: &str) -> Result<Option<String>> {
+        let connection = self.connection.lock();
+        connection
+            .query_row(sql, [key], |row| row.get(0))
+            .optional()
+            .map_err(|e| failed(&e))
+    }
+
+    fn execute(&self, sql: &str, key: &str, value: &str) -> Result<()> {
+        self.connection
+            .lock()
+            .execute(sql, [key, value])
+            .map(drop)
+            .map_err(|e| failed(&e))
+    }
+}
+
+fn open_connection(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = Connection::open(path)?;
+    connection.busy_timeout(Duration::from_secs(5))?;
+    connection.execute_batch(SCHEMA)?;
+    Ok(connection)
+}
+
+fn failed(error: &rusqlite::Error) -> Error {
+    Error::Io {
+        what: "state.db".to_owned(),
+        errno: libc::EIO,
+        why: error.to_string(),
+    }
+}
+
+fn to_ms(time: SystemTime) -> i64 {
+    let ms = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    i64::try_from(ms).unwrap_or(i64::MAX)
+}
+
+fn from_ms(ms: i64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_millis(u64::try_from(ms).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(dir: &tempfile::TempDir) -> Db {
+        Db::open(&dir.path().join("state.db")).unwrap()
+    }
+
+    #[test]
+    fn what_was_heard_of_tags_and_listings_survives() {
+        let dir = tempfile::tempdir().unwrap();
+        let digest = Digest::of(b"1");
+        let db = open(&dir);
+        db.put_tag("h.io/a", "1", Some(&digest)).unwrap();
+        db.put_tag("h.io/b", "gone", None).unwrap();
+        db.put_tag("h.iox/c", "1", Some(&digest)).unwrap();
+        db.put_listing("tags h.io/a", &["1".to_owned(), "2".to_owned()])
+            .unwrap();
+        drop(db);
+        let db = open(&dir);
+        let record = db.tag("h.io/a", "1").unwrap().unwrap();
+        assert_eq!(record.digest, Some(digest));
+        assert!(record.age() < Duration::from_secs(60));
+        assert_eq!(db.tag("h.io/b", "gone").unwrap().unwrap().digest, None);
+        assert_eq!(db.tag("h.io/a", "2").unwrap(), None);
+        assert_eq!(db.listing("tags h.io/a").unwrap().unwrap().names, ["1", "2"]);
+        assert_eq!(db.visited("h.io").unwrap(), ["h.io/a"]);
+        assert_eq!(db.visited("").unwrap(), ["h.io/a", "h.iox/c"]);
+    }
+
+    #[test]
+    fn slots_are_small_and_stable() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (open(&dir).slot("a").unwrap(), open(&dir).slot("b").unwrap());
+        assert_ne!(a, b);
+        assert_eq!(
+            (open(&dir).slot("a").unwrap(), open(&dir).slot("b").unwrap()),
+            (a, b)
+        );
+    }
+
+    #[test]
+    fn a_damaged_database_is_begun_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("state.db"), vec![b'x'; 10_000]).unwrap();
+        let db = open(&dir);
+        assert_eq!(db.tag("a", "1").unwrap(), None);
+        db.slot("a").unwrap();
+    }
+}

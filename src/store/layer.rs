@@ -1,0 +1,314 @@
+//! One layer in the store: its index, its data file and its chunk map, and the rules by which bytes get in and out.
+//!
+//! In: a chunk is decoded and verified elsewhere, written to its place, and only then marked. Out: whoever reads holds a
+//! count ([`ReadGuard`]) from before it looks at the marks until it has the bytes. Evicting a chunk means: clear the mark,
+//! wait until the counts of its stripe are gone, then punch the hole; a reader that saw the mark and then read a hole
+//! would leave zeros in the kernel's page cache for ever.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use crate::digest::{Digest, Hasher};
+use crate::error::{Error, Result};
+use crate::layer::index::{Chunk, EntryRef, HEADER_BYTES, Index};
+use crate::store::chunk_map::ChunkMap;
+use crate::store::mapped::Mapped;
+
+/// Readers are counted in this many stripes of neighbouring chunks: an evictor waits for a stripe, not for a layer.
+const STRIPES: usize = 64;
+/// Bytes read at a time where a suspect is verified.
+const VERIFY_PIECE_BYTES: usize = 1 << 20;
+
+/// A layer whose index is known.
+#[derive(Debug)]
+pub struct Layer {
+    digest: Digest,
+    index: Index<Mapped>,
+    data: File,
+    map: ChunkMap,
+    readers: [AtomicU32; STRIPES],
+    complete: AtomicBool,
+    dirty: AtomicBool,
+}
+
+/// A count on some stripes of a layer: while it lives, none of their chunks is punched out.
+#[derive(Debug)]
+pub struct ReadGuard<'a> {
+    layer: &'a Layer,
+    stripes: (usize, usize),
+}
+
+impl Drop for ReadGuard<'_> {
+    fn drop(&mut self) {
+        for stripe in self.stripes.0..=self.stripes.1 {
+            self.layer.readers[stripe].fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
+
+impl Layer {
+    /// Opens the layer in `dir`; `None` if it has no index.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] for a damaged index; [`Error::Io`].
+    pub(super) fn open(dir: &Path, digest: Digest) -> Result<Option<Self>> {
+        let Some(mapped) = Mapped::open(&dir.join("index"))? else {
+            return Ok(None);
+        };
+        // The header holds a checksum of all the rest, so its hash names the whole index.
+        let index_id = crc32fast::hash(mapped.get(..HEADER_BYTES).unwrap_or_default());
+        let index = Index::open(mapped)?;
+        let failed = |e: std::io::Error| Error::io(dir.display().to_string(), &e);
+        let mut options = File::options();
+        let data = options
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(dir.join("data"));
+        let data = data.map_err(failed)?;
+        let data_bytes = index.summary().data_bytes;
+        let fresh = data.metadata().map_err(failed)?.len() != data_bytes;
+        if fresh {
+            // Another length means the data is not what the map describes: both begin anew.
+            let _ = std::fs::remove_file(dir.join("map"));
+            data.set_len(0)
+                .and_then(|()| data.set_len(data_bytes))
+                .map_err(failed)?;
+        }
+        let map = ChunkMap::open(&dir.join("map"), index.chunk_count(), index_id)?;
+        Ok(Some(Self {
+            digest,
+            complete: AtomicBool::new(map.count() == index.chunk_count()),
+            index,
+            data,
+            map,
+            readers: [const { AtomicU32::new(0) }; STRIPES],
+            dirty: AtomicBool::new(false),
+        }))
+    }
+
+    /// The blob's digest.
+    #[must_use]
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    /// What the layer was parsed into.
+    #[must_use]
+    pub fn index(&self) -> &Index<Mapped> {
+        &self.index
+    }
+
+    /// Whether every chunk is present.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.complete.load(Ordering::Acquire)
+    }
+
+    /// Whether a chunk is present.
+    #[must_use]
+    pub fn is_present(&self, chunk: u32) -> bool {
+        self.map.is_present(chunk)
+    }
+
+    /// Whether all of these chunks are present.
+    #[must_use]
+    pub fn all_present(&self, chunks: Range<u32>) -> bool {
+        self.is_complete() || chunks.into_iter().all(|chunk| self.map.is_present(chunk))
+    }
+
+    /// The chunks of a file that hold its bytes `offset..end`, which must not be empty nor reach beyond its size.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] for a damaged index.
+    pub fn chunks_of(&self, entry: &EntryRef<'_>, offset: u64, end: u64) -> Result<Range<u32>> {
+        let all = entry.chunk_range();
+        let starts_at_or_before = |position: u64, from: u32| -> Result<u32> {
+            let (mut low, mut high) = (from, all.end);
+            while low < high {
+                let middle = low + (high - low) / 2;
+                let chunk = self.index.chunk(middle)?;
+                if chunk.data_offset <= entry.data_offset + position {
+                    low = middle + 1;
+                } else {
+                    high = middle;
+                }
+            }
+            Ok(low)
+        };
+        let first = starts_at_or_before(offset, all.start)?
+            .saturating_sub(1)
+            .max(all.start);
+        let last = starts_at_or_before(end.saturating_sub(1), first)?;
+        Ok(first..last)
+    }
+
+    /// Holds the chunks in place while they are looked at and read.
+    #[must_use]
+    pub fn hold(&self, chunks: &Range<u32>) -> ReadGuard<'_> {
+        let stripe = |chunk: u32| {
+            let of = u64::from(self.index.chunk_count().max(1));
+            (u64::from(chunk) * STRIPES as u64 / of).min(STRIPES as u64 - 1) as usize
+        };
+        let stripes = (
+            stripe(chunks.start),
+            stripe(chunks.end.saturating_sub(1).max(chunks.start)),
+        );
+        for counter in &self.readers[stripes.0..=stripes.1] {
+            counter.fetch_add(1, Ordering::AcqRel);
+        }
+        ReadGuard { layer: self, stripes }
+    }
+
+    /// Reads from the data file if that needs no disk: everything present and in the page cache.
+    #[must_use]
+    pub fn read_now(&self, chunks: &Range<u32>, data_offset: u64, len: usize) -> Option<Vec<u8>> {
+        let _guard = self.hold(chunks);
+        if !self.all_present(chunks.clone()) {
+            return None;
+        }
+        let mut buffer: Vec<u8> = Vec::with_capacity(len);
+        let iov = libc::iovec {
+            iov_base: buffer.as_mut_ptr().cast(),
+            iov_len: len,
+        };
+        let offset = libc::off_t::try_from(data_offset).ok()?;
+        // SAFETY: `iov` names `len` writable bytes of the vector's capacity; the descriptor is open; the kernel says how
+        // many bytes it wrote and no more are exposed.
+        let read =
+            unsafe { libc::preadv2(self.data.as_raw_fd(), &raw const iov, 1, offset, libc::RWF_NOWAIT) };
+        if usize::try_from(read).ok()? != len {
+            return None;
+        }
+        // SAFETY: all `len` bytes were written by the kernel.
+        unsafe { buffer.set_len(len) };
+        Some(buffer)
+    }
+
+    /// Reads from the data file; `None` if not everything is present.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn read(&self, chunks: &Range<u32>, data_offset: u64, len: usize) -> Result<Option<Vec<u8>>> {
+        let _guard = self.hold(chunks);
+        if !self.all_present(chunks.clone()) {
+            return Ok(None);
+        }
+        let mut buffer = vec![0; len];
+        self.data
+            .read_exact_at(&mut buffer, data_offset)
+            .map_err(|e| self.failed(&e))?;
+        Ok(Some(buffer))
+    }
+
+    /// Writes a piece of a chunk to its place. It counts only once [`Self::mark`] says so.
+    ///
+    /// # Errors
+    /// [`Error::Io`], with ENOSPC when the disk is full.
+    pub fn write(&self, data_offset: u64, bytes: &[u8]) -> Result<()> {
+        self.dirty.store(true, Ordering::Release);
+        self.data
+            .write_all_at(bytes, data_offset)
+            .map_err(|e| self.failed(&e))
+    }
+
+    /// Marks a chunk whose verified bytes were written.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn mark(&self, chunk: u32) -> Result<()> {
+        self.map.mark(chunk)
+    }
+
+    /// Looks whether the layer has become complete.
+    pub fn note_progress(&self) {
+        if !self.is_complete() && self.map.count() == self.index.chunk_count() {
+            self.complete.store(true, Ordering::Release);
+        }
+    }
+
+    /// Verifies a chunk that was there before an unclean reboot. Returns whether it is present now.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Malformed`] for a damaged index.
+    pub fn verify_suspect(&self, number: u32) -> Result<bool> {
+        if !self.map.is_suspect(number) {
+            return Ok(self.map.is_present(number));
+        }
+        let chunk = self.index.chunk(number)?;
+        if self.digest_of(&chunk)? == chunk.digest {
+            self.map.mark(number)?;
+            self.note_progress();
+            return Ok(true);
+        }
+        tracing::warn!(layer = %self.digest, chunk = number, "a chunk did not survive the reboot");
+        self.map.clear_suspect(number);
+        Ok(false)
+    }
+
+    /// Whether a chunk has to be verified before it can be used.
+    #[must_use]
+    pub fn is_suspect(&self, chunk: u32) -> bool {
+        self.map.is_suspect(chunk)
+    }
+
+    fn digest_of(&self, chunk: &Chunk) -> Result<Digest> {
+        let mut hasher = Hasher::default();
+        let mut buffer = vec![0; VERIFY_PIECE_BYTES.min(chunk.bytes as usize)];
+        let mut at = 0;
+        while at < chunk.bytes {
+            let len = (chunk.bytes - at).min(VERIFY_PIECE_BYTES as u64) as usize;
+            let piece = &mut buffer[..len];
+            self.data
+                .read_exact_at(piece, chunk.data_offset + at)
+                .map_err(|e| self.failed(&e))?;
+            hasher.update(piece);
+            at += len as u64;
+        }
+        Ok(hasher.finish())
+    }
+
+    /// Bytes of these chunks that are present.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] for a damaged index.
+    pub fn present_bytes(&self, chunks: Range<u32>) -> Result<u64> {
+        let mut bytes = 0;
+        for number in chunks.filter(|&number| self.map.is_present(number)) {
+            bytes += self.index.chunk(number)?.bytes;
+        }
+        Ok(bytes)
+    }
+
+    /// Bytes of the layer that are present.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] for a damaged index.
+    pub fn cached_bytes(&self) -> Result<u64> {
+        if self.is_complete() {
+            return Ok(self.index.summary().unpacked_bytes);
+        }
+        self.present_bytes(0..self.index.chunk_count())
+    }
+
+    /// Syncs data and map, then says in the map that they can be trusted after a reboot.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn sync_clean(&self) -> Result<()> {
+        if self.dirty.swap(false, Ordering::AcqRel) {
+            self.data.sync_data().map_err(|e| self.failed(&e))?;
+        }
+        self.map.set_clean()
+    }
+
+    fn failed(&self, error: &std::io::Error) -> Error {
+        Error::io(format!("data of layer {}", self.digest), error)
+    }
+}
