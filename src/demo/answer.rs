@@ -65,6 +65,11 @@ impl Answer {
         }
     }
 
+    /// The same, boxed, for functions that answer early.
+    pub(super) fn refusal(status: StatusCode, code: &str, message: &str) -> Box<Self> {
+        Box::new(Self::error(status, code, message))
+    }
+
     /// The answer that any registry gives with that status, for faults.
     fn of_status(status: u16) -> Self {
         let code = match status {
@@ -130,7 +135,12 @@ impl Answer {
     pub(super) fn distort(self, fault: &Fault) -> Self {
         match fault {
             Fault::Status { status, retry_after } => {
-                let answer = Self::of_status(*status);
+                let mut answer = Self::of_status(*status);
+                if *status == 401
+                    && let Some(challenge) = self.headers.get(header::WWW_AUTHENTICATE)
+                {
+                    answer.headers.insert(header::WWW_AUTHENTICATE, challenge.clone());
+                }
                 match retry_after {
                     None => answer,
                     Some(RetryAfter::Seconds(seconds)) => {

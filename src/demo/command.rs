@@ -113,3 +113,53 @@ pub async fn serve(
     until.await;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_that_cannot_be_meant_are_refused() {
+        let refused = |options: DemoOptions| options.behaviour().unwrap_err().exit_code();
+        for failure_rate in [-0.1, 1.1, f64::NAN] {
+            let options = DemoOptions {
+                failure_rate,
+                ..DemoOptions::default()
+            };
+            assert_eq!(refused(options), 2, "{failure_rate}");
+        }
+        let options = DemoOptions {
+            auth: DemoAuth::Basic,
+            ..DemoOptions::default()
+        };
+        assert_eq!(refused(options), 2);
+    }
+
+    #[test]
+    fn an_account_closes_the_registry_to_the_anonymous() {
+        let anonymous_pull = |account| {
+            let options = DemoOptions {
+                auth: DemoAuth::Token,
+                account,
+                ..DemoOptions::default()
+            };
+            match options.behaviour().unwrap().auth {
+                Auth::Token(auth) => auth.anonymous_pull,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert!(anonymous_pull(None));
+        assert!(!anonymous_pull(Some(Account::new("u", "p"))));
+    }
+
+    #[tokio::test]
+    async fn the_registry_answers_once_announced_and_ends_when_told() {
+        let (sender, announced) = tokio::sync::oneshot::channel();
+        let announce = |host: &str| sender.send(host.to_owned()).unwrap();
+        let until = async {
+            let host = announced.await.unwrap();
+            assert!(std::net::TcpStream::connect(host).is_ok());
+        };
+        serve(&DemoOptions::default(), announce, until).await.unwrap();
+    }
+}

@@ -89,9 +89,13 @@ impl Content {
     /// Adds a blob to repository `name` and gives its digest.
     pub fn put_blob(&mut self, name: &str, bytes: Bytes) -> Digest {
         let digest = Digest::of(&bytes);
+        self.insert_blob(name, digest, bytes);
+        digest
+    }
+
+    fn insert_blob(&mut self, name: &str, digest: Digest, bytes: Bytes) {
         self.blobs.insert(digest, bytes);
         self.repository_mut(name).blobs.insert(digest);
-        digest
     }
 
     /// Adds blob `digest` of repository `from` to repository `name`. Returns whether `from` has it.
@@ -133,8 +137,8 @@ impl Content {
 
     /// Adds an image with its blobs to repository `name` and gives its manifest's digest.
     pub fn add_image(&mut self, name: &str, image: &Image) -> Digest {
-        for blob in image.blobs() {
-            self.put_blob(name, blob);
+        for (digest, blob) in image.blobs() {
+            self.insert_blob(name, digest, blob);
         }
         self.put_manifest(name, image.media_type(), image.manifest.clone())
     }

@@ -70,8 +70,9 @@ enum LayerCompression {
 /// A finished layer.
 #[derive(Debug, Clone)]
 pub struct Layer {
-    /// The blob.
-    pub blob: Bytes,
+    blob: Bytes,
+    /// Kept, because a base layer is in many images.
+    digest: Digest,
     /// The digest of its tar.
     pub diff_id: Digest,
     /// The annotations of its descriptor.
@@ -94,6 +95,7 @@ impl Layer {
         ];
         Ok(Self {
             blob: blob.into(),
+            digest: finished.blob_digest,
             diff_id: finished.diff_id,
             annotations: annotations.map(|(key, value)| (key.to_owned(), value)).into(),
             media_type: None,
@@ -127,8 +129,10 @@ impl Layer {
     /// A gzip layer of any bytes, honest or not, for tests of readers.
     #[must_use]
     pub fn raw(blob: impl Into<Bytes>, diff_id: Digest) -> Self {
+        let blob = blob.into();
         Self {
-            blob: blob.into(),
+            digest: Digest::of(&blob),
+            blob,
             diff_id,
             annotations: BTreeMap::new(),
             media_type: None,
@@ -152,18 +156,22 @@ impl Layer {
         }
     }
 
+    /// The blob.
+    #[must_use]
+    pub fn blob(&self) -> &Bytes {
+        &self.blob
+    }
+
     /// The digest of the blob.
     #[must_use]
     pub fn digest(&self) -> Digest {
-        Digest::of(&self.blob)
+        self.digest
     }
 
     fn descriptor(&self, schema: Schema) -> Value {
         let media_type = self.media_type.as_deref();
-        let mut descriptor = descriptor(
-            media_type.unwrap_or_else(|| schema.layer(self.compression)),
-            &self.blob,
-        );
+        let media_type = media_type.unwrap_or_else(|| schema.layer(self.compression));
+        let mut descriptor = descriptor(media_type, self.digest, self.blob.len());
         if !self.annotations.is_empty() {
             descriptor["annotations"] = json!(self.annotations);
         }
@@ -186,12 +194,8 @@ fn plain_tar(entries: &[(Entry, Vec<u8>)]) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn descriptor(media_type: &str, bytes: &Bytes) -> Value {
-    json!({
-        "mediaType": media_type,
-        "digest": Digest::of(bytes).to_string(),
-        "size": bytes.len(),
-    })
+fn descriptor(media_type: &str, digest: Digest, size: usize) -> Value {
+    json!({ "mediaType": media_type, "digest": digest.to_string(), "size": size })
 }
 
 /// What an image is made from; see [`ImageBuilder::build`].
@@ -275,7 +279,7 @@ impl ImageBuilder {
         let mut manifest = json!({
             "schemaVersion": 2,
             "mediaType": self.schema.manifest(),
-            "config": descriptor(self.schema.config(), &config),
+            "config": descriptor(self.schema.config(), Digest::of(&config), config.len()),
             "layers": layers,
         });
         if !self.annotations.is_empty() {
@@ -317,9 +321,10 @@ impl Image {
         self.schema.manifest()
     }
 
-    /// The bytes of configuration and layers.
-    pub fn blobs(&self) -> impl Iterator<Item = Bytes> {
-        std::iter::once(self.config.clone()).chain(self.layers.iter().map(|layer| layer.blob.clone()))
+    /// Configuration and layers with their digests.
+    pub fn blobs(&self) -> impl Iterator<Item = (Digest, Bytes)> {
+        let layers = self.layers.iter().map(|layer| (layer.digest, layer.blob.clone()));
+        std::iter::once((Digest::of(&self.config), self.config.clone())).chain(layers)
     }
 }
 
@@ -341,7 +346,7 @@ impl ImageIndex {
         let manifests: Vec<Value> = images
             .iter()
             .map(|image| {
-                let mut descriptor = descriptor(image.media_type(), &image.manifest);
+                let mut descriptor = descriptor(image.media_type(), image.digest(), image.manifest.len());
                 descriptor["platform"] = image.platform.clone();
                 descriptor
             })
@@ -368,5 +373,77 @@ impl ImageIndex {
     #[must_use]
     pub fn media_type(&self) -> &'static str {
         self.schema.index()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+
+    use flate2::read::MultiGzDecoder;
+
+    use super::*;
+    use crate::layer::entry::Kind;
+
+    #[test]
+    fn an_image_describes_its_layers_truly() {
+        let entries = [
+            (Entry::new("d/", Kind::Dir), Vec::new()),
+            (Entry::new("d/f", Kind::File), vec![b'x'; 10_000]),
+        ];
+        let layers = vec![
+            Layer::estargz(&entries, Options::default()).unwrap(),
+            Layer::gzip(&entries).unwrap(),
+            Layer::tar(&entries).unwrap(),
+        ];
+        let image = ImageBuilder::new(layers).architecture("arm64").build();
+        let config: Value = serde_json::from_slice(&image.config).unwrap();
+        let manifest: Value = serde_json::from_slice(&image.manifest).unwrap();
+        for (number, layer) in image.layers.iter().enumerate() {
+            let mut tar = Vec::new();
+            match number {
+                2 => tar = layer.blob().to_vec(),
+                _ => drop(
+                    MultiGzDecoder::new(layer.blob().as_ref())
+                        .read_to_end(&mut tar)
+                        .unwrap(),
+                ),
+            }
+            let diff_id = Digest::of(&tar).to_string();
+            assert_eq!(config["rootfs"]["diff_ids"][number], json!(diff_id));
+            let descriptor = &manifest["layers"][number];
+            assert_eq!(descriptor["digest"], json!(Digest::of(layer.blob()).to_string()));
+            assert_eq!(descriptor["size"], json!(layer.blob().len()));
+            let annotated = descriptor["annotations"].get(TOC_DIGEST_ANNOTATION).is_some();
+            assert_eq!(annotated, number == 0);
+        }
+        assert_eq!(
+            manifest["config"]["digest"],
+            json!(Digest::of(&image.config).to_string())
+        );
+        let index: Value = serde_json::from_slice(&ImageIndex::new(vec![image.clone()]).bytes).unwrap();
+        let described = &index["manifests"][0];
+        assert_eq!(described["digest"], json!(image.digest().to_string()));
+        assert_eq!(
+            described["platform"],
+            json!({ "os": "linux", "architecture": "arm64" })
+        );
+    }
+
+    #[test]
+    fn docker_images_use_dockers_media_types() {
+        let layer = Layer::gzip(&[]).unwrap();
+        let image = ImageBuilder::new(vec![layer]).docker().build();
+        let manifest: Value = serde_json::from_slice(&image.manifest).unwrap();
+        let index = ImageIndex::new(vec![image]);
+        for media_type in [
+            &manifest["mediaType"],
+            &manifest["config"]["mediaType"],
+            &manifest["layers"][0]["mediaType"],
+            &json!(index.media_type()),
+        ] {
+            let text = media_type.as_str().unwrap();
+            assert!(text.starts_with("application/vnd.docker."), "{text}");
+        }
     }
 }

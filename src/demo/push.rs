@@ -7,6 +7,8 @@ use bytes::{Bytes, BytesMut};
 use hyper::header;
 use hyper::{Method, StatusCode};
 
+use crate::digest::Digest;
+
 use super::answer::{Answer, DOCKER_CONTENT_DIGEST};
 use super::read::{Route, digest_of};
 use super::server::{Call, Shared, method_not_allowed};
@@ -53,7 +55,7 @@ impl Uploads {
     }
 
     /// Appends to upload `id`.
-    fn append(&mut self, id: &str, bytes: &Bytes, bytes_max: u64) -> Result<Answer, Answer> {
+    fn append(&mut self, id: &str, bytes: &Bytes, bytes_max: u64) -> Result<Answer, Box<Answer>> {
         let total = self.pushed_bytes.saturating_add(bytes.len() as u64);
         if total > bytes_max {
             return Err(too_large());
@@ -65,16 +67,16 @@ impl Uploads {
     }
 }
 
-fn too_large() -> Answer {
-    Answer::error(
+fn too_large() -> Box<Answer> {
+    Answer::refusal(
         StatusCode::PAYLOAD_TOO_LARGE,
         "SIZE_INVALID",
         "the demo registry takes no more",
     )
 }
 
-fn unknown_upload() -> Answer {
-    Answer::error(StatusCode::NOT_FOUND, "BLOB_UPLOAD_UNKNOWN", "no such upload")
+fn unknown_upload() -> Box<Answer> {
+    Answer::refusal(StatusCode::NOT_FOUND, "BLOB_UPLOAD_UNKNOWN", "no such upload")
 }
 
 /// The answer that says where to go on with an upload.
@@ -102,14 +104,14 @@ pub(super) async fn answer(shared: &Shared, call: &mut Call, route: &Route) -> A
             Some(_) => Ok(Answer::empty(StatusCode::NO_CONTENT)),
             None => Err(unknown_upload()),
         },
-        _ => Err(method_not_allowed()),
+        _ => Err(Box::new(method_not_allowed())),
     };
-    done.unwrap_or_else(|answer| answer)
+    done.unwrap_or_else(|refusal| *refusal)
 }
 
-async fn begin(shared: &Shared, call: &mut Call, name: &str) -> Result<Answer, Answer> {
+async fn begin(shared: &Shared, call: &mut Call, name: &str) -> Result<Answer, Box<Answer>> {
     if let (Some(digest), Some(from)) = (call.parameter("mount"), call.parameter("from")) {
-        let digest = digest_of(&digest).map_err(|answer| *answer)?;
+        let digest = digest_of(&digest)?;
         if shared.content.lock().mount_blob(name, &from, digest) {
             return Ok(created(
                 &format!("/v2/{name}/blobs/{digest}"),
@@ -135,7 +137,7 @@ async fn begin(shared: &Shared, call: &mut Call, name: &str) -> Result<Answer, A
     })
 }
 
-async fn append(shared: &Shared, call: &mut Call, id: &str) -> Result<Answer, Answer> {
+async fn append(shared: &Shared, call: &mut Call, id: &str) -> Result<Answer, Box<Answer>> {
     let bytes_max = call.behaviour.push_bytes_max;
     let body = call
         .body(usize::try_from(bytes_max).unwrap_or(usize::MAX))
@@ -147,22 +149,22 @@ async fn append(shared: &Shared, call: &mut Call, id: &str) -> Result<Answer, An
         .and_then(|range| range.trim_start_matches("bytes ").split('-').next()?.parse().ok());
     if begins_at.is_some_and(|begin: usize| begin != at) {
         let answer = uploads.status(id).ok_or_else(unknown_upload)?;
-        return Err(Answer {
+        return Err(Box::new(Answer {
             status: StatusCode::RANGE_NOT_SATISFIABLE,
             ..answer
-        });
+        }));
     }
     uploads.append(id, &body, bytes_max)
 }
 
-async fn finish(shared: &Shared, call: &mut Call, name: &str, id: &str) -> Result<Answer, Answer> {
+async fn finish(shared: &Shared, call: &mut Call, name: &str, id: &str) -> Result<Answer, Box<Answer>> {
     append(shared, call, id).await?;
-    let expected = digest_of(&call.parameter("digest").unwrap_or_default()).map_err(|answer| *answer)?;
+    let expected = digest_of(&call.parameter("digest").unwrap_or_default())?;
     let upload = shared.uploads.lock().open.remove(id).ok_or_else(unknown_upload)?;
     let bytes = upload.bytes.freeze();
     let mut content = shared.content.lock();
-    if crate::digest::Digest::of(&bytes) != expected {
-        return Err(Answer::error(
+    if Digest::of(&bytes) != expected {
+        return Err(Answer::refusal(
             StatusCode::BAD_REQUEST,
             "DIGEST_INVALID",
             "the bytes have another digest",
@@ -180,9 +182,9 @@ async fn put_manifest(
     call: &mut Call,
     name: &str,
     reference: &str,
-) -> Result<Answer, Answer> {
+) -> Result<Answer, Box<Answer>> {
     let bytes = call.small_body().await?;
-    let invalid = |why: &str| Answer::error(StatusCode::BAD_REQUEST, "MANIFEST_INVALID", why);
+    let invalid = |why: &str| Answer::refusal(StatusCode::BAD_REQUEST, "MANIFEST_INVALID", why);
     let json: serde_json::Value =
         serde_json::from_slice(&bytes).map_err(|_| invalid("the manifest is not JSON"))?;
     let media_type = call
@@ -198,10 +200,10 @@ async fn put_manifest(
         }
         uploads.pushed_bytes = total;
     }
-    let digest = crate::digest::Digest::of(&bytes);
+    let digest = Digest::of(&bytes);
     let by_digest = reference.contains(':');
     if by_digest && digest.to_string() != reference {
-        return Err(Answer::error(
+        return Err(Answer::refusal(
             StatusCode::BAD_REQUEST,
             "DIGEST_INVALID",
             "the manifest has another digest",

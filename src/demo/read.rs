@@ -73,11 +73,7 @@ impl Route {
             _ => return None,
         };
         let valid = name.split('/').all(is_component);
-        Some(if valid {
-            route
-        } else {
-            Err(Box::new(invalid_name()))
-        })
+        Some(if valid { route } else { Err(invalid_name()) })
     }
 
     /// What a request for this needs to be allowed to do.
@@ -115,17 +111,12 @@ fn manifest_route(name: &str, reference: &str) -> Result<Route, Box<Answer>> {
 }
 
 pub(super) fn digest_of(text: &str) -> Result<Digest, Box<Answer>> {
-    text.parse().map_err(|_| {
-        Box::new(Answer::error(
-            StatusCode::BAD_REQUEST,
-            "DIGEST_INVALID",
-            "not a sha256 digest",
-        ))
-    })
+    text.parse()
+        .map_err(|_| Answer::refusal(StatusCode::BAD_REQUEST, "DIGEST_INVALID", "not a sha256 digest"))
 }
 
-fn invalid_name() -> Answer {
-    Answer::error(
+fn invalid_name() -> Box<Answer> {
+    Answer::refusal(
         StatusCode::BAD_REQUEST,
         "NAME_INVALID",
         "not a valid repository name",

@@ -17,6 +17,8 @@ const MANY_TAGS_REPOSITORY: &str = "ci/nightly";
 const MANY_TAGS: usize = 5000;
 /// Small, so that files of a few hundred KB have several chunks.
 const CHUNK_BYTES: u64 = 64 << 10;
+/// Fast rather than small: all of it is compressed at each start.
+const LEVEL: u32 = 1;
 const ARCHITECTURES: [&str; 2] = ["amd64", "arm64"];
 const RELEASES: [u32; 2] = [11, 12];
 const BASES: [&str; 4] = ["base/slim", "base/standard", "base/tiny", "tiny"];
@@ -60,6 +62,7 @@ struct Shared {
 fn options() -> Options {
     Options {
         chunk_bytes: CHUNK_BYTES,
+        level: LEVEL,
         ..Options::default()
     }
 }
@@ -95,10 +98,14 @@ impl Shared {
 /// # Errors
 /// Whatever the writer of the layers finds wrong with the made-up trees.
 pub fn sample_content() -> Result<Content> {
-    let shared = ARCHITECTURES
-        .into_iter()
-        .map(Shared::make)
-        .collect::<Result<Vec<_>>>()?;
+    let shared = std::thread::scope(|scope| {
+        let makers = ARCHITECTURES.map(|architecture| scope.spawn(move || Shared::make(architecture)));
+        let made = makers.into_iter().map(|maker| match maker.join() {
+            Ok(shared) => shared,
+            Err(panic) => std::panic::resume_unwind(panic),
+        });
+        made.collect::<Result<Vec<_>>>()
+    })?;
     let mut content = Content::new();
     for name in BASES {
         for (number, release) in RELEASES.into_iter().enumerate() {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
-use hyper::header;
+use hyper::header::{self, HeaderMap};
 use hyper::{Method, Request, Response, StatusCode};
 use parking_lot::Mutex;
 
@@ -85,10 +85,10 @@ impl Call {
     }
 
     /// All of the request's body, unless it has more than `bytes_max`.
-    pub(super) async fn body(&mut self, bytes_max: usize) -> Result<bytes::Bytes, Answer> {
+    pub(super) async fn body(&mut self, bytes_max: usize) -> Result<bytes::Bytes, Box<Answer>> {
         match Limited::new(self.request.body_mut(), bytes_max).collect().await {
             Ok(body) => Ok(body.to_bytes()),
-            Err(_) => Err(Answer::error(
+            Err(_) => Err(Answer::refusal(
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "SIZE_INVALID",
                 "the body is too large, or was cut short",
@@ -96,7 +96,7 @@ impl Call {
         }
     }
 
-    pub(super) async fn small_body(&mut self) -> Result<bytes::Bytes, Answer> {
+    pub(super) async fn small_body(&mut self) -> Result<bytes::Bytes, Box<Answer>> {
         self.body(BODY_BYTES_MAX).await
     }
 }
@@ -153,7 +153,7 @@ pub(super) async fn serve(
         place,
     };
     let mut answer = if told {
-        Answer::empty(StatusCode::OK)
+        challenge(&call, &path)
     } else {
         dispatch(&shared, &mut call, endpoint, &path).await
     };
@@ -255,6 +255,25 @@ fn respond(
     response
 }
 
+/// What a told status replaces: a 401 shall come with the challenge that this registry gives to strangers.
+fn challenge(call: &Call, path: &str) -> Answer {
+    let need = match Route::parse(path) {
+        Some(Ok(route)) => route.need(true),
+        _ => None,
+    };
+    let (nobody, tokens) = (HeaderMap::new(), Tokens::default());
+    let refused = auth::check(
+        &call.behaviour.auth,
+        &tokens,
+        &nobody,
+        need.as_ref(),
+        &call.base_url(),
+    );
+    refused
+        .err()
+        .map_or_else(|| Answer::empty(StatusCode::OK), |refusal| *refusal)
+}
+
 async fn dispatch(shared: &Shared, call: &mut Call, endpoint: Endpoint, path: &str) -> Answer {
     match endpoint {
         Endpoint::Storage => super::signed::read(shared, call, path),
@@ -275,7 +294,7 @@ async fn token(shared: &Shared, call: &mut Call) -> Answer {
         Method::GET => None,
         Method::POST => match call.small_body().await {
             Ok(form) => Some(form),
-            Err(answer) => return answer,
+            Err(refusal) => return *refusal,
         },
         _ => return method_not_allowed(),
     };

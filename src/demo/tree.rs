@@ -137,6 +137,7 @@ fn program(name: &str, architecture: &str, bytes: usize) -> Vec<u8> {
 pub(super) fn base(release: u32, architecture: &str) -> Vec<(Entry, Vec<u8>)> {
     let mut tree = Tree::new(i64::from(release));
     for (path, mode) in [
+        (".", 0o755),
         ("dev", 0o755),
         ("etc", 0o755),
         ("etc/ssh", 0o755),
