@@ -7,11 +7,11 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
 
-use super::placeholder::Tree;
 use super::protocol::MountRequest;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::fetch::Fetcher;
+use crate::fs::{Filesystem, Options};
 use crate::fuse::{Mount, MountOptions, unmount_path};
 use crate::image::Images;
 use crate::image::platform::Platform;
@@ -27,6 +27,7 @@ pub(super) struct Engine {
     store: Arc<Store>,
     images: Arc<Images>,
     runtime: Handle,
+    config: Config,
 }
 
 impl Engine {
@@ -49,6 +50,7 @@ impl Engine {
             images: Images::new(fetcher, resolver),
             store,
             runtime: runtime.clone(),
+            config: config.clone(),
         })
     }
 
@@ -77,22 +79,41 @@ impl Engine {
     pub(super) fn mount(
         &self,
         request: &MountRequest,
-        _status: Arc<dyn Fn() -> String + Send + Sync>,
+        status: Arc<dyn Fn() -> String + Send + Sync>,
     ) -> Result<Mounted> {
         let platform: Platform = match &request.platform {
             Some(text) => text.parse()?,
             None => Platform::host(),
         };
-        let tree = Tree::new();
+        let tree = Filesystem::new(
+            Arc::clone(&self.images),
+            self.tree_options(platform.clone(), status),
+        );
         let options = MountOptions {
             allow_other: request.allow_other,
             ..MountOptions::new(&request.mountpoint)
         };
         tracing::debug!(mountpoint = %request.mountpoint.display(), %platform, "mounting");
         Ok(Mounted {
-            mount: Mount::start(tree.clone(), &options, &self.runtime)?,
+            mount: Mount::start(Arc::new(tree.clone()), &options, &self.runtime)?,
             tree,
         })
+    }
+
+    /// How the tree of a mount for `platform` behaves.
+    fn tree_options(&self, platform: Platform, status: Arc<dyn Fn() -> String + Send + Sync>) -> Options {
+        let config = &self.config;
+        let canonical = |host: &String| canonical_host(host).unwrap_or_else(|_| host.clone());
+        Options {
+            platform,
+            allow: config.allow.clone(),
+            deny: config.deny.clone(),
+            configured: config.registries.keys().map(canonical).collect(),
+            owner_uid: nix::unistd::geteuid().as_raw(),
+            lookup_wait: config.lookup_wait,
+            journal_entries: config.journal_entries,
+            status,
+        }
     }
 
     /// Brings the store into the state that the next start trusts. Nothing may use the images any more.
@@ -151,7 +172,7 @@ fn client_options(config: &Config, credential_host: Option<&str>) -> Result<Clie
 #[derive(Debug)]
 pub(super) struct Mounted {
     mount: Mount,
-    tree: Arc<Tree>,
+    tree: Filesystem,
 }
 
 impl Mounted {
@@ -172,7 +193,12 @@ impl Mounted {
 
     /// The last failed operations, each an object.
     pub(super) fn errors(&self) -> Vec<Value> {
-        self.tree.errors().iter().map(|failure| json!(failure)).collect()
+        self.tree
+            .journal()
+            .entries()
+            .iter()
+            .map(|failure| json!(failure))
+            .collect()
     }
 }
 

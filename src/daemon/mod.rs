@@ -12,7 +12,6 @@ mod control;
 mod engine;
 pub mod log;
 mod mounts;
-mod placeholder;
 mod protocol;
 mod query;
 mod run;

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use bytes::Bytes;
+
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fetch::single_flight::SingleFlight;
@@ -42,6 +44,30 @@ impl Fetcher {
             outcome
         };
         self.indexing.run(&self.runtime, digest, work).await
+    }
+
+    /// The layer's table of contents as the registry has it, verified by the digest that was noted when it was indexed.
+    ///
+    /// # Errors
+    /// As [`Self::layer`], and [`Error::Verification`].
+    pub async fn toc(self: &Arc<Self>, source: &Arc<Source>) -> Result<Bytes> {
+        let Source {
+            repository,
+            descriptor,
+        } = &**source;
+        let summary = *self.layer(source).await?.index().summary();
+        let range = summary.toc_start..summary.toc_end;
+        let compressed = self
+            .client
+            .blob_bytes(repository, &descriptor.digest, range, descriptor.size)
+            .await?;
+        let toc = blocking(&self.runtime, move || layer::toc(summary.format, &compressed)).await?;
+        let actual = Digest::of(&toc);
+        if actual != summary.toc_digest {
+            let what = format!("{repository} layer {}, table of contents", descriptor.digest);
+            return Err(Error::mismatch(what, summary.toc_digest, actual));
+        }
+        Ok(Bytes::from(toc))
     }
 
     /// The layer, if it was indexed before. Asks the network nothing.

@@ -118,8 +118,9 @@ mod tests {
                 .is_err()
         );
         let patient = flights.run(&runtime, "key", work());
-        gate.add_permits(1);
-        assert_eq!(patient.await, Ok(1));
+        // `join!` polls in order: the patient one has joined when the gate opens.
+        let (joined, ()) = tokio::join!(patient, async { gate.add_permits(1) });
+        assert_eq!(joined, Ok(1));
         assert_eq!(
             flights.run(&runtime, "key", work()).await,
             Ok(2),

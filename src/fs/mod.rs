@@ -1,4 +1,363 @@
 //! The tree of names as operations on inodes: what the kernel asks and what it is answered, without a FUSE type in sight,
 //! so that all of it is tested without a kernel.
+//!
+//! Two kinds of inodes ([`ino`]): the tree of names ([`nodes`], [`names`], [`own`], [`state`]), whose inodes live in memory
+//! while the kernel holds them, and the inside of merged trees ([`slots`], [`merged`]), whose inodes cost nothing. Only the
+//! first ever waits for the network, and each wait has a deadline.
 
+mod blob;
+mod grammar;
+mod ino;
+pub mod journal;
+mod merged;
+mod names;
+mod nodes;
 pub mod ops;
+mod own;
+mod slots;
+mod state;
+
+use std::fmt;
+use std::future::Future;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use lru::LruCache;
+use parking_lot::Mutex;
+
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::fs::ino::{Place, place};
+use crate::fs::journal::Journal;
+use crate::fs::merged::no_attribute;
+use crate::fs::nodes::{Kind, NameNode, Nodes};
+use crate::fs::ops::{Answer, Attr, Caller, DirEntry, Entry, FOREVER, FileType, Lookup, Operations, Statfs};
+use crate::fs::slots::Slots;
+use crate::image::Images;
+use crate::image::platform::Platform;
+use crate::layer::entry::Time;
+
+/// The longest that a directory read or an attribute waits for the network: as a read of content.
+const READDIR_WAIT: Duration = Duration::from_secs(60);
+/// How long the kernel may keep the attributes of a directory whose listing changes.
+const CHANGING_TTL: Duration = Duration::from_secs(1);
+/// Tables of contents kept in memory for readers of `toc.json`.
+const TOCS_MAX: usize = 2;
+
+/// How a mount's tree behaves.
+#[derive(Clone)]
+pub struct Options {
+    /// The platform whose images are shown.
+    pub platform: Platform,
+    /// Registries that may be looked up; all if empty.
+    pub allow: Vec<String>,
+    /// Registries that may not.
+    pub deny: Vec<String>,
+    /// Registries that the configuration names: they are listed, and open to all users.
+    pub configured: Vec<String>,
+    /// The mount's owner, to whom alone other registries are open.
+    pub owner_uid: u32,
+    /// The longest that a lookup waits for the network.
+    pub lookup_wait: Duration,
+    /// Failures kept for `.registryfs/errors`.
+    pub journal_entries: usize,
+    /// Makes the text of `.registryfs/status.json`.
+    pub status: Arc<dyn Fn() -> String + Send + Sync>,
+}
+
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options")
+            .field("platform", &self.platform)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The tree of one mount. A handle: clones are the same tree.
+#[derive(Debug, Clone)]
+pub struct Filesystem(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    images: Arc<Images>,
+    options: Options,
+    nodes: Nodes,
+    slots: Slots,
+    journal: Journal,
+    tocs: Mutex<LruCache<Digest, Bytes>>,
+    /// Shown as the time of what has none of its own.
+    started: SystemTime,
+}
+
+impl Filesystem {
+    /// A tree over `images`.
+    #[must_use]
+    pub fn new(images: Arc<Images>, options: Options) -> Self {
+        let journal = Journal::new(options.journal_entries);
+        Self(Arc::new(Inner {
+            images,
+            options,
+            nodes: Nodes::new(),
+            slots: Slots::default(),
+            journal,
+            tocs: Mutex::new(LruCache::new(NonZeroUsize::MIN.saturating_add(TOCS_MAX - 1))),
+            started: SystemTime::now(),
+        }))
+    }
+
+    /// The failed operations of this mount.
+    #[must_use]
+    pub fn journal(&self) -> &Journal {
+        &self.0.journal
+    }
+
+    /// Name inodes that the kernel holds.
+    #[must_use]
+    pub fn names_held(&self) -> usize {
+        self.0.nodes.len()
+    }
+
+    fn images(&self) -> &Arc<Images> {
+        &self.0.images
+    }
+
+    fn options(&self) -> &Options {
+        &self.0.options
+    }
+
+    fn nodes(&self) -> &Nodes {
+        &self.0.nodes
+    }
+
+    fn slots(&self) -> &Slots {
+        &self.0.slots
+    }
+
+    fn tocs(&self) -> &Mutex<LruCache<Digest, Bytes>> {
+        &self.0.tocs
+    }
+
+    fn status_text(&self) -> String {
+        (self.0.options.status)()
+    }
+
+    /// Work whose failure is written into the journal, under a path that is made only then.
+    fn journaled<T: 'static>(
+        &self,
+        operation: &'static str,
+        path: impl FnOnce() -> String + Send + 'static,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Answer<T> {
+        let filesystem = self.clone();
+        Answer::later(async move {
+            let result = work.await;
+            if let Err(error) = &result {
+                filesystem.journal().record(operation, &path(), error);
+            }
+            result
+        })
+    }
+
+    /// The attributes of a name inode.
+    fn name_attr(&self, node: &NameNode) -> Attr {
+        let (kind, size, mode) = match &node.kind {
+            Kind::Text(content) => (FileType::File, content.len() as u64, 0o444),
+            Kind::Config { size, .. } | Kind::Toc { size, .. } => (FileType::File, *size, 0o444),
+            Kind::Blob(blob) => (FileType::File, blob.size(), 0o444),
+            Kind::Registry { host } if !self.is_configured(host) => (FileType::Dir, 4096, 0o500),
+            _ => (FileType::Dir, 4096, 0o555),
+        };
+        Attr {
+            ino: node.ino,
+            size,
+            blocks: size.div_ceil(512),
+            mtime: to_time(self.name_mtime(node)),
+            kind,
+            mode,
+            nlink: if kind == FileType::Dir { 2 } else { 1 },
+            uid: self.options().owner_uid,
+            gid: 0,
+            rdev: 0,
+        }
+    }
+
+    /// The kernel keeps a directory's listing until its modification time changes. So a directory that is due to be listed
+    /// anew says that it was changed just now.
+    fn name_mtime(&self, node: &NameNode) -> SystemTime {
+        if !self.is_changing(node) {
+            return self.0.started;
+        }
+        let taken = node.listing.lock().as_ref().map(|snapshot| snapshot.taken);
+        let ttl = self.images().resolver().tag_ttl();
+        taken
+            .filter(|taken| taken.elapsed().is_ok_and(|age| age < ttl))
+            .unwrap_or_else(SystemTime::now)
+    }
+
+    fn name_attr_ttl(&self, node: &NameNode) -> Duration {
+        if self.is_changing(node) {
+            CHANGING_TTL
+        } else {
+            FOREVER
+        }
+    }
+
+    /// Whether a directory's listing may change while it is held.
+    fn is_changing(&self, node: &NameNode) -> bool {
+        match &node.kind {
+            Kind::Root | Kind::Registry { .. } => true,
+            Kind::Bare(_) => node.image().is_none(),
+            _ => false,
+        }
+    }
+}
+
+fn to_time(time: SystemTime) -> Time {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Time {
+        seconds: i64::try_from(since.as_secs()).unwrap_or(0),
+        nanos: since.subsec_nanos(),
+    }
+}
+
+/// Ends work that waits longer than `wait`.
+async fn within<T>(
+    wait: Duration,
+    what: impl FnOnce() -> String,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    tokio::time::timeout(wait, work).await.unwrap_or_else(|_| {
+        let waited_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        Err(Error::Timeout {
+            what: what(),
+            waited_ms,
+        })
+    })
+}
+
+impl Operations for Filesystem {
+    fn lookup(&self, caller: Caller, parent: u64, name: &[u8]) -> Answer<Lookup> {
+        match place(parent) {
+            Place::Slot { slot, node } => Answer::Now(
+                self.slots()
+                    .get(slot)
+                    .and_then(|slot| self.lookup_merged(&slot, node, name)),
+            ),
+            Place::Name => match self.nodes().get(parent) {
+                Ok(dir) => self.lookup_name(caller, &dir, name),
+                Err(error) => Answer::Now(Err(error)),
+            },
+        }
+    }
+
+    fn forget(&self, ino: u64, lookups: u64) {
+        match place(ino) {
+            Place::Slot { slot, .. } => self.slots().forget(slot, lookups),
+            Place::Name => self.nodes().forget(ino, lookups),
+        }
+    }
+
+    fn getattr(&self, ino: u64) -> Answer<(Attr, Duration)> {
+        Answer::Now(match place(ino) {
+            Place::Slot { slot, node } => self.slots().get(slot).and_then(|slot| {
+                let node = slot.rootfs.tree().node(node)?;
+                Ok((slot.attr(&node), FOREVER))
+            }),
+            Place::Name => self
+                .nodes()
+                .get(ino)
+                .map(|node| (self.name_attr(&node), self.name_attr_ttl(&node))),
+        })
+    }
+
+    fn readlink(&self, ino: u64) -> Answer<Vec<u8>> {
+        Answer::Now(match place(ino) {
+            Place::Slot { slot, node } => self.slots().get(slot).and_then(|slot| {
+                let tree = slot.rootfs.tree();
+                Ok(tree.link(&tree.node(node)?)?.to_vec())
+            }),
+            Place::Name => Err(Error::posix(format!("inode {ino:#x}"), libc::EINVAL)),
+        })
+    }
+
+    fn read(&self, _caller: Caller, ino: u64, offset: u64, size: u32) -> Answer<Vec<u8>> {
+        match place(ino) {
+            Place::Slot { slot, node } => match self.slots().get(slot) {
+                Ok(slot) => self.read_merged(&slot, node, offset, size as usize),
+                Err(error) => Answer::Now(Err(error)),
+            },
+            Place::Name => match self.nodes().get(ino) {
+                Ok(node) => self.read_own(&node, offset, size as usize),
+                Err(error) => Answer::Now(Err(error)),
+            },
+        }
+    }
+
+    fn readdir(&self, _caller: Caller, ino: u64, offset: u64, limit: usize) -> Answer<Vec<DirEntry>> {
+        match place(ino) {
+            Place::Slot { slot, node } => Answer::Now(
+                self.slots()
+                    .get(slot)
+                    .and_then(|slot| self.readdir_merged(&slot, node, offset, limit)),
+            ),
+            Place::Name => match self.nodes().get(ino) {
+                Ok(dir) => self.readdir_name(&dir, offset, limit),
+                Err(error) => Answer::Now(Err(error)),
+            },
+        }
+    }
+
+    fn remember(&self, parent: u64, entry: &DirEntry) -> Option<Entry> {
+        match place(parent) {
+            Place::Slot { slot, .. } => {
+                let slot = self.slots().get(slot).ok()?;
+                let Place::Slot { node, .. } = place(entry.ino) else {
+                    return None;
+                };
+                Some(self.merged_entry(&slot, &slot.rootfs.tree().node(node).ok()?))
+            }
+            Place::Name => self.remember_name(&self.nodes().get(parent).ok()?, &entry.name),
+        }
+    }
+
+    fn getxattr(&self, ino: u64, name: &[u8]) -> Answer<Vec<u8>> {
+        match place(ino) {
+            Place::Slot { slot, node } => match self.slots().get(slot) {
+                Ok(slot) => self.getxattr_merged(&slot, node, name),
+                Err(error) => Answer::Now(Err(error)),
+            },
+            Place::Name => {
+                let image = self.nodes().get(ino).map(|node| node.image());
+                Answer::Now(match (image, name) {
+                    (Ok(Some(image)), b"user.registryfs.digest") => {
+                        Ok(image.digest().to_string().into_bytes())
+                    }
+                    (Ok(_), _) => Err(no_attribute(name)),
+                    (Err(error), _) => Err(error),
+                })
+            }
+        }
+    }
+
+    fn listxattr(&self, ino: u64) -> Answer<Vec<u8>> {
+        Answer::Now(match place(ino) {
+            Place::Slot { slot, node } => self
+                .slots()
+                .get(slot)
+                .and_then(|slot| self.listxattr_merged(&slot, node)),
+            Place::Name => Ok(Vec::new()),
+        })
+    }
+
+    fn statfs(&self) -> Answer<Statfs> {
+        let (inodes, bytes) = self.slots().totals();
+        let files = inodes + self.nodes().len() as u64;
+        Answer::Now(Ok(Statfs {
+            blocks: bytes.div_ceil(4096),
+            blocks_free: 0,
+            files,
+        }))
+    }
+}

@@ -38,12 +38,12 @@ const MAX_BACKGROUND: u16 = 64;
 const MAX_OUTSTANDING: usize = 8192;
 /// The longest name that statfs(2) promises, in bytes.
 const NAME_MAX_BYTES: u32 = 255;
-/// What is asked of the kernel, as far as it offers it.
+/// What is asked of the kernel, as far as it offers it. READDIRPLUS_AUTO is left out on purpose: with it the kernel takes
+/// attributes from the first part of a listing only, and a `find` over a large directory looks every other name up.
 const WANTED: InitFlags = InitFlags::FUSE_ASYNC_READ
     .union(InitFlags::FUSE_ASYNC_DIO)
     .union(InitFlags::FUSE_PARALLEL_DIROPS)
     .union(InitFlags::FUSE_DO_READDIRPLUS)
-    .union(InitFlags::FUSE_READDIRPLUS_AUTO)
     .union(InitFlags::FUSE_CACHE_SYMLINKS)
     .union(InitFlags::FUSE_AUTO_INVAL_DATA)
     .union(InitFlags::FUSE_POSIX_ACL)

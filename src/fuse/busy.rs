@@ -14,7 +14,8 @@ pub(super) fn describe(mountpoint: &Path) -> String {
     let mut holders = mounts_below(mountpoint);
     holders.extend(processes(mountpoint));
     if holders.is_empty() {
-        return "it is in use, but not by a process or mount that is visible here".to_owned();
+        return "a request on it is still waiting, or something uses it that is not visible from here"
+            .to_owned();
     }
     let more = holders.len().saturating_sub(NAMED_MAX);
     holders.truncate(NAMED_MAX);

@@ -84,7 +84,7 @@ impl Requests {
 /// Requests of a mount since it began.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Counters {
-    /// All requests.
+    /// All requests of the operations below; the few others (such as poll) are sent once and answered ENOSYS.
     pub total: u64,
     /// Requests by operation; operations without one are listed with 0.
     pub by_operation: BTreeMap<&'static str, u64>,

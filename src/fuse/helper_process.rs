@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
-use nix::sys::time::TimeVal;
+use nix::sys::time::{TimeVal, TimeValLike};
 
 use super::fd_passing;
 use super::helper::{Done, Reply, Request, SUBCOMMAND, Unmount};
@@ -126,7 +126,7 @@ impl Helper {
         let flags = SockFlag::SOCK_CLOEXEC;
         let (socket, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)
             .map_err(|errno| failed(&errno.into()))?;
-        let limit = TimeVal::new(deadline.as_secs().cast_signed(), 0);
+        let limit = TimeVal::milliseconds(deadline.as_millis().try_into().unwrap_or(i64::MAX));
         setsockopt(&socket, sockopt::ReceiveTimeout, &limit).map_err(|errno| failed(&errno.into()))?;
         let request = serde_json::to_string(request).map_err(|error| failed(&error.into()))?;
         let child = Command::new(&self.program)
@@ -182,5 +182,54 @@ fn end(mut child: Child) {
     let collector = std::thread::Builder::new().name("helper-wait".into());
     if let Err(error) = collector.spawn(move || child.wait().map(drop)) {
         tracing::debug!(%error, "no thread to collect a mount helper");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::time::Instant;
+
+    use super::*;
+
+    /// A helper that is a shell script. Another process writes it: a child of another test, forked meanwhile, would
+    /// hold a descriptor of this one open for writing, and the kernel starts no program that is being written.
+    fn script(dir: &Path, text: &str) -> Helper {
+        let path = dir.join("helper");
+        let write = "printf '#!/bin/sh\\n%s\\n' \"$1\" > \"$2\" && chmod 755 \"$2\"";
+        let mut shell = Command::new("sh");
+        shell.args(["-c", write, "sh", text]).arg(&path);
+        assert!(shell.status().unwrap().success());
+        Helper::at(path)
+    }
+
+    #[test]
+    fn a_helper_that_hangs_is_killed_after_the_deadline() {
+        let dir = tempfile::tempdir().unwrap();
+        let pid_file = dir.path().join("pid");
+        let hanging = script(
+            dir.path(),
+            &format!("echo $$ > {}; exec sleep 60", pid_file.display()),
+        );
+        let deadline = Duration::from_millis(300);
+        let result = hanging.ask(dir.path(), &Request::IsMounted, deadline);
+        assert!(matches!(result, Err(Error::Timeout { waited_ms: 300, .. })));
+        let pid = fs::read_to_string(pid_file).unwrap();
+        let process = PathBuf::from(format!("/proc/{}", pid.trim()));
+        let start = Instant::now();
+        while process.exists() {
+            assert!(start.elapsed() < Duration::from_secs(20), "the helper lives");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    #[test]
+    fn a_helper_that_says_nothing_or_nonsense_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let silent = script(dir.path(), "exit 0");
+        assert!(matches!(silent.is_mounted(dir.path()), Err(Error::Io { .. })));
+        let talking = script(dir.path(), "echo nonsense >&0");
+        let nonsense = talking.is_mounted(dir.path()).unwrap_err().to_string();
+        assert!(nonsense.contains("expected"), "{nonsense}");
     }
 }

@@ -27,6 +27,7 @@ const IMAGES_READY_MAX: usize = 256;
 /// A merged tree and the layers behind it.
 #[derive(Debug)]
 pub struct Rootfs {
+    name: String,
     tree: Tree<Mapped>,
     key: Digest,
     layers: Vec<LayerAt>,
@@ -40,6 +41,12 @@ struct LayerAt {
 }
 
 impl Rootfs {
+    /// The image or layer that it is of, for messages: of the first reference that opened it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The merged tree.
     #[must_use]
     pub fn tree(&self) -> &Tree<Mapped> {
@@ -315,25 +322,35 @@ impl Images {
         });
         let layers: Vec<LayerAt> = layers.collect();
         if let Some(tree) = self.stored_tree(key).await? {
-            return Ok(Arc::new(Rootfs { tree, key, layers }));
+            return Ok(Arc::new(Rootfs {
+                name: what,
+                tree,
+                key,
+                layers,
+            }));
         }
         let opened = self.open_layers(&sources).await?;
         for (at, layer) in layers.iter().zip(&opened) {
             // A cell that is set already holds the same layer.
             let _ = at.layer.set(Arc::clone(layer));
         }
-        let store = Arc::clone(self.fetcher.store());
+        let (store, name) = (Arc::clone(self.fetcher.store()), what.clone());
         let merge = move || {
             let indexes: Vec<_> = opened.iter().map(|layer| layer.index()).collect();
             let merged = tree::merge(&indexes, &key, whiteouts)?;
             for warning in &merged.warnings {
-                tracing::warn!(image = what, "{warning}");
+                tracing::warn!(image = name, "{warning}");
             }
             store.db().put_warnings(&key, &merged.warnings)?;
             Tree::open(store.put_tree(&key, &merged.bytes)?, &key)
         };
         let tree = blocking(self.fetcher.runtime(), merge).await?;
-        Ok(Arc::new(Rootfs { tree, key, layers }))
+        Ok(Arc::new(Rootfs {
+            name: what,
+            tree,
+            key,
+            layers,
+        }))
     }
 
     async fn stored_tree(&self, key: Digest) -> Result<Option<Tree<Mapped>>> {

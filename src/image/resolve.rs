@@ -41,6 +41,8 @@ pub struct TagDigest {
     pub digest: Digest,
     /// Whether it could not be checked for a network reason.
     pub stale: bool,
+    /// For how long it need not be asked for again.
+    pub valid_for: Duration,
 }
 
 /// Resolves names, with the store's memory behind it.
@@ -99,7 +101,13 @@ impl Resolver {
         };
         if let Some(record) = record {
             match record.digest {
-                Some(digest) if record.age() < self.tag_ttl => return Ok(TagDigest { digest, stale: false }),
+                Some(digest) if record.age() < self.tag_ttl => {
+                    return Ok(TagDigest {
+                        digest,
+                        stale: false,
+                        valid_for: self.tag_ttl - record.age(),
+                    });
+                }
                 None if record.age() < ABSENT_TTL => return Err(no_such_tag(&name)),
                 _ => {}
             }
@@ -108,7 +116,7 @@ impl Resolver {
         let Some(digest) = known else {
             return check
                 .await?
-                .map(|digest| TagDigest { digest, stale: false })
+                .map(|digest| self.fresh(digest))
                 .ok_or_else(|| no_such_tag(&name));
         };
         let key = (repository.clone(), tag.to_owned());
@@ -118,20 +126,28 @@ impl Resolver {
             .get(&key)
             .is_some_and(|since| since.elapsed() < STALE_REST)
         {
-            return Ok(TagDigest { digest, stale: true });
+            return Ok(stale(digest));
         }
         match tokio::time::timeout(REVALIDATION_WAIT, check).await {
             Ok(Ok(Some(digest))) => {
                 self.stale.lock().remove(&name);
-                Ok(TagDigest { digest, stale: false })
+                Ok(self.fresh(digest))
             }
             Ok(Ok(None)) => Err(no_such_tag(&name)),
             Ok(Err(error)) if !error.is_network() => Err(error),
             Ok(Err(_)) | Err(_) => {
                 self.resting.lock().put(key, Instant::now());
                 self.mark_stale(name);
-                Ok(TagDigest { digest, stale: true })
+                Ok(stale(digest))
             }
+        }
+    }
+
+    fn fresh(&self, digest: Digest) -> TagDigest {
+        TagDigest {
+            digest,
+            stale: false,
+            valid_for: self.tag_ttl,
         }
     }
 
@@ -380,6 +396,14 @@ impl Resolver {
         if stale.len() < RESTING_MAX {
             stale.insert(name);
         }
+    }
+}
+
+fn stale(digest: Digest) -> TagDigest {
+    TagDigest {
+        digest,
+        stale: true,
+        valid_for: STALE_REST,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::ops::Deref;
 
 use crate::error::{Error, Result};
-use crate::layer::estargz::{EstargzIndexer, GzipMember};
+use crate::layer::estargz::{EstargzIndexer, GzipMember, unpack_toc};
 use crate::layer::index::Index;
 use crate::layer::{Descriptor, Format, Indexer, MemberDecoder};
 
@@ -72,5 +72,27 @@ pub fn decoder<B: Deref<Target = [u8]>>(index: &Index<B>, member: u32) -> Result
     match index.summary().format {
         Format::Estargz => Ok(Box::new(GzipMember::new(index, member)?)),
         other => Err(without_lazy_reading("layer index", other)),
+    }
+}
+
+/// A layer's table of contents in readable form, from its compressed bytes in the blob.
+///
+/// # Errors
+/// [`Error::Malformed`] when they are none; [`Error::Unsupported`] for a format without one.
+pub fn toc(format: Format, compressed: &[u8]) -> Result<Vec<u8>> {
+    match format {
+        Format::Estargz => unpack_toc(compressed),
+        other => Err(without_lazy_reading("table of contents", other)),
+    }
+}
+
+/// What a media type says of a layer that could not be indexed.
+#[must_use]
+pub fn format_of_media_type(media_type: &str) -> Format {
+    let media_type = media_type.to_ascii_lowercase();
+    match () {
+        () if media_type.contains("zstd") => Format::Zstd,
+        () if media_type.contains("gzip") => Format::Gzip,
+        () => Format::Tar,
     }
 }

@@ -220,3 +220,211 @@ fn parse_octal(field: &[u8]) -> Option<u64> {
         .iter()
         .try_fold(0u64, |n, digit| Some(n.checked_mul(8)? | u64::from(digit - b'0')))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// One entry as another tar reader sees it: the entry, and the payload.
+    fn read_back(bytes: &[u8]) -> (Entry, Vec<u8>) {
+        let mut archive = ::tar::Archive::new(bytes);
+        let mut found = archive.entries().unwrap().next().unwrap().unwrap();
+        let kind = match found.header().entry_type().as_byte() {
+            b'0' => Kind::File,
+            b'1' => Kind::Hardlink,
+            b'2' => Kind::Symlink,
+            b'3' => Kind::Char,
+            b'4' => Kind::Block,
+            b'5' => Kind::Dir,
+            _ => Kind::Fifo,
+        };
+        let mut entry = Entry::new(found.path_bytes().into_owned(), kind);
+        entry.link = found
+            .link_name_bytes()
+            .map(std::borrow::Cow::into_owned)
+            .unwrap_or_default();
+        entry.size = found.size();
+        let header = found.header().clone();
+        entry.mode = header.mode().unwrap();
+        entry.uid = header.uid().unwrap() as u32;
+        entry.gid = header.gid().unwrap() as u32;
+        entry.mtime.seconds = header.mtime().unwrap() as i64;
+        if matches!(kind, Kind::Char | Kind::Block) {
+            let number = |n: std::io::Result<Option<u32>>| n.unwrap().unwrap();
+            entry.rdev = (number(header.device_major()), number(header.device_minor()));
+        }
+        if let Some(records) = found.pax_extensions().unwrap() {
+            for record in records.map(std::result::Result::unwrap) {
+                let text = || record.value().unwrap();
+                match record.key().unwrap() {
+                    "uid" => entry.uid = text().parse().unwrap(),
+                    "gid" => entry.gid = text().parse().unwrap(),
+                    "mtime" => entry.mtime = decimal(text()),
+                    key => {
+                        if let Some(name) = key.strip_prefix("SCHILY.xattr.") {
+                            entry.xattrs.push((name.into(), record.value_bytes().into()));
+                        }
+                    }
+                }
+            }
+        }
+        let mut payload = Vec::new();
+        found.read_to_end(&mut payload).unwrap();
+        (entry, payload)
+    }
+
+    /// The time that decimal seconds mean.
+    fn decimal(text: &str) -> Time {
+        let (sign, digits) = text.strip_prefix('-').map_or((1, text), |digits| (-1, digits));
+        let (whole, fraction) = digits.split_once('.').unwrap_or((digits, "0"));
+        let nanos: i128 = whole.parse::<i128>().unwrap() * 1_000_000_000
+            + format!("{fraction:0<9}").parse::<i128>().unwrap();
+        let nanos = sign * nanos;
+        Time {
+            seconds: nanos.div_euclid(1_000_000_000) as i64,
+            nanos: nanos.rem_euclid(1_000_000_000) as u32,
+        }
+    }
+
+    /// Any byte but a newline, at which the `tar` crate ends a record instead of by its length.
+    fn any_byte() -> impl Strategy<Value = u8> {
+        any::<u8>().prop_filter("newline", |&byte| byte != b'\n')
+    }
+
+    prop_compose! {
+        fn any_entry()(
+            path in "[a-zäß/. ]{1,20}|[a-z]{99,102}|(dir/){60}x",
+            kind in (1..=7u8).prop_map(|byte| Kind::from_byte(byte).unwrap()),
+            link in "[a-zö/.]{1,20}|[a-z]{99,102}",
+            mode in 0..=0o7777u32,
+            (uid, gid) in (prop_oneof![0..5000u32, any::<u32>()], prop_oneof![0..5000u32, any::<u32>()]),
+            seconds in prop_oneof![Just(0i64), 0..1i64 << 34, -(1i64 << 40)..1i64 << 40],
+            nanos in prop_oneof![Just(0), 0..1_000_000_000u32],
+            rdev in (0..=0o7_777_777u32, 0..=0o7_777_777u32),
+            xattrs in prop::collection::btree_map("user\\.[a-z]{1,90}", prop::collection::vec(any_byte(), 0..200), 0..3),
+        ) -> Entry {
+            let is_link = matches!(kind, Kind::Symlink | Kind::Hardlink);
+            let is_device = matches!(kind, Kind::Char | Kind::Block);
+            Entry {
+                mode,
+                uid,
+                gid,
+                mtime: Time { seconds, nanos },
+                link: if is_link { link.into_bytes() } else { Vec::new() },
+                rdev: if is_device { rdev } else { (0, 0) },
+                xattrs: xattrs.into_iter().map(|(name, value)| (name.into_bytes(), value)).collect(),
+                ..Entry::new(path, kind)
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn another_reader_reads_what_was_written(entry in any_entry(), payload in prop::collection::vec(any::<u8>(), 0..1500)) {
+            let payload = if entry.kind == Kind::File { payload } else { Vec::new() };
+            let entry = Entry { size: payload.len() as u64, ..entry };
+            let mut bytes = header(&entry).unwrap();
+            prop_assert_eq!(bytes.len() % BLOCK_BYTES, 0);
+            bytes.extend_from_slice(&payload);
+            bytes.resize(bytes.len() + padding(entry.size) + END_BYTES, 0);
+            prop_assert_eq!(read_back(&bytes), (entry, payload));
+        }
+    }
+
+    #[test]
+    fn what_ustar_can_say_takes_one_block() {
+        let mut entry = Entry::new("a".repeat(100), Kind::File);
+        (entry.uid, entry.gid, entry.size) = (0o7_777_777, 0o7_777_777, OCTAL11_MAX);
+        assert_eq!(header(&entry).unwrap().len(), BLOCK_BYTES);
+        entry.size += 1;
+        let large = header(&entry).unwrap();
+        assert_eq!(large.len(), 3 * BLOCK_BYTES);
+        assert!(large[BLOCK_BYTES..].starts_with(b"19 size=8589934592\n"));
+    }
+
+    #[test]
+    fn a_record_counts_its_own_digits() {
+        for value_len in 0..2000 {
+            let record = pax_record(b"path", &vec![b'x'; value_len]);
+            let digits = record.split(|&byte| byte == b' ').next().unwrap();
+            assert_eq!(std::str::from_utf8(digits).unwrap().parse(), Ok(record.len()));
+        }
+    }
+
+    #[test]
+    fn what_tar_cannot_say_is_refused() {
+        let base = Entry::new("a", Kind::Char);
+        let xattr = |name: &[u8]| vec![(name.to_vec(), Vec::new())];
+        let cases = [
+            Entry {
+                path: b"a\0".to_vec(),
+                ..base.clone()
+            },
+            Entry {
+                link: b"a\0".to_vec(),
+                ..base.clone()
+            },
+            Entry {
+                rdev: (0, OCTAL7_MAX as u32 + 1),
+                ..base.clone()
+            },
+            Entry {
+                xattrs: xattr(b"a=b"),
+                ..base.clone()
+            },
+            Entry {
+                xattrs: xattr(b"a\0"),
+                ..base.clone()
+            },
+            Entry {
+                xattrs: vec![(b"a".to_vec(), vec![0; 1 << 20])],
+                ..base
+            },
+        ];
+        for entry in cases {
+            assert!(
+                matches!(header(&entry), Err(Error::Malformed { .. })),
+                "{entry:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_plain_header_is_read_and_nothing_else() {
+        let entry = Entry {
+            size: 12_345,
+            ..Entry::new("name", Kind::File)
+        };
+        let good: [u8; BLOCK_BYTES] = header(&entry).unwrap().try_into().unwrap();
+        assert_eq!(read_plain_header(&good, b"name"), Ok(12_345));
+        assert!(read_plain_header(&good, b"nam").is_err());
+        let edited = |at: usize, bytes: &[u8]| {
+            let mut block = Block(good);
+            block.0[at..at + bytes.len()].copy_from_slice(bytes);
+            read_plain_header(&block.finish(), b"name")
+        };
+        assert_eq!(edited(0, b"name"), Ok(12_345));
+        assert_eq!(edited(124, b"       17 \0 "), Ok(15));
+        assert!(edited(124, b"-0000000017\0").is_err());
+        assert!(edited(124, b"\x80\0\0\0\0\0\0\0\0\0\0\x11").is_err());
+        assert!(edited(124, &[0; 12]).is_err());
+        assert!(edited(156, b"x").is_err());
+        assert!(edited(345, b"prefix").is_err());
+        let mut unsigned = good;
+        unsigned[0] ^= 1;
+        assert!(read_plain_header(&unsigned, b"oame").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_header_panics(bytes in prop::collection::vec(any::<u8>(), BLOCK_BYTES)) {
+            let block: [u8; BLOCK_BYTES] = bytes.try_into().unwrap();
+            let _ = read_plain_header(&block, b"name");
+            let _ = read_plain_header(&Block(block).finish(), b"");
+        }
+    }
+}

@@ -42,7 +42,7 @@ pub(super) struct Authorization {
 }
 
 /// What a host wants.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 enum Wish {
     Basic(Option<Authorization>),
     Token { realm: Url, service: String },
@@ -66,7 +66,6 @@ struct Current {
 }
 
 /// Everything known about who may ask what.
-#[derive(Debug)]
 pub(super) struct Auth {
     wishes: Mutex<LruCache<String, Wish>>,
     tokens: Mutex<LruCache<TokenKey, Arc<tokio::sync::Mutex<Slot>>>>,
@@ -230,7 +229,10 @@ impl Auth {
                 Ok(authorization)
             }
             Err(error) => {
-                slot.failed = Some((Instant::now(), error.clone()));
+                // Running out of time is the asker's own failure: others may have more.
+                if !matches!(error, Error::Timeout { .. }) {
+                    slot.failed = Some((Instant::now(), error.clone()));
+                }
                 Err(error)
             }
         }
@@ -279,15 +281,18 @@ async fn fetch(
 
 /// Credentials are looked up off the async threads: it reads a file, and helpers may take their time.
 async fn look_up(transport: &Transport, host: &Arc<Host>) -> Credentials {
-    let (options, name) = (transport.options.clone(), host.name().to_owned());
+    let (options, name) = (Arc::clone(&transport.options), host.name().to_owned());
     let found = tokio::task::spawn_blocking(move || credentials::find(&options, &name)).await;
     found.unwrap_or_else(|_| Credentials::none("looking for them failed"))
 }
 
-/// User and password as a header, if there are such.
+/// User and password as a header, if there are such. Where a refresh token finds no form to be posted to, it is the
+/// password.
 pub(super) fn basic(found: &Credentials) -> Option<Authorization> {
-    let Identity::Password { user, password } = &found.identity else {
-        return None;
+    let (user, password) = match &found.identity {
+        Identity::Password { user, password } => (user, password),
+        Identity::Refresh { user, token } => (user, token),
+        Identity::Anonymous | Identity::Bearer(_) => return None,
     };
     let pair = STANDARD.encode(format!("{user}:{}", password.expose()));
     Some(Authorization {

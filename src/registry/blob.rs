@@ -2,6 +2,7 @@
 //! another one is a lie, a body that breaks off is resumed where it broke. The URL behind a redirect is asked
 //! directly from the second range on, and resolved anew when it is no longer good.
 
+use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,7 +35,6 @@ const SMALL_BLOB_BYTES_MAX: u64 = 8 << 20;
 const END_WAIT: Duration = Duration::from_secs(1);
 
 /// The bytes of one range, as they come. Dropping it ends its request.
-#[derive(Debug)]
 pub struct BlobBody {
     core: Arc<Core>,
     repository: Repository,
@@ -48,7 +48,6 @@ pub struct BlobBody {
 }
 
 /// An answer under way.
-#[derive(Debug)]
 struct Open {
     answer: Answer,
     /// Bytes before the range that are still to be thrown away.
@@ -140,6 +139,16 @@ pub(super) async fn whole_verified(
     }
 }
 
+impl fmt::Debug for BlobBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BlobBody")
+            .field("blob", &self.attempts.what)
+            .field("position", &self.position)
+            .field("end", &self.end)
+            .finish_non_exhaustive()
+    }
+}
+
 impl BlobBody {
     /// How many bytes are still to come.
     #[must_use]
@@ -211,13 +220,14 @@ impl BlobBody {
         if self.pace.waited < timing.stall {
             return Ok(());
         }
-        let wanted = timing.bytes_per_second_min.saturating_mul(timing.stall.as_secs());
         let pace = std::mem::take(&mut self.pace);
+        let milliseconds = u64::try_from(pace.waited.as_millis()).unwrap_or(u64::MAX);
+        let wanted = timing.bytes_per_second_min.saturating_mul(milliseconds) / 1000;
         match pace.bytes >= wanted {
             true => Ok(()),
             false => Err(Error::Timeout {
                 what: format!("{}: only {} bytes came in time", self.attempts.what, pace.bytes),
-                waited_ms: u64::try_from(pace.waited.as_millis()).unwrap_or(u64::MAX),
+                waited_ms: milliseconds,
             }),
         }
     }

@@ -60,7 +60,10 @@ fn bearer(challenge: &http_auth::ChallengeRef<'_>) -> Option<Challenge> {
             })
             .map(|(_, value)| value.to_unescaped())
     };
-    let realm = Url::parse(&parameter("realm")?).ok()?;
+    let mut realm = Url::parse(&parameter("realm")?).ok()?;
+    // Credentials of its own in a realm are nothing that any registry has, and would be sent instead of ours.
+    realm.set_username("").ok()?;
+    realm.set_password(None).ok()?;
     let scopes = parameter("scope").unwrap_or_default();
     Some(Challenge::Bearer {
         realm,

@@ -73,12 +73,14 @@ impl Failure {
         )
     }
 
-    /// Sorts an error of the HTTP library. `peer` is the host it was talking to.
-    pub(super) fn of(error: reqwest::Error, peer: &str) -> Self {
+    /// Sorts an error of the HTTP library. The text leaves out the host: whoever shows it knows which.
+    pub(super) fn of(error: reqwest::Error) -> Self {
         let error = error.without_url();
         let tls = find(&error, |source| source.downcast_ref::<rustls::Error>().cloned());
         let io_kind = find(&error, |source| {
-            source.downcast_ref::<io::Error>().map(io::Error::kind)
+            let kind = source.downcast_ref::<io::Error>()?.kind();
+            // What only wraps another error says nothing.
+            (kind != io::ErrorKind::Other).then_some(kind)
         });
         let why = |text: String| one_line(&text, WHY_CHARS_MAX);
         match tls {
@@ -86,22 +88,23 @@ impl Failure {
                 return Self::new(
                     Cause::Certificate,
                     why(format!(
-                        "the certificate of {peer} is not trusted ({reason}); name its authority with --ca FILE, or skip the check with --insecure"
+                        "its certificate is not trusted ({reason}); name its authority with --ca FILE, or skip the check with --insecure"
                     )),
                 );
             }
             Some(rustls::Error::InvalidMessage(_)) => {
                 return Self::new(
                     Cause::NotTls,
-                    format!(
-                        "{peer} does not speak TLS; if plain HTTP is meant, ask for it with --plain-http"
-                    ),
+                    "it does not speak TLS; if plain HTTP is meant, ask for it with --plain-http",
                 );
             }
             Some(other) => {
-                return Self::new(Cause::Handshake, why(format!("TLS with {peer}: {other}")));
+                return Self::new(Cause::Handshake, why(format!("TLS handshake: {other}")));
             }
             None => {}
+        }
+        if error.is_connect() && error.is_timeout() {
+            return Self::new(Cause::Unreachable, "no connection in time");
         }
         let why = why(deepest(&error));
         if error.is_builder() {
@@ -125,8 +128,8 @@ impl Failure {
             )
         );
         match closed {
-            true => Self::new(Cause::HelloClosed, format!("{peer} closed the connection: {why}")),
-            false => Self::new(Cause::Unreachable, format!("cannot connect to {peer}: {why}")),
+            true => Self::new(Cause::HelloClosed, format!("it closed the connection: {why}")),
+            false => Self::new(Cause::Unreachable, format!("cannot connect: {why}")),
         }
     }
 

@@ -126,6 +126,7 @@ pub(super) struct Host {
     authority: String,
     pub(super) http: reqwest::Client,
     pub(super) plain_allowed: bool,
+    protocol_is_found_out: bool,
     scheme: Mutex<Option<Scheme>>,
     /// Held while the first request finds out which protocol a loopback host speaks.
     pub(super) scheme_gate: tokio::sync::Mutex<()>,
@@ -166,6 +167,7 @@ impl Host {
             authority: authority.to_owned(),
             http: setup.http,
             plain_allowed: setup.plain || setup.loopback,
+            protocol_is_found_out: scheme.is_none(),
             scheme: Mutex::new(scheme),
             scheme_gate: tokio::sync::Mutex::new(()),
             breaker: Breaker::new(setup.timing),
@@ -212,16 +214,29 @@ impl Host {
     /// An exchange failed as it would with a host that is gone.
     pub(super) fn outage(&self, failure: &Failure, gave_up: bool) {
         if self.breaker.failed(&failure.why, gave_up) {
+            self.forget_plain_http();
             tracing::warn!(host = %self.name, why = %failure.why, "host is down: requests to it fail at once until it answers");
+        }
+    }
+
+    /// A loopback host that spoke no TLS may do so when it is back.
+    fn forget_plain_http(&self) {
+        if self.protocol_is_found_out {
+            let mut scheme = self.scheme.lock();
+            *scheme = scheme.filter(|scheme| *scheme == Scheme::Https);
         }
     }
 
     /// The host had too many requests: none is sent to it for `asked`, or a growing time where it did not say.
     pub(super) fn hold_back(&self, asked: Option<Duration>, why: &str) {
+        let now = Instant::now();
         let mut hold = self.hold.lock();
         let wait = asked.unwrap_or_else(|| unasked_hold(&self.timing, hold.times));
-        let until = Instant::now() + wait.min(HOLD_MAX);
-        hold.times = hold.times.saturating_add(1);
+        let until = now + wait.min(HOLD_MAX);
+        // Requests that were under way together are refused together: that is one refusal.
+        if hold.until.is_none_or(|known| known <= now) {
+            hold.times = hold.times.saturating_add(1);
+        }
         why.clone_into(&mut hold.why);
         hold.until = Some(hold.until.map_or(until, |known| known.max(until)));
     }

@@ -3,6 +3,7 @@
 //! here.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::sync::Arc;
 
 use reqwest::header::{ACCEPT, HeaderMap, HeaderValue, LINK};
@@ -31,7 +32,6 @@ const NAMES_MAX: usize = 1_000_000;
 const EMPTY_PAGES_MAX: u32 = 32;
 
 /// A list that is being read page by page.
-#[derive(Debug)]
 pub struct Pager {
     core: Arc<Core>,
     host: Arc<Host>,
@@ -45,13 +45,11 @@ pub struct Pager {
     empty_pages: u32,
 }
 
-#[derive(Debug)]
 enum List {
     Tags(Repository),
     Catalog,
 }
 
-#[derive(Debug, Clone)]
 enum Next {
     First,
     Link(Url),
@@ -61,8 +59,17 @@ enum Next {
 
 #[derive(Deserialize)]
 struct Page {
-    #[serde(alias = "tags", alias = "repositories", default)]
+    #[serde(alias = "tags", alias = "repositories")]
     names: Option<Vec<String>>,
+}
+
+impl fmt::Debug for Pager {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pager")
+            .field("list", &self.what)
+            .field("names", &self.names)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Pager {

@@ -29,7 +29,6 @@ const GOOD_FOR_MAX: Duration = Duration::from_secs(12 * 3600);
 const MARGIN_MAX: Duration = Duration::from_secs(20);
 
 /// Final URLs of blobs, while they are good.
-#[derive(Debug)]
 pub(super) struct Redirects(Mutex<LruCache<(Repository, Digest), (Url, Instant)>>);
 
 impl Redirects {

@@ -19,7 +19,6 @@ use super::transport::{Answer, BodyError, Call, Destination, Transport, send};
 use crate::error::{Error, Result};
 
 /// What all clones of a client share.
-#[derive(Debug)]
 pub(super) struct Core {
     pub(super) transport: Transport,
     pub(super) auth: Auth,
@@ -27,7 +26,7 @@ pub(super) struct Core {
 }
 
 /// A request to a registry.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Request {
     pub(super) method: Method,
     pub(super) to: Destination,
@@ -38,7 +37,6 @@ pub(super) struct Request {
 }
 
 /// An answer that is neither a redirect nor a 401 that could be helped.
-#[derive(Debug)]
 pub(super) struct Reached {
     pub(super) answer: Answer,
     /// It came from another origin than the registry's.
@@ -84,6 +82,7 @@ impl Core {
             .await?;
         let mut renewed = false;
         loop {
+            attempts.wait_anew();
             let mut reached = self
                 .follow(host, request, authorization.as_ref(), attempts)
                 .await?;
@@ -185,9 +184,11 @@ impl Core {
 
     /// What a refusal by the registry at `host`, or by where it redirected to, means.
     pub(super) async fn refuse(&self, host: &Arc<Host>, what: &str, reached: &mut Reached) -> Error {
-        let credentials = match reached.elsewhere {
-            true => format!("{} redirected there", host.name()),
-            false => self.auth.describe(&self.transport, host).await,
+        let credentials = match reached.answer.status().as_u16() {
+            // The everyday answer: no credentials have to do with it.
+            404 => String::new(),
+            _ if reached.elsewhere => format!("{} redirected there", host.name()),
+            _ => self.auth.describe(&self.transport, host).await,
         };
         refusal(what, &mut reached.answer, &credentials).await
     }

@@ -35,6 +35,7 @@ pub(super) struct Attempts {
     queue: Duration,
     started: Instant,
     deadline: Instant,
+    attempt_started: Instant,
     failures: u32,
     unreachable_since: Option<Instant>,
     progress: u64,
@@ -55,6 +56,7 @@ impl Attempts {
             queue: options.timeout,
             started,
             deadline,
+            attempt_started: started,
             failures: 0,
             unreachable_since: None,
             progress: 0,
@@ -72,6 +74,7 @@ impl Attempts {
             queue: self.queue,
             started: self.started,
             deadline: self.deadline,
+            attempt_started: self.started,
             failures: 0,
             unreachable_since: None,
             progress: 0,
@@ -83,9 +86,10 @@ impl Attempts {
         self.deadline
     }
 
-    /// When a single exchange must have brought its next byte.
-    pub(super) fn attempt_deadline(&self) -> Instant {
-        self.deadline.min(Instant::now() + self.timing.stall)
+    /// When the exchange that begins now must have brought its next byte.
+    pub(super) fn attempt_deadline(&mut self) -> Instant {
+        self.attempt_started = Instant::now();
+        self.deadline.min(self.attempt_started + self.timing.stall)
     }
 
     /// Until when the operation waits for its turn among those of its host. A stream's own clock does not run then.
@@ -130,7 +134,7 @@ impl Attempts {
         self.failures += 1;
         let mut ends = self.deadline;
         if failure.cause == Cause::Unreachable {
-            let since = *self.unreachable_since.get_or_insert(now);
+            let since = *self.unreachable_since.get_or_insert(self.attempt_started);
             ends = ends.min(since + self.timing.unreachable);
         } else {
             self.unreachable_since = None;
@@ -145,15 +149,15 @@ impl Attempts {
             host.outage(failure, over);
         }
         if over {
-            return Err(self.error(host, failure, now >= self.deadline));
+            return Err(self.error(host, failure));
         }
         host.count_retry();
         tokio::time::sleep(wait).await;
         Ok(())
     }
 
-    fn error(&self, host: &Host, failure: &Failure, deadline_passed: bool) -> Error {
-        if matches!(failure.cause, Cause::Timeout | Cause::Stalled) && deadline_passed {
+    fn error(&self, host: &Host, failure: &Failure) -> Error {
+        if matches!(failure.cause, Cause::Timeout | Cause::Stalled) {
             return self.timed_out();
         }
         let tries = match self.failures {

@@ -1,18 +1,20 @@
 //! HTTP clients and whom they trust. The TLS configuration is built here and not by reqwest, because reqwest refuses
-//! to be built on a machine without any certificate authority, where plain HTTP must still work.
+//! to be built on a machine without any certificate authority, where plain HTTP must still work, and reads them all
+//! at its start, where a cached image needs none.
 //!
 //! Everything is HTTP/1.1: ranges need many connections at once to fill a long line, which HTTP/2 with its one
 //! connection a host does not give, and with one protocol the connection of the manifest serves the first blob.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::Duration;
 
+use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, ring};
+use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use crate::error::{Error, Result};
 
@@ -24,14 +26,15 @@ const CA_FILE_BYTES_MAX: u64 = 8 << 20;
 /// Which certificates are accepted.
 #[derive(Debug, Clone)]
 pub(super) enum Trust {
-    /// Those that lead to one of the authorities.
-    Roots(RootCertStore),
+    /// Those that lead to one of the system's authorities, or of these.
+    SystemAnd(RootCertStore),
     /// Any: the user asked for no check.
     Anything,
 }
 
 /// The system's certificate authorities. A machine may have none: then every certificate is untrusted, and only that.
-pub(super) fn system_roots() -> RootCertStore {
+/// Read when the first certificate is judged, because it takes longer than a whole command on cached images.
+static SYSTEM_ROOTS: LazyLock<RootCertStore> = LazyLock::new(|| {
     let mut roots = RootCertStore::empty();
     let found = rustls_native_certs::load_native_certs();
     let (_, ignored) = roots.add_parsable_certificates(found.certs);
@@ -41,7 +44,7 @@ pub(super) fn system_roots() -> RootCertStore {
         "system certificate authorities"
     );
     roots
-}
+});
 
 /// Adds every certificate of the PEM file at `path` to `roots`.
 ///
@@ -84,13 +87,15 @@ pub(super) fn http_client(trust: Trust, direct: bool, connect: Duration) -> Resu
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(|error| broken(error.to_string()))?;
-    let config = match trust {
-        Trust::Roots(roots) => builder.with_root_certificates(roots).with_no_client_auth(),
-        Trust::Anything => builder
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(AcceptAnything(provider)))
-            .with_no_client_auth(),
+    let verifier = Verifier {
+        provider,
+        trust,
+        chains: OnceLock::new(),
     };
+    let config = builder
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth();
     let mut client = reqwest::Client::builder()
         .tls_backend_preconfigured(config)
         .http1_only()
@@ -107,41 +112,71 @@ pub(super) fn http_client(trust: Trust, direct: bool, connect: Duration) -> Resu
         .map_err(|error| broken(error.without_url().to_string()))
 }
 
-/// The verifier of `insecure`: it accepts every certificate, so the peer is encrypted to but not known.
+/// Judges the certificates of peers.
 #[derive(Debug)]
-struct AcceptAnything(Arc<CryptoProvider>);
+struct Verifier {
+    provider: Arc<CryptoProvider>,
+    trust: Trust,
+    /// Made at the first use; `None` where there is no authority at all.
+    chains: OnceLock<Option<Arc<WebPkiServerVerifier>>>,
+}
 
-impl ServerCertVerifier for AcceptAnything {
+impl Verifier {
+    fn chains(&self, own: &RootCertStore) -> Option<&Arc<WebPkiServerVerifier>> {
+        let chains = self.chains.get_or_init(|| {
+            let mut roots = own.clone();
+            roots.extend(SYSTEM_ROOTS.roots.iter().cloned());
+            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&self.provider))
+                .build()
+                .ok()
+        });
+        chains.as_ref()
+    }
+}
+
+impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
+        match &self.trust {
+            Trust::Anything => Ok(ServerCertVerified::assertion()),
+            Trust::SystemAnd(own) => match self.chains(own) {
+                None => Err(CertificateError::UnknownIssuer.into()),
+                Some(chains) => {
+                    chains.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+                }
+            },
+        }
     }
 
     fn verify_tls12_signature(
         &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signature, algorithms)
     }
 
     fn verify_tls13_signature(
         &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signature, algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }

@@ -28,7 +28,6 @@ const GOOD_FOR_MAX: Duration = Duration::from_secs(24 * 3600);
 const CLIENT_ID: &str = "registryfs";
 
 /// A token service and what is wanted of it.
-#[derive(Debug, Clone)]
 pub(super) struct Service {
     pub(super) realm: Url,
     pub(super) service: String,

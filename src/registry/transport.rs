@@ -12,6 +12,7 @@ use lru::LruCache;
 use parking_lot::Mutex;
 use reqwest::header::{AsHeaderName, HeaderMap, RETRY_AFTER};
 use reqwest::{Method, StatusCode, Url};
+use rustls::RootCertStore;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
@@ -22,7 +23,7 @@ use super::host::{Host, HostHealth, HostSetup, Kind, Scheme};
 use super::options::ClientOptions;
 use super::retry::{Attempts, Patience, random_fraction};
 use super::secret::{authority, redact};
-use super::tls::{Trust, add_ca_file, http_client, system_roots};
+use super::tls::{Trust, add_ca_file, http_client};
 use crate::error::{Error, Result};
 
 /// Hosts whose state is kept; names of hosts come from users and from redirects.
@@ -36,9 +37,8 @@ const DRAIN_WAIT: Duration = Duration::from_millis(500);
 const PROBE_PATH: &str = "/v2/";
 
 /// The hosts, and the HTTP clients that talk to them.
-#[derive(Debug)]
 pub(super) struct Transport {
-    pub(super) options: ClientOptions,
+    pub(super) options: Arc<ClientOptions>,
     hosts: Mutex<LruCache<String, Arc<Host>>>,
     proxied: reqwest::Client,
     direct: reqwest::Client,
@@ -50,13 +50,13 @@ impl Transport {
     /// Of the CA files: [`Error::Io`] or [`Error::Usage`].
     pub(super) fn new(options: ClientOptions) -> Result<Self> {
         let connect = options.timing.connect;
-        let mut roots = system_roots();
+        let mut roots = RootCertStore::empty();
         for file in &options.ca_files {
             add_ca_file(&mut roots, file)?;
         }
         let general = match options.insecure {
             true => Trust::Anything,
-            false => Trust::Roots(roots.clone()),
+            false => Trust::SystemAnd(roots.clone()),
         };
         let mut special = BTreeMap::new();
         for (name, host) in &options.hosts {
@@ -69,7 +69,7 @@ impl Transport {
             }
             let trust = match host.insecure {
                 true => Trust::Anything,
-                false => Trust::Roots(roots),
+                false => Trust::SystemAnd(roots),
             };
             let loopback = Url::parse(&format!("https://{name}/")).is_ok_and(|url| is_loopback(&url));
             special.insert(name.clone(), http_client(trust, loopback, connect)?);
@@ -79,7 +79,7 @@ impl Transport {
             proxied: http_client(general.clone(), false, connect)?,
             direct: http_client(general, true, connect)?,
             special,
-            options,
+            options: Arc::new(options),
         })
     }
 
@@ -119,8 +119,8 @@ impl Transport {
     }
 }
 
-/// Where a request goes.
-#[derive(Debug, Clone)]
+/// Where a request goes. Like everything here that holds a URL it has no debug form: the query may be signed.
+#[derive(Clone)]
 pub(super) enum Destination {
     /// A path of the registry's API, by whatever protocol the host speaks.
     Registry(String),
@@ -129,7 +129,7 @@ pub(super) enum Destination {
 }
 
 /// One request.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Call {
     pub(super) method: Method,
     pub(super) to: Destination,
@@ -153,7 +153,6 @@ impl Call {
 
 /// An answer whose body has not been read. It holds its place among the requests to the host until it is dropped,
 /// and is logged then.
-#[derive(Debug)]
 pub(super) struct Answer {
     pub(super) host: Arc<Host>,
     response: reqwest::Response,
@@ -201,7 +200,7 @@ impl Answer {
         let waiting = Instant::now();
         match timeout_at(until, self.response.chunk()).await {
             Err(_) => Err(Failure::stalled(waiting.elapsed())),
-            Ok(Err(error)) => Err(Failure::new(Cause::Cut, Failure::of(error, self.host.name()).why)),
+            Ok(Err(error)) => Err(Failure::new(Cause::Cut, Failure::of(error).why)),
             Ok(Ok(bytes)) => {
                 let count = bytes.as_ref().map_or(0, |bytes| bytes.len() as u64);
                 self.received += count;
@@ -451,7 +450,7 @@ async fn exchange(host: &Arc<Host>, url: Url, call: &Call, until: Instant) -> Re
                 permits: None,
             });
         }
-        Ok(Err(error)) => Failure::of(error, host.name()),
+        Ok(Err(error)) => Failure::of(error),
         Err(_) => Failure::timeout(started.elapsed()),
     };
     tracing::debug!(

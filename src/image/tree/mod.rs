@@ -2,7 +2,7 @@
 //! memory-mapped for ever after.
 //!
 //! Merging follows the measured consensus of the container engines where there is one, and the image specification
-//! where there is none: each rule is a test in `tests/rules.rs`, under the name of the case. What it comes to:
+//! where there is none: each rule is a test in `tests/rules/`, under the name of the case. What it comes to:
 //! - A layer first hides (`whiteouts`), then adds (`apply`): a whiteout acts on the layers below alone, wherever it
 //!   stands in its own. A whiteout is known by its name, whatever its type; it makes nothing, its parents neither.
 //! - Directory over directory keeps the children and replaces the attributes; anything else replaces what was there.

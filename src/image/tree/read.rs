@@ -195,11 +195,12 @@ impl<B: Deref<Target = [u8]>> Tree<B> {
         let (mut low, mut high) = (0, dir.child_count);
         while low < high {
             let middle = low + (high - low) / 2;
-            let dirent = self.dirent(dir.first_child + middle)?;
+            let position = dir.first_child + middle;
+            let dirent = self.dirent(position)?;
             match self.string(u64::from(dirent.name.0), dirent.name.1)?.cmp(name) {
                 Ordering::Less => low = middle + 1,
                 Ordering::Greater => high = middle,
-                Ordering::Equal => return self.child(&dir, dirent).map(Some),
+                Ordering::Equal => return self.child(&dir, position).map(Some),
             }
         }
         Ok(None)
@@ -214,9 +215,10 @@ impl<B: Deref<Target = [u8]>> Tree<B> {
         if position >= dir.child_count {
             return Ok(None);
         }
-        let dirent = self.dirent(dir.first_child + position)?;
+        let position = dir.first_child + position;
+        let dirent = self.dirent(position)?;
         let name = self.string(u64::from(dirent.name.0), dirent.name.1)?;
-        Ok(Some((name, self.child(dir, dirent)?)))
+        Ok(Some((name, self.child(dir, position)?)))
     }
 
     /// The extended attributes that the tree shows of an inode, name and value, sorted by name.
@@ -257,12 +259,12 @@ impl<B: Deref<Target = [u8]>> Tree<B> {
             .ok_or_else(|| damaged("a name beyond the end"))
     }
 
-    /// The inode of a dirent of `dir`. A directory is refused under any parent but its own, so that no damage makes the
-    /// tree endless.
-    fn child(&self, dir: &Node, dirent: DirentRecord) -> Result<u32> {
-        let child = self.node(dirent.node)?;
-        if child.is_dir() && (child.parent != dir.number || child.number == ROOT) {
-            return Err(damaged("a directory under two parents"));
+    /// The inode that the dirent at `position` names in `dir`. A directory is refused under any but its one name, so that
+    /// no damage makes a walk down longer than the tree.
+    fn child(&self, dir: &Node, position: u32) -> Result<u32> {
+        let child = self.node(self.dirent(position)?.node)?;
+        if child.is_dir() && (child.parent != dir.number || child.name != position) {
+            return Err(damaged("a directory with two names"));
         }
         Ok(child.number)
     }

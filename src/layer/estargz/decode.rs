@@ -15,8 +15,8 @@ use crate::layer::{ChunkSink, MemberDecoder};
 
 /// Decoded bytes at a time: large enough to hash and hand over at full speed, small enough for the L2 cache.
 const SCRATCH_BYTES: u64 = 128 << 10;
-/// Longest gzip header in bytes: an extra field of 64 KiB, and name and comment.
-const HEADER_BYTES_MAX: usize = 72 << 10;
+/// Longest file name or comment in a gzip header in bytes. With an extra field of at most 64 KiB this bounds the header.
+const HEADER_TEXT_BYTES_MAX: usize = 4096;
 
 /// Chunks of the same bytes: one, or several that the index has at the same place.
 #[derive(Debug)]
@@ -98,11 +98,15 @@ impl GzipMember {
             return Ok(Some(bytes));
         };
         let before = header.len();
-        let taken = bytes.len().min(HEADER_BYTES_MAX - before);
-        header.extend_from_slice(bytes.get(..taken).unwrap_or_default());
+        // Nearly always the first push has all of it, and then nothing is copied.
+        if before == 0
+            && let Some(len) = header_bytes(bytes).map_err(|why| self.malformed(why))?
+        {
+            return Ok(bytes.get(len..));
+        }
+        header.extend_from_slice(bytes);
         match header_bytes(&header).map_err(|why| self.malformed(why))? {
             Some(len) => Ok(bytes.get(len.saturating_sub(before)..)),
-            None if header.len() >= HEADER_BYTES_MAX => Err(self.malformed("its header is too long")),
             None => {
                 self.header = Some(header);
                 Ok(None)
@@ -207,7 +211,11 @@ fn header_bytes(bytes: &[u8]) -> std::result::Result<Option<usize>, &'static str
     }
     for text in [NAME, COMMENT] {
         if flags & text != 0 {
-            let Some(end) = rest.iter().position(|&byte| byte == 0) else {
+            let text = rest.get(..HEADER_TEXT_BYTES_MAX).unwrap_or(rest);
+            let Some(end) = text.iter().position(|&byte| byte == 0) else {
+                if text.len() == HEADER_TEXT_BYTES_MAX {
+                    return Err("its header has a name or comment of over 4 KiB");
+                }
                 return Ok(None);
             };
             rest = rest.get(end + 1..).unwrap_or_default();
@@ -220,4 +228,238 @@ fn header_bytes(bytes: &[u8]) -> std::result::Result<Option<usize>, &'static str
         rest = behind;
     }
     Ok(Some(bytes.len() - rest.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::io::Write;
+
+    use flate2::write::GzEncoder;
+    use flate2::{Compression, GzBuilder};
+
+    use super::*;
+    use crate::layer::Format;
+    use crate::layer::entry::{Entry, Kind};
+    use crate::layer::index::Summary;
+    use crate::layer::index_builder::{IndexBuilder, NewChunk};
+
+    /// Keeps what was verified; refuses pieces that do not follow one another.
+    #[derive(Default)]
+    struct Kept {
+        open: BTreeMap<u32, Vec<u8>>,
+        verified: BTreeMap<u32, Vec<u8>>,
+    }
+
+    impl ChunkSink for Kept {
+        fn piece(&mut self, chunk: u32, offset: u64, bytes: &[u8]) -> Result<()> {
+            let open = self.open.entry(chunk).or_default();
+            assert_eq!(open.len() as u64, offset);
+            open.extend_from_slice(bytes);
+            Ok(())
+        }
+
+        fn verified(&mut self, chunk: u32) -> Result<()> {
+            let bytes = self.open.remove(&chunk).unwrap();
+            assert_eq!(self.verified.insert(chunk, bytes), None);
+            Ok(())
+        }
+    }
+
+    /// An index of one member with these chunks (place in the member, content), one file each.
+    fn index(chunks: &[(u64, &[u8])]) -> Vec<u8> {
+        let mut builder = IndexBuilder::default();
+        for (number, (inner_offset, content)) in chunks.iter().enumerate() {
+            let size = content.len() as u64;
+            builder
+                .entry(&Entry {
+                    size,
+                    ..Entry::new(number.to_string(), Kind::File)
+                })
+                .unwrap();
+            let (inner_offset, digest) = (*inner_offset, Digest::of(content));
+            builder
+                .chunk(NewChunk {
+                    bytes: size,
+                    blob_offset: 7,
+                    inner_offset,
+                    digest,
+                })
+                .unwrap();
+        }
+        let summary = Summary {
+            format: Format::Estargz,
+            blob_bytes: 1 << 30,
+            data_bytes: 0,
+            unpacked_bytes: 0,
+            toc_digest: Digest::of(b""),
+            toc_promised: true,
+            toc_start: 1 << 29,
+            toc_end: 1 << 29,
+            toc_bytes: 0,
+            prefetch_end: 0,
+        };
+        builder.finish(summary, 1 << 29).unwrap()
+    }
+
+    /// Decodes `member`, pushed in pieces of `piece` bytes. Returns what was verified and whether the decoder was done.
+    fn decode(index: &[u8], member: &[u8], piece: usize) -> Result<(BTreeMap<u32, Vec<u8>>, bool)> {
+        let mut decoder = crate::layer::decoder(&Index::open(index).unwrap(), 0)?;
+        let mut kept = Kept::default();
+        let mut done = false;
+        for bytes in member.chunks(piece) {
+            done = decoder.push(bytes, &mut kept)?;
+        }
+        Ok((kept.verified, done))
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn noise(len: usize) -> Vec<u8> {
+        (0..len as u32)
+            .map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8)
+            .collect()
+    }
+
+    #[test]
+    fn chunks_come_out_of_pieces_of_any_size() {
+        let plain = noise(400_000);
+        let chunks: [(u64, &[u8]); 4] = [
+            (0, &plain[..1]),
+            (1, &plain[1..300_000]),
+            (300_512, &plain[300_512..300_600]),
+            (300_600, &plain[300_600..399_999]),
+        ];
+        let index = index(&chunks);
+        // What follows the last chunk is not looked at: not the rest of the member, not a member behind it.
+        let member = [gzip(&plain), b"anything".to_vec()].concat();
+        for piece in [1, 2, 1000, 65536, usize::MAX] {
+            let (verified, done) = decode(&index, &member, piece).unwrap();
+            assert!(done);
+            assert_eq!(verified.len(), chunks.len());
+            for (number, (_, content)) in chunks.iter().enumerate() {
+                assert_eq!(
+                    verified[&(number as u32)],
+                    *content,
+                    "chunk {number}, pieces of {piece}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn two_files_of_the_same_bytes_both_get_them() {
+        let index = index(&[(0, b"same"), (8, b"other"), (0, b"same")]);
+        let (verified, done) = decode(&index, &gzip(b"same----other"), 3).unwrap();
+        let expected = [
+            (0, b"same".to_vec()),
+            (1, b"other".to_vec()),
+            (2, b"same".to_vec()),
+        ];
+        assert!(done && verified == BTreeMap::from(expected));
+    }
+
+    #[test]
+    fn every_form_of_header_is_skipped() {
+        let index = index(&[(2, b"content")]);
+        let build = |builder: GzBuilder| {
+            let mut encoder = builder.write(Vec::new(), Compression::default());
+            encoder.write_all(b"--content--").unwrap();
+            encoder.finish().unwrap()
+        };
+        let mut with_crc = build(GzBuilder::new());
+        with_crc[3] |= 2;
+        with_crc.splice(10..10, [1, 2]);
+        let members = [
+            build(
+                GzBuilder::new()
+                    .extra(vec![9; 65_535])
+                    .filename("name")
+                    .comment("comment"),
+            ),
+            build(GzBuilder::new().extra(vec![])),
+            build(GzBuilder::new().mtime(77).filename("n".repeat(1000))),
+            with_crc,
+        ];
+        for member in members {
+            for piece in [1, 11, usize::MAX] {
+                let (verified, done) = decode(&index, &member, piece).unwrap();
+                assert!(done && verified[&0] == b"content");
+            }
+        }
+    }
+
+    #[test]
+    fn a_wrong_digest_names_both_and_verifies_nothing() {
+        let index = index(&[(0, b"expected")]);
+        let expected = Error::mismatch(
+            "chunk at 0 in the gzip member at 7",
+            Digest::of(b"expected"),
+            Digest::of(b"received"),
+        );
+        let mut decoder = crate::layer::decoder(&Index::open(index.as_slice()).unwrap(), 0).unwrap();
+        let mut kept = Kept::default();
+        assert_eq!(decoder.push(&gzip(b"received"), &mut kept), Err(expected));
+        assert!(kept.verified.is_empty());
+    }
+
+    #[test]
+    fn a_member_that_cannot_hold_its_chunks_is_refused() {
+        let index = index(&[(4, b"content")]);
+        let good = gzip(b"----content");
+        let with = |at: usize, byte: u8| {
+            let mut bad = good.clone();
+            bad[at] = byte;
+            bad
+        };
+        let endless_name = [&[0x1f, 0x8b, 8, 8, 0, 0, 0, 0, 0, 0xff][..], &vec![b'n'; 100_000]].concat();
+        let cases = [
+            ("ends early", gzip(b"----conten")),
+            ("empty", gzip(b"")),
+            ("continued by another", [gzip(b"----con"), gzip(b"tent")].concat()),
+            ("no gzip", b"----content---------".to_vec()),
+            ("another method", with(2, 7)),
+            ("reserved flag", with(3, 0x20)),
+            ("broken deflate", with(10, 0xff)),
+            ("endless header", endless_name),
+        ];
+        for (name, member) in cases {
+            for piece in [1, usize::MAX] {
+                let refused = decode(&index, &member, piece);
+                assert!(matches!(refused, Err(Error::Malformed { .. })), "{name}, {piece}");
+            }
+        }
+        let (verified, done) = decode(&index, &good[..good.len() - 12], 5).unwrap();
+        assert!(!done && verified.is_empty());
+    }
+
+    #[test]
+    fn an_error_of_the_sink_ends_the_decoding() {
+        struct Full;
+        impl ChunkSink for Full {
+            fn piece(&mut self, _: u32, _: u64, _: &[u8]) -> Result<()> {
+                Err(Error::busy("disk", "full"))
+            }
+
+            fn verified(&mut self, _: u32) -> Result<()> {
+                Ok(())
+            }
+        }
+        let index = index(&[(0, b"content")]);
+        let mut decoder = crate::layer::decoder(&Index::open(index.as_slice()).unwrap(), 0).unwrap();
+        assert_eq!(
+            decoder.push(&gzip(b"content"), &mut Full),
+            Err(Error::busy("disk", "full"))
+        );
+    }
+
+    #[test]
+    fn a_member_that_is_not_there_is_refused() {
+        let index = index(&[(0, b"content")]);
+        assert!(crate::layer::decoder(&Index::open(index.as_slice()).unwrap(), 1).is_err());
+    }
 }

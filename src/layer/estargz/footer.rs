@@ -127,3 +127,108 @@ impl LastBytes for [u8] {
         self.len().checked_sub(len).and_then(|start| self.get(start..))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BLOB_BYTES: u64 = 10_000;
+
+    /// A gzip member around an extra field, as each of the three footers is one.
+    fn around(extra: &[u8]) -> Vec<u8> {
+        let len = (extra.len() as u16).to_le_bytes();
+        [&GZIP_MAGIC, &[0, 0, 0, 0, 0, 0xff][..], &len, extra, &EMPTY_BODY].concat()
+    }
+
+    fn found(toc_start: u64, footer_bytes: u64) -> Result<Tail> {
+        Ok(Tail::Footer(Footer {
+            toc_start,
+            toc_end: BLOB_BYTES - footer_bytes,
+        }))
+    }
+
+    #[test]
+    fn the_footer_is_written_byte_for_byte() {
+        let hex: String = write(0x1234).iter().map(|byte| format!("{byte:02x}")).collect();
+        let expected = "1f8b08040000000000ff1a00534716003030303030303030303030303132333453544152475a\
+                        010000ffff0000000000000000";
+        assert_eq!(hex, expected);
+    }
+
+    #[test]
+    fn all_three_footers_are_told_apart() {
+        let current = around(b"SG\x16\x000000000000001234STARGZ");
+        let legacy = around(b"0000000000001234STARGZ");
+        let external = around(b"SG\x11\x00STARGZEXTERNALTOC");
+        assert_eq!([current.len(), legacy.len(), external.len()], [51, 47, 46]);
+        for before in [0, 1, 100] {
+            let tail = |footer: &[u8]| parse(&[&vec![7; before], footer].concat(), BLOB_BYTES);
+            assert_eq!(tail(&current), found(0x1234, 51));
+            assert_eq!(tail(&legacy), found(0x1234, 47));
+            assert_eq!(tail(&external), Ok(Tail::ExternalToc));
+        }
+    }
+
+    #[test]
+    fn an_offset_outside_of_the_blob_is_refused() {
+        for offset in [0, BLOB_BYTES - 51, BLOB_BYTES, u64::MAX] {
+            assert!(
+                matches!(parse(&write(offset), BLOB_BYTES), Err(Error::Malformed { .. })),
+                "{offset}"
+            );
+        }
+        assert_eq!(
+            parse(&write(BLOB_BYTES - 52), BLOB_BYTES),
+            found(BLOB_BYTES - 52, 51)
+        );
+    }
+
+    #[test]
+    fn what_is_no_offset_is_no_footer() {
+        for digits in [
+            "-000000000001234",
+            "+000000000001234",
+            "000000000000ABCD",
+            "0x00000000001234",
+            " 000000000001234",
+        ] {
+            let footer = around(format!("SG\x16\0{digits}STARGZ").as_bytes());
+            assert_eq!(parse(&footer, BLOB_BYTES), Ok(Tail::Plain), "{digits}");
+        }
+        let footer = write(0x1234);
+        assert_eq!(parse(&footer[1..], BLOB_BYTES), Ok(Tail::Plain));
+        assert_eq!(parse(&[&footer[..], &[0]].concat(), BLOB_BYTES), Ok(Tail::Plain));
+        assert_eq!(parse(&[], BLOB_BYTES), Ok(Tail::Plain));
+    }
+
+    #[test]
+    fn every_byte_that_says_something_is_checked() {
+        let good = write(0x1234);
+        for at in 0..FOOTER_BYTES {
+            let mut bad = good;
+            bad[at] ^= 0x40;
+            // Time, flags and system of a gzip header say nothing.
+            let expected = if (4..10).contains(&at) {
+                found(0x1234, 51)
+            } else {
+                Ok(Tail::Plain)
+            };
+            assert_eq!(parse(&bad, BLOB_BYTES), expected, "byte {at}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(offset in 1..BLOB_BYTES - 51, before in 0..100_usize) {
+            let tail = [&vec![0; before][..], &write(offset)].concat();
+            prop_assert_eq!(parse(&tail, BLOB_BYTES), found(offset, 51));
+        }
+
+        #[test]
+        fn no_bytes_panic(tail in prop::collection::vec(any::<u8>(), 0..64), size in any::<u64>()) {
+            let _ = parse(&tail, size);
+        }
+    }
+}

@@ -19,6 +19,7 @@ use crate::layer::{Descriptor, Format, Indexer, Step};
 
 pub(super) use decode::GzipMember;
 use footer::{Footer, Tail};
+pub(super) use toc::unpack as unpack_toc;
 
 /// The annotation of a layer's descriptor that promises the TOC's digest.
 pub const TOC_DIGEST_ANNOTATION: &str = "containerd.io/snapshot/stargz/toc.digest";

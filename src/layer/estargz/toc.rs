@@ -30,7 +30,7 @@ fn malformed(why: impl Into<String>) -> Error {
 ///
 /// # Errors
 /// [`Error::Malformed`] when the bytes are anything but that, or beyond the caps.
-pub(super) fn unpack(compressed: &[u8]) -> Result<Vec<u8>> {
+pub(in crate::layer) fn unpack(compressed: &[u8]) -> Result<Vec<u8>> {
     let mut gzip = GzDecoder::new(compressed);
     let mut header = [0; tar::BLOCK_BYTES];
     let broken = |e: std::io::Error| malformed(format!("its gzip member cannot be decoded: {e}"));

@@ -441,3 +441,20 @@ impl Collector {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_of_records_is_bounded() {
+        let mut collector = Collector::default();
+        let record = Record {
+            kind: Text("dir".into()),
+            ..Record::default()
+        };
+        collector.records = RECORDS_MAX - 1;
+        assert!(collector.record(&record).is_ok());
+        assert!(matches!(collector.record(&record), Err(Error::Malformed { .. })));
+    }
+}

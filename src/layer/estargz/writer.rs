@@ -182,6 +182,10 @@ impl<W: Write> Writer<W> {
         toc.serialize(&mut serializer)
             .map_err(|e| Error::malformed("TOC", e.to_string()))?;
         let mut members = self.members;
+        if members.blob_bytes == 0 {
+            // No reader takes a TOC at byte 0, so a layer without entries starts with an empty member.
+            members.start()?;
+        }
         members.close()?;
         let toc_offset = members.blob_bytes;
         let mut entry = Entry::new(TOC_NAME, Kind::File);
@@ -227,7 +231,7 @@ impl<W: Write> Writer<W> {
         self.members.write(&tar::header(entry)?)?;
         if entry.kind != Kind::File || entry.size == 0 {
             self.toc.push(toc);
-            return Ok(());
+            return check_end(entry, payload);
         }
         let number = self.toc.len();
         let mut whole = Hasher::default();
@@ -247,9 +251,7 @@ impl<W: Write> Writer<W> {
             };
             self.toc.push(std::mem::replace(&mut toc, next));
         }
-        if payload.read(&mut [0]).map_err(|e| read_failed(entry, &e))? != 0 {
-            return Err(wrong_size(entry));
-        }
+        check_end(entry, payload)?;
         if let Some(first) = self.toc.get_mut(number) {
             first.digest = Some(whole.finish());
         }
@@ -298,6 +300,14 @@ impl<W: Write> Writer<W> {
             left -= wanted;
         }
         Ok(chunk.finish())
+    }
+}
+
+/// Checks that the payload has been used up.
+fn check_end(entry: &Entry, payload: &mut dyn Read) -> Result<()> {
+    match payload.read(&mut [0]).map_err(|e| read_failed(entry, &e))? {
+        0 => Ok(()),
+        _ => Err(wrong_size(entry)),
     }
 }
 
@@ -395,20 +405,25 @@ impl<W: Write> Members<W> {
         if bytes.is_empty() {
             return Ok(());
         }
-        let (mut crc, len) = match self.open.take() {
-            Some(open) => open,
-            None => {
-                // No name, no time, so that the same tar gives the same bytes; 255 is "unknown system".
-                let effort = if self.level == 9 { 2 } else { 0 };
-                self.emit(&[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, effort, 0xff])?;
-                (crc32fast::Hasher::new(), 0)
-            }
-        };
-        crc.update(bytes);
-        self.open = Some((crc, len.wrapping_add(bytes.len() as u32)));
+        self.start()?;
+        if let Some((crc, len)) = &mut self.open {
+            crc.update(bytes);
+            *len = len.wrapping_add(bytes.len() as u32);
+        }
         self.tar_hash.update(bytes);
         self.tar_bytes += bytes.len() as u64;
         self.deflate(bytes, FlushCompress::None)
+    }
+
+    /// Starts a member, unless one is open.
+    fn start(&mut self) -> Result<()> {
+        if self.open.is_none() {
+            // No name, no time, so that the same tar gives the same bytes; 255 is "unknown system".
+            let effort = if self.level == 9 { 2 } else { 0 };
+            self.emit(&[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, effort, 0xff])?;
+            self.open = Some((crc32fast::Hasher::new(), 0));
+        }
+        Ok(())
     }
 
     /// Pushes out what the open member holds back, so that its size is known.

@@ -1,6 +1,10 @@
 //! Tests of the merged tree, and what they share: layers from entries, and trees as text.
 
+mod damage;
+mod model;
+mod paths;
 mod rules;
+mod size;
 
 use crate::digest::Digest;
 use crate::image::tree::{Node, Tree, Whiteouts, merge};

@@ -1,0 +1,186 @@
+# shellcheck shell=bash
+# The lab's images: built as plain gzip, converted to eStargz by ctr-remote, pushed to both
+# registries, and unpacked by umoci as the truth to compare with.
+# shellcheck disable=SC2034,SC2154 # scripts/lab sets and reads what is shared.
+
+readonly originals=$lab_dir/layouts/originals estargz=$lab_dir/layouts/estargz
+readonly unpacked=$lab_dir/unpacked
+readonly base_packages=python3,perl,git,iputils-ping,libcap2-bin,ca-certificates
+readonly wheels=(numpy==1.26.4 scipy==1.11.4)
+# A third less work than the default, 9, for layers of nearly the same size.
+readonly compression_level=6 small_chunk_bytes=65536
+readonly toc_digest=containerd.io/snapshot/stargz/toc.digest
+
+# Each line: layout, tag in the layout, repository and tag in the registries.
+readonly published="
+originals debian-v1            lab/debian:v1-gzip
+originals debian-v2            lab/debian:v2-gzip
+originals app-1                lab/team/app:1-gzip
+originals app-2                lab/team/app:2-gzip
+originals multi                lab/multi:gzip
+estargz   debian-v1            lab/debian:v1
+estargz   debian-v2            lab/debian:v2
+estargz   debian-v1-smallchunk lab/debian:v1-smallchunk
+estargz   app-1                lab/team/app:1
+estargz   app-2                lab/team/app:2
+estargz   multi                lab/multi:latest
+"
+# Each word: tag in the layout of originals, directory below $unpacked.
+readonly unpacked_images="debian-v1=v1 debian-v2=v2 app-1=app-1 app-2=app-2"
+
+# stage NAME INPUTS FUNCTION: runs a function unless it already succeeded for the same inputs.
+# The function starts from nothing of its own.
+stage() {
+    local stamp=$lab_dir/stamps/$1 key
+    key=$(sha256sum <<<"$2")
+    [[ $(cat "$stamp" 2>/dev/null) != "$key" ]] || return 0
+    rm -f "$stamp"
+    say "building: $1"
+    # Not as a condition, where bash would ignore failing commands inside.
+    "$3"
+    printf '%s\n' "$key" >"$stamp"
+}
+
+make_base() {
+    # The build date as the time of all generated files makes equal builds equal.
+    SOURCE_DATE_EPOCH=1700000000 mmdebstrap --mode=root --variant=minbase --quiet \
+        --include="$base_packages" bookworm "$lab_dir/base.tar" </dev/null
+}
+
+make_wheels() {
+    rm -rf "$lab_dir/wheels"
+    "$python" -m pip install --quiet --root-user-action=ignore --no-compile \
+        --only-binary=:all: --target "$lab_dir/wheels" "${wheels[@]}" </dev/null
+}
+
+make_originals() {
+    rm -rf "$originals"
+    "$python" "$repo_root/scripts/lib/build_originals.py" --base "$lab_dir/base.tar" \
+        --wheels "$lab_dir/wheels" --out "$originals"
+}
+
+make_unpacked() {
+    local image
+    rm -rf "$unpacked"
+    mkdir -p "$unpacked"
+    for image in $unpacked_images; do
+        umoci raw unpack --image "$originals:${image%=*}" "$unpacked/${image#*=}" \
+            >>"$log_dir/umoci.log" 2>&1 || die "umoci failed: see $log_dir/umoci.log"
+    done
+}
+
+ctr() {
+    ctr-remote --address "$run_dir/containerd.sock" --namespace lab "$@"
+}
+
+start_containerd() {
+    ((${#run_dir} < 80)) || die "LAB_DIR is too long for the path of a socket: $lab_dir"
+    cat >"$run_dir/containerd.toml" <<-EOF
+		version = 2
+		root = "$lab_dir/containerd"
+		state = "$run_dir/containerd"
+		disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"]
+		[grpc]
+		  address = "$run_dir/containerd.sock"
+		[ttrpc]
+		  address = "$run_dir/containerd.sock.ttrpc"
+	EOF
+    process_start containerd "$log_dir/containerd.log" \
+        containerd --config "$run_dir/containerd.toml"
+    wait_until 30 containerd containerd_answers
+}
+
+containerd_answers() {
+    process_pid containerd >/dev/null || die "containerd ended at once: see $log_dir"
+    ctr version >/dev/null 2>&1
+}
+
+# convert SOURCE TARGET OPTION…: eStargz of an original, under a tag of its own.
+convert() {
+    local source=$1 target=$2
+    shift 2
+    ctr images convert --estargz --oci --estargz-compression-level "$compression_level" \
+        "$@" "lab/original:$source" "lab/estargz:$target" >/dev/null
+}
+
+# containerd only lends its content store: nothing is unpacked, so it needs no snapshotter.
+make_estargz() {
+    local tag tags=(debian-v1 debian-v2 app-1 app-2)
+    rm -rf "$estargz" "$lab_dir/containerd"
+    start_containerd
+    tar -C "$originals" -cf - . |
+        ctr images import --no-unpack --all-platforms --base-name lab/original - >/dev/null
+    for tag in "${tags[@]}"; do
+        convert "$tag" "$tag"
+    done
+    convert multi multi --all-platforms
+    convert debian-v1 debian-v1-smallchunk --estargz-chunk-size "$small_chunk_bytes"
+    tags+=(multi debian-v1-smallchunk)
+
+    mkdir -p "$estargz"
+    ctr images export --all-platforms --skip-manifest-json "$lab_dir/estargz.tar" \
+        "${tags[@]/#/lab/estargz:}"
+    tar -C "$estargz" -xf "$lab_dir/estargz.tar"
+    rm -f "$lab_dir/estargz.tar"
+    process_stop containerd
+    rm -rf "$lab_dir/containerd"
+}
+
+# push_all DESTINATION OPTION…: copies every image without changing a byte of it.
+push_all() {
+    local destination=$1 layout tag reference
+    shift
+    while read -r layout tag reference; do
+        [[ -n $layout ]] || continue
+        skopeo --insecure-policy copy --quiet --all --preserve-digests "$@" \
+            "oci:$lab_dir/layouts/$layout:$tag" "docker://$destination/$reference" </dev/null
+    done <<<"$published"
+}
+
+push_plain() {
+    push_all "$plain_registry" --dest-tls-verify=false
+}
+
+push_tls() {
+    push_all "$tls_registry" --dest-cert-dir "$skopeo_certs" --dest-creds "$lab_user:$lab_password"
+}
+
+# check_estargz: every layer that the plain registry serves for a converted image must carry the
+# TOC digest, without which nothing in it can be verified before it is read.
+check_estargz() {
+    local layout _ reference
+    while read -r layout _ reference; do
+        [[ $layout == estargz ]] || continue
+        check_manifest "${reference%:*}" "${reference##*:}"
+    done <<<"$published"
+}
+
+check_manifest() {
+    local body child missing
+    body=$(curl -fsS -H 'Accept: application/vnd.oci.image.index.v1+json' \
+        -H 'Accept: application/vnd.oci.image.manifest.v1+json' \
+        "http://$plain_registry/v2/$1/manifests/$2")
+    for child in $(jq -r '.manifests[]?.digest' <<<"$body"); do
+        check_manifest "$1" "$child"
+    done
+    missing=$(jq --arg key "$toc_digest" '[.layers[]? | select(.annotations[$key] | not)] | length' \
+        <<<"$body")
+    ((missing == 0)) || die "$1:$2: $missing layers have no TOC digest"
+}
+
+build_images() {
+    local lib=$repo_root/scripts/lib base_key wheels_key originals_key estargz_key push_key
+    base_key="$base_packages"
+    wheels_key="${wheels[*]}"
+    originals_key="$base_key $wheels_key $(cat "$lib"/{build_originals,fixture_layers,oci_layout}.py | sha256sum)"
+    estargz_key="$originals_key $compression_level $small_chunk_bytes"
+    push_key="$estargz_key $published"
+    stage base "$base_key" make_base
+    stage wheels "$wheels_key" make_wheels
+    stage originals "$originals_key" make_originals
+    stage unpacked "$originals_key $unpacked_images" make_unpacked
+    stage estargz "$estargz_key" make_estargz
+    stage push-plain "$push_key" push_plain
+    stage push-tls "$push_key" push_tls
+    stage check "$push_key" check_estargz
+}

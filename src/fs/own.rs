@@ -1,0 +1,382 @@
+//! What an image owns: `rootfs`, `layers`, its documents, its platforms. Everything here belongs to a digest and never
+//! changes, so the kernel may keep it for ever.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::error::{Error, Result};
+use crate::fetch::{Source, blocking};
+use crate::fs::Filesystem;
+use crate::fs::blob::BlobReader;
+use crate::fs::grammar::OwnName;
+use crate::fs::nodes::{ImageAt, Kind, LayerName, NameNode, Nodes};
+use crate::fs::ops::{Answer, DirEntry, Entry, FOREVER, FileType, Lookup};
+use crate::fs::slots::Slot;
+use crate::image::platform::Platform;
+use crate::image::{Image, Named, Rootfs};
+use crate::layer::{Format, format_of_media_type};
+
+impl Filesystem {
+    /// One of an image's own names.
+    pub(super) fn lookup_own(&self, dir: &Arc<NameNode>, at: Arc<ImageAt>, own: OwnName) -> Answer<Lookup> {
+        let digest_text = |at: &ImageAt| Bytes::from(format!("{}\n", at.digest()));
+        match (own, &at.named) {
+            (OwnName::Digest, _) => self.found(dir, &at, own.name(), Kind::Text(digest_text(&at))),
+            (OwnName::Index, Named::Index(index)) => {
+                self.found(dir, &at, own.name(), Kind::Text(index.bytes.clone()))
+            }
+            (OwnName::Platforms, Named::Index(_)) => {
+                self.found(dir, &at, own.name(), Kind::Platforms(Arc::clone(&at)))
+            }
+            (OwnName::Index | OwnName::Platforms, Named::Image(_)) => {
+                Answer::Now(Ok(Lookup::Absent(FOREVER)))
+            }
+            _ => match at.image.clone() {
+                Ok(image) => self.lookup_of_image(dir, at, &image, own),
+                Err(error) => {
+                    self.journal()
+                        .record("lookup", &dir.child_path(own.name()), &error);
+                    Answer::Now(Ok(Lookup::Absent(FOREVER)))
+                }
+            },
+        }
+    }
+
+    /// One of the names that need an image for the mount's platform.
+    fn lookup_of_image(
+        &self,
+        dir: &Arc<NameNode>,
+        at: Arc<ImageAt>,
+        image: &Arc<Image>,
+        own: OwnName,
+    ) -> Answer<Lookup> {
+        let kind = match own {
+            OwnName::Rootfs => return self.lookup_rootfs(dir, &at, Arc::clone(image)),
+            OwnName::Layers => Kind::Layers(Arc::clone(&at)),
+            OwnName::Manifest => Kind::Text(image.bytes().clone()),
+            _ => Kind::Config {
+                at: Arc::clone(&at),
+                size: image.manifest().config.size,
+            },
+        };
+        self.found(dir, &at, own.name(), kind)
+    }
+
+    /// A name inode below an image, which belongs to its digest for good.
+    fn found(&self, dir: &NameNode, at: &ImageAt, name: &str, kind: Kind) -> Answer<Lookup> {
+        Answer::Now(Ok(Lookup::Found(self.count_own(dir, at, name, kind))))
+    }
+
+    fn count_own(&self, dir: &NameNode, at: &ImageAt, name: &str, kind: Kind) -> Entry {
+        let node = self.nodes().count(
+            dir.ino,
+            dir.child_path(name),
+            Some(at.digest()),
+            |_| true,
+            || kind,
+        );
+        Entry {
+            attr: self.name_attr(&node),
+            attr_ttl: FOREVER,
+            entry_ttl: FOREVER,
+        }
+    }
+
+    /// The merged root filesystem.
+    fn lookup_rootfs(&self, dir: &Arc<NameNode>, at: &Arc<ImageAt>, image: Arc<Image>) -> Answer<Lookup> {
+        let images = Arc::clone(self.images());
+        let open = async move { images.rootfs(&image).await };
+        self.lookup_tree(dir, at, OwnName::Rootfs.name(), open)
+    }
+
+    /// The root of a merged tree under a name of its own. The slots that its numbers come from are the same each time.
+    fn lookup_tree(
+        &self,
+        dir: &Arc<NameNode>,
+        at: &Arc<ImageAt>,
+        name: &str,
+        open: impl Future<Output = Result<Arc<Rootfs>>> + Send + 'static,
+    ) -> Answer<Lookup> {
+        let (filesystem, parent_ino) = (self.clone(), dir.ino);
+        let path = dir.child_path(name);
+        let (journal_path, what) = (path.clone(), path.clone());
+        let digest = *at.digest();
+        let wait = self.options().lookup_wait;
+        let work = async move {
+            let rootfs = crate::fs::within(wait, || what, open).await?;
+            let fetcher = filesystem.images().fetcher();
+            let (store, key) = (Arc::clone(fetcher.store()), *rootfs.key());
+            let platform = filesystem.options().platform.clone();
+            let view_key = format!("dirs {path} {digest} {platform}");
+            let numbers = blocking(fetcher.runtime(), move || {
+                Ok((
+                    store.db().slot(&view_key)?,
+                    store.db().slot(&format!("files {key}"))?,
+                ))
+            });
+            let (dirs, files) = numbers.await?;
+            let files = Slot::files(files, rootfs);
+            let slot = Slot::view(dirs, path, parent_ino, files);
+            let root = slot.rootfs.tree().node(crate::image::tree::ROOT)?;
+            Ok(Lookup::Found(filesystem.merged_entry(&slot, &root)))
+        };
+        self.journaled("lookup", move || journal_path, work)
+    }
+
+    /// What an image's directory lists.
+    pub(super) fn own_entries(&self, dir: &NameNode, at: &ImageAt) -> Vec<DirEntry> {
+        let is_index = matches!(at.named, Named::Index(_));
+        let shown = |own: &OwnName| match own {
+            OwnName::Digest => true,
+            own if own.of_index() => is_index,
+            _ => at.image.is_ok(),
+        };
+        let entry = |own: OwnName| self.own_entry(dir, own.name(), own.is_dir());
+        OwnName::ALL.into_iter().filter(shown).map(entry).collect()
+    }
+
+    fn own_entry(&self, dir: &NameNode, name: &str, is_dir: bool) -> DirEntry {
+        let kind = if is_dir { FileType::Dir } else { FileType::File };
+        let ino = Nodes::number_of(&dir.child_path(name));
+        DirEntry {
+            name: name.as_bytes().to_vec(),
+            ino,
+            kind,
+            next: 0,
+        }
+    }
+
+    pub(super) fn lookup_platform(
+        &self,
+        dir: &Arc<NameNode>,
+        at: &Arc<ImageAt>,
+        name: &[u8],
+    ) -> Answer<Lookup> {
+        let Named::Index(index) = &at.named else {
+            return Answer::Now(Ok(Lookup::Absent(FOREVER)));
+        };
+        let named = |platform: &Platform| platform.dir_name().as_bytes() == name;
+        let Some(entry) = index.entries.iter().find(|entry| named(&entry.platform)) else {
+            return Answer::Now(Ok(Lookup::Absent(FOREVER)));
+        };
+        let (filesystem, dir, outer) = (self.clone(), Arc::clone(dir), Arc::clone(at));
+        let (repository, digest) = (index.repository.clone(), entry.digest);
+        let name = entry.platform.dir_name();
+        let path = dir.child_path(&name);
+        let what = path.clone();
+        let wait = self.options().lookup_wait;
+        self.journaled("lookup", move || path, async move {
+            let named =
+                crate::fs::within(wait, || what, filesystem.images().named(&repository, &digest)).await?;
+            let Named::Image(image) = named.clone() else {
+                return Err(Error::unsupported(
+                    format!("{repository}@{digest}"),
+                    "an index within an index",
+                ));
+            };
+            let at = Arc::new(ImageAt {
+                named,
+                image: Ok(image),
+            });
+            let kind = Kind::Image(at);
+            Ok(Lookup::Found(filesystem.count_own(&dir, &outer, &name, kind)))
+        })
+    }
+
+    pub(super) fn platform_entries(&self, dir: &NameNode, at: &ImageAt) -> Vec<DirEntry> {
+        let Named::Index(index) = &at.named else {
+            return Vec::new();
+        };
+        let mut names: Vec<String> = index
+            .entries
+            .iter()
+            .map(|entry| entry.platform.dir_name())
+            .collect();
+        names.sort();
+        names.dedup();
+        names.iter().map(|name| self.own_entry(dir, name, true)).collect()
+    }
+
+    pub(super) fn lookup_layer(&self, dir: &NameNode, at: &Arc<ImageAt>, name: &[u8]) -> Lookup {
+        let number = std::str::from_utf8(name).ok().and_then(|text| {
+            let number: usize = text.parse().ok()?;
+            (number.to_string() == text && number < layer_count(at)).then_some(number)
+        });
+        let Some(number) = number else {
+            return Lookup::Absent(FOREVER);
+        };
+        let kind = Kind::Layer {
+            at: Arc::clone(at),
+            number,
+        };
+        Lookup::Found(self.count_own(dir, at, &number.to_string(), kind))
+    }
+
+    pub(super) fn layer_entries(&self, dir: &NameNode, at: &ImageAt) -> Vec<DirEntry> {
+        (0..layer_count(at))
+            .map(|number| self.own_entry(dir, &number.to_string(), true))
+            .collect()
+    }
+
+    pub(super) fn lookup_layer_name(
+        &self,
+        dir: &Arc<NameNode>,
+        at: Arc<ImageAt>,
+        number: usize,
+        name: &[u8],
+    ) -> Answer<Lookup> {
+        let own = LayerName::ALL
+            .into_iter()
+            .find(|own| own.name().as_bytes() == name);
+        let image = at.image.as_ref().ok().cloned();
+        let source = image
+            .as_ref()
+            .and_then(|image| image.sources().get(number))
+            .cloned();
+        let (Some(own), Some(image), Some(source)) = (own, image, source) else {
+            return Answer::Now(Ok(Lookup::Absent(FOREVER)));
+        };
+        let line = |text: String| Kind::Text(Bytes::from(text + "\n"));
+        let kind = match own {
+            LayerName::Fs => {
+                let images = Arc::clone(self.images());
+                let open = async move { images.layer_tree(&image, number).await };
+                return self.lookup_tree(dir, &at, own.name(), open);
+            }
+            LayerName::Blob => Kind::Blob(Box::new(BlobReader::new(source))),
+            LayerName::Digest => line(source.descriptor.digest.to_string()),
+            LayerName::MediaType => line(source.descriptor.media_type.clone()),
+            LayerName::Size => line(source.descriptor.size.to_string()),
+            LayerName::Format | LayerName::Toc => {
+                return self.lookup_indexed(dir, at, number, own, source);
+            }
+        };
+        self.found(dir, &at, own.name(), kind)
+    }
+
+    /// What is only known once the layer has been indexed.
+    fn lookup_indexed(
+        &self,
+        dir: &Arc<NameNode>,
+        at: Arc<ImageAt>,
+        number: usize,
+        own: LayerName,
+        source: Arc<Source>,
+    ) -> Answer<Lookup> {
+        let (filesystem, dir) = (self.clone(), Arc::clone(dir));
+        let path = dir.child_path(own.name());
+        let what = path.clone();
+        let wait = self.options().lookup_wait;
+        self.journaled("lookup", move || path, async move {
+            let fetcher = filesystem.images().fetcher();
+            let layer = crate::fs::within(wait, || what, fetcher.layer(&source)).await;
+            let kind = match (own, layer) {
+                (LayerName::Toc, Ok(layer)) if layer.index().summary().toc_bytes > 0 => {
+                    let size = layer.index().summary().toc_bytes;
+                    Kind::Toc {
+                        at: Arc::clone(&at),
+                        number,
+                        size,
+                    }
+                }
+                (LayerName::Toc, Ok(_) | Err(Error::Unsupported { .. })) => {
+                    return Ok(Lookup::Absent(FOREVER));
+                }
+                (_, Ok(layer)) => Kind::Text(format_line(layer.index().summary().format)),
+                (_, Err(Error::Unsupported { .. })) => {
+                    Kind::Text(format_line(format_of_media_type(&source.descriptor.media_type)))
+                }
+                (_, Err(error)) => return Err(error),
+            };
+            Ok(Lookup::Found(filesystem.count_own(&dir, &at, own.name(), kind)))
+        })
+    }
+
+    pub(super) async fn layer_name_entries(
+        &self,
+        dir: &NameNode,
+        at: &ImageAt,
+        number: usize,
+    ) -> Result<Vec<DirEntry>> {
+        let source = at
+            .image
+            .as_ref()
+            .ok()
+            .and_then(|image| image.sources().get(number));
+        let has_toc = match source {
+            Some(source) => match self.images().fetcher().layer(source).await {
+                Ok(layer) => layer.index().summary().toc_bytes > 0,
+                Err(Error::Unsupported { .. }) => false,
+                Err(error) => return Err(error),
+            },
+            None => false,
+        };
+        let shown = LayerName::ALL
+            .into_iter()
+            .filter(|own| has_toc || *own != LayerName::Toc);
+        Ok(shown
+            .map(|own| self.own_entry(dir, own.name(), own == LayerName::Fs))
+            .collect())
+    }
+
+    /// Reads a file of the tree of names.
+    pub(super) fn read_own(&self, node: &Arc<NameNode>, offset: u64, len: usize) -> Answer<Vec<u8>> {
+        if let Kind::Text(content) = &node.kind {
+            return Answer::Now(Ok(slice(content, offset, len)));
+        }
+        if node.is_dir() {
+            return Answer::Now(Err(Error::posix(node.path.as_str(), libc::EISDIR)));
+        }
+        let (filesystem, node) = (self.clone(), Arc::clone(node));
+        let path = node.path.clone();
+        self.journaled("read", move || path, async move {
+            let fetcher = filesystem.images().fetcher();
+            match &node.kind {
+                Kind::Blob(blob) => blob.read(fetcher, offset, len).await,
+                Kind::Config { at, .. } => {
+                    let image = at.image.clone()?;
+                    Ok(slice(
+                        &filesystem.images().image_config(&image).await?,
+                        offset,
+                        len,
+                    ))
+                }
+                Kind::Toc { at, number, .. } => {
+                    let image = at.image.clone()?;
+                    let source = image.sources().get(*number);
+                    let source =
+                        source.ok_or_else(|| Error::not_found(node.path.as_str(), "no such layer"))?;
+                    Ok(slice(&filesystem.toc(source).await?, offset, len))
+                }
+                _ => Err(Error::posix(node.path.as_str(), libc::EINVAL)),
+            }
+        })
+    }
+
+    /// A layer's table of contents, as the registry has it, verified.
+    async fn toc(&self, source: &Arc<Source>) -> Result<Bytes> {
+        let digest = source.descriptor.digest;
+        if let Some(toc) = self.tocs().lock().get(&digest) {
+            return Ok(toc.clone());
+        }
+        let toc = self.images().fetcher().toc(source).await?;
+        self.tocs().lock().put(digest, toc.clone());
+        Ok(toc)
+    }
+}
+
+fn format_line(format: Format) -> Bytes {
+    Bytes::from(format!("{}\n", format.name()))
+}
+
+fn layer_count(at: &ImageAt) -> usize {
+    at.image.as_ref().map_or(0, |image| image.sources().len())
+}
+
+fn slice(content: &Bytes, offset: u64, len: usize) -> Vec<u8> {
+    let start = usize::try_from(offset).unwrap_or(usize::MAX).min(content.len());
+    let end = start.saturating_add(len).min(content.len());
+    content.get(start..end).unwrap_or_default().to_vec()
+}

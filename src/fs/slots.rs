@@ -1,0 +1,175 @@
+//! Merged trees that the kernel holds inodes of, by slot. No inode of a tree costs memory here: a slot counts the lookups
+//! of all its inodes together and lives as long as there are any.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::RwLock;
+
+use crate::error::{Error, Result};
+use crate::fs::ino::in_slot;
+use crate::fs::ops::{Attr, FileType};
+use crate::image::Rootfs;
+use crate::image::tree::Node;
+use crate::layer::entry::Kind;
+
+/// A merged tree under a slot number.
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub(super) number: u32,
+    pub(super) rootfs: Arc<Rootfs>,
+    /// For directories: the path at which the tree's root is seen, and the slot of the other inodes.
+    pub(super) view: Option<View>,
+    lookups: AtomicU64,
+}
+
+/// What only the slot of a tree's directories has.
+#[derive(Debug)]
+pub(super) struct View {
+    pub(super) path: String,
+    pub(super) parent_ino: u64,
+    pub(super) files: Arc<Slot>,
+}
+
+impl Slot {
+    /// A slot for the inodes of a tree that are no directories.
+    pub(super) fn files(number: u32, rootfs: Arc<Rootfs>) -> Arc<Self> {
+        Arc::new(Self {
+            number,
+            rootfs,
+            view: None,
+            lookups: AtomicU64::new(0),
+        })
+    }
+
+    /// A slot for the directories of a tree as seen at `path`.
+    pub(super) fn view(number: u32, path: String, parent_ino: u64, files: Arc<Self>) -> Arc<Self> {
+        let rootfs = Arc::clone(&files.rootfs);
+        let view = Some(View {
+            path,
+            parent_ino,
+            files,
+        });
+        Arc::new(Self {
+            number,
+            rootfs,
+            view,
+            lookups: AtomicU64::new(0),
+        })
+    }
+
+    /// The slot that numbers an inode of this tree: this one for directories, the shared one for the rest.
+    fn of(self: &Arc<Self>, node: &Node) -> &Arc<Self> {
+        match &self.view {
+            Some(view) if !node.is_dir() => &view.files,
+            _ => self,
+        }
+    }
+
+    /// The inode number of a node of this tree.
+    pub(super) fn ino(self: &Arc<Self>, node: &Node) -> u64 {
+        in_slot(self.of(node).number, node.number)
+    }
+
+    /// The attributes of a node of this tree.
+    pub(super) fn attr(self: &Arc<Self>, node: &Node) -> Attr {
+        Attr {
+            ino: self.ino(node),
+            size: node.size,
+            blocks: node.size.div_ceil(512),
+            mtime: node.mtime,
+            kind: file_type(node.kind),
+            mode: (node.mode & 0o7777) as u16,
+            nlink: node.nlink,
+            uid: node.uid,
+            gid: node.gid,
+            rdev: encode_rdev(node.rdev),
+        }
+    }
+
+    /// The path of a directory of this tree in the mount, for messages.
+    pub(super) fn path_of(&self, node: u32) -> String {
+        let inner = self.rootfs.tree().path_of(node).unwrap_or_default();
+        let inner = String::from_utf8_lossy(&inner).into_owned();
+        let root = self.view.as_ref().map_or("", |view| view.path.as_str());
+        if inner.is_empty() {
+            root.to_owned()
+        } else {
+            format!("{root}/{}", inner.trim_start_matches('/'))
+        }
+    }
+}
+
+/// The table of slots.
+#[derive(Debug, Default)]
+pub(super) struct Slots(RwLock<HashMap<u32, Arc<Slot>>>);
+
+impl Slots {
+    /// The slot with this number, which the kernel holds inodes of.
+    pub(super) fn get(&self, number: u32) -> Result<Arc<Slot>> {
+        let found = self.0.read().get(&number).cloned();
+        found.ok_or_else(|| Error::posix(format!("inode slot {number}"), libc::ESTALE))
+    }
+
+    /// Counts one lookup of a node as seen from `slot`.
+    pub(super) fn count(&self, slot: &Arc<Slot>, node: &Node) {
+        let slot = slot.of(node);
+        if let Some(known) = self.0.read().get(&slot.number) {
+            known.lookups.fetch_add(1, Ordering::AcqRel);
+            return;
+        }
+        let mut slots = self.0.write();
+        let known = slots.entry(slot.number).or_insert_with(|| Arc::clone(slot));
+        known.lookups.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Takes lookups back; a slot without any is forgotten.
+    pub(super) fn forget(&self, number: u32, lookups: u64) {
+        let left = {
+            let slots = self.0.read();
+            let Some(slot) = slots.get(&number) else { return };
+            let take = |count: u64| Some(count.saturating_sub(lookups));
+            let before = slot
+                .lookups
+                .fetch_update(Ordering::AcqRel, Ordering::Acquire, take);
+            before.unwrap_or(0).saturating_sub(lookups)
+        };
+        if left == 0 {
+            let mut slots = self.0.write();
+            if slots
+                .get(&number)
+                .is_some_and(|slot| slot.lookups.load(Ordering::Acquire) == 0)
+            {
+                slots.remove(&number);
+            }
+        }
+    }
+
+    /// Inodes and bytes of all trees that are held now.
+    pub(super) fn totals(&self) -> (u64, u64) {
+        let slots = self.0.read();
+        let views = slots.values().filter(|slot| slot.view.is_some());
+        let totals = views.map(|slot| slot.rootfs.tree().totals());
+        totals.fold((0, 0), |(nodes, bytes), totals| {
+            (nodes + totals.nodes, bytes + totals.bytes)
+        })
+    }
+}
+
+/// The type that stat(2) shows.
+pub(super) fn file_type(kind: Kind) -> FileType {
+    match kind {
+        Kind::Dir => FileType::Dir,
+        Kind::File | Kind::Hardlink => FileType::File,
+        Kind::Symlink => FileType::Symlink,
+        Kind::Char => FileType::Char,
+        Kind::Block => FileType::Block,
+        Kind::Fifo => FileType::Fifo,
+    }
+}
+
+/// A device number as the kernel's `new_encode_dev` packs it: 12 bits of major, 20 of minor.
+fn encode_rdev((major, minor): (u32, u32)) -> u32 {
+    (minor & 0xff) | (major & 0xfff) << 8 | (minor & 0xfff00) << 12
+}
