@@ -20,7 +20,7 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 /// After how long the user is told what is waited for.
 const NOTICE_AFTER: Duration = Duration::from_secs(1);
 
-/// Someone who answers one question.
+/// Someone who answers questions, each found anew.
 #[derive(Debug)]
 pub struct Session<'a> {
     loaded: &'a Loaded,
@@ -67,6 +67,9 @@ impl<'a> Session<'a> {
                     match self.stream_from(connection, &query, &mut write).await? {
                         Outcome::Done => return Ok(()),
                         Outcome::Failed(error) => return Err(error),
+                        Outcome::Ending if started.elapsed() > self.loaded.config.timeout => {
+                            return Err(Error::busy("daemon", "it answers nothing"));
+                        }
                         Outcome::Ending => tokio::time::sleep(RETRY_INTERVAL).await,
                     }
                 }

@@ -222,6 +222,35 @@ fn a_foreground_daemon_tells_systemd_and_ends_in_order_on_sigterm() {
 }
 
 #[test]
+fn sigterm_does_not_wait_for_those_who_use_the_mount() {
+    let world = World::new();
+    let mountpoint = world.mountpoint("m");
+    world.text(&["mount", text(&mountpoint)]);
+    let mut user = Command::new("sleep")
+        .arg("600")
+        .current_dir(&mountpoint)
+        .spawn()
+        .unwrap();
+    kill(pid(world.holder().unwrap().pid), Signal::SIGTERM).unwrap();
+    until("the lock is free", || Lock::take(&world.store()).is_ok());
+    let still_there = user.try_wait().unwrap().is_none();
+    user.kill().unwrap();
+    user.wait().unwrap();
+    assert!(still_there && !is_mounted(&mountpoint));
+}
+
+#[test]
+fn each_mount_has_its_own_registries() {
+    let world = World::new();
+    let (open, closed) = (world.mountpoint("open"), world.mountpoint("closed"));
+    world.text(&["mount", text(&open)]);
+    world.text(&["mount", "-o", "allow=*.example.org", text(&closed)]);
+    let tags = |mountpoint: &Path| std::fs::read_dir(mountpoint.join(world.image("base/slim"))).is_ok();
+    assert!(tags(&open));
+    assert!(!tags(&closed));
+}
+
+#[test]
 fn a_foreground_mount_ends_with_its_mount() {
     let world = World::new();
     let mountpoint = world.mountpoint("m");

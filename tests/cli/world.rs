@@ -2,14 +2,18 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::LazyLock;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use registryfs::demo::{Behaviour, DemoRegistry, sample_content};
+use registryfs::demo::{Behaviour, Content, DemoRegistry, sample_content};
 use registryfs::store::lock::{Holder, holder};
 
 /// What takes longer hangs for ever.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+
+/// Compressing it takes longer than most tests.
+static CONTENT: LazyLock<Content> = LazyLock::new(|| sample_content().unwrap());
 
 pub(crate) struct World {
     dir: tempfile::TempDir,
@@ -24,7 +28,7 @@ impl World {
     pub(crate) fn with(behaviour: Behaviour) -> Self {
         Self {
             dir: tempfile::tempdir().unwrap(),
-            registry: DemoRegistry::start(sample_content().unwrap(), behaviour).unwrap(),
+            registry: DemoRegistry::start(CONTENT.clone(), behaviour).unwrap(),
         }
     }
 
