@@ -29,7 +29,7 @@ pub struct Session<'a> {
 
 enum Answering {
     Daemon(Connection),
-    Here(Engine),
+    Here(Box<Engine>),
 }
 
 impl<'a> Session<'a> {
@@ -90,7 +90,7 @@ impl<'a> Session<'a> {
                 Ok(lock) => {
                     let host = query.host();
                     return Engine::open(config, lock, host.as_deref(), &Handle::current())
-                        .map(Answering::Here);
+                        .map(|engine| Answering::Here(Box::new(engine)));
                 }
                 Err(busy @ Error::Busy { .. }) => busy,
                 Err(error) => return Err(error),
