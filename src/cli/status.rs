@@ -65,18 +65,18 @@ fn list_item(item: &Value, depth: usize) -> Vec<String> {
 /// A value that fits behind its name; counters that never counted would only hide the others.
 fn scalar(value: &Value) -> Option<String> {
     match value {
-        Value::Null => Some("none".to_owned()),
+        Value::Null => Some("-".to_owned()),
         Value::Bool(true) => Some("yes".to_owned()),
         Value::Bool(false) => Some("no".to_owned()),
         Value::Number(number) => Some(number.to_string()),
         Value::String(text) => Some(visible_name(text)),
-        Value::Array(items) if items.is_empty() => Some("none".to_owned()),
+        Value::Array(items) if items.is_empty() => Some("-".to_owned()),
         Value::Array(_) => None,
         Value::Object(fields) if fields.values().all(Value::is_u64) => {
             let counted = fields.iter().filter(|(_, count)| count.as_u64() != Some(0));
             let texts: Vec<String> = counted.map(|(name, count)| format!("{name} {count}")).collect();
             Some(if texts.is_empty() {
-                "none".to_owned()
+                "-".to_owned()
             } else {
                 texts.join(", ")
             })
@@ -99,8 +99,8 @@ mod tests {
             "errors": [],
         });
         let expected = [
-            "daemon: none",
-            "errors: none",
+            "daemon: -",
+            "errors: -",
             "mounts:",
             "  - mountpoint: /m",
             "    requests:   read 3",

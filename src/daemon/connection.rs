@@ -19,6 +19,7 @@ const DOCUMENT_BYTES_MAX: usize = 256 << 20;
 #[derive(Debug)]
 pub(super) struct Connection {
     stream: BufReader<UnixStream>,
+    has_answered: bool,
 }
 
 /// What an answer consists of.
@@ -64,31 +65,40 @@ impl Connection {
         }
         Ok(Some(Self {
             stream: BufReader::new(stream),
+            has_answered: false,
         }))
     }
 
-    /// Sends the request.
+    /// Sends the request. A daemon that is gone already shows in [`Self::next`].
     pub(super) async fn send(&mut self, request: &Request) -> Result<()> {
         let frame = Frame::message(request)?;
         match timeout(SILENCE_MAX, frame.write(&mut self.stream)).await {
-            Ok(result) => result,
+            Ok(Ok(()) | Err(Error::Io { .. })) => Ok(()),
+            Ok(Err(error)) => Err(error),
             Err(_) => Err(silent("daemon")),
         }
     }
 
-    /// The next part of the answer. A daemon that shows no sign of life is given up.
+    /// The next part of the answer. A daemon that shows no sign of life is given up. One that hangs up before it said
+    /// anything was about to end when the connection was made, and never saw the request.
     pub(super) async fn next(&mut self) -> Result<Part> {
         loop {
             let frame = timeout(SILENCE_MAX, Frame::read(&mut self.stream))
                 .await
-                .map_err(|_| silent("daemon"))??;
-            match frame {
-                Some(Frame::Alive) => {}
-                Some(Frame::Piece(bytes)) => return Ok(Part::Piece(bytes)),
-                Some(message @ Frame::Message(_)) => return message.body().map(Part::Outcome),
-                None => {
-                    return Err(Error::busy("daemon", "it ended before it answered"));
+                .map_err(|_| silent("daemon"))?;
+            let frame = match frame {
+                Ok(Some(frame)) => frame,
+                Ok(None) | Err(Error::Io { .. }) if !self.has_answered => {
+                    return Ok(Part::Outcome(Outcome::Ending));
                 }
+                Ok(None) => return Err(Error::busy("daemon", "it ended before it had answered")),
+                Err(error) => return Err(error),
+            };
+            self.has_answered = true;
+            match frame {
+                Frame::Alive => {}
+                Frame::Piece(bytes) => return Ok(Part::Piece(bytes)),
+                message @ Frame::Message(_) => return message.body().map(Part::Outcome),
             }
         }
     }

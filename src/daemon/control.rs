@@ -97,28 +97,32 @@ pub async fn unmount(loaded: &Loaded, mountpoint: &Path) -> Result<()> {
     let request = Request::Unmount {
         mountpoint: mountpoint.clone(),
     };
-    let own = Connection::to_store(&loaded.config.cache_dir).await?;
-    let mut found = own.is_some().then_some(own).flatten();
-    let mut others = all_sockets().into_iter();
-    loop {
-        let connection = match found.take() {
-            Some(connection) => Some(connection),
-            None => match others.next() {
-                // A daemon of another store that does not answer is no reason not to ask the next one.
-                Some(socket) => Connection::to(&socket).await.unwrap_or_default(),
-                None => break,
-            },
-        };
-        let Some(mut connection) = connection else {
+    if let Some(own) = Connection::to_store(&loaded.config.cache_dir).await?
+        && unmount_by(own, &request).await?
+    {
+        return Ok(());
+    }
+    for socket in all_sockets() {
+        // A daemon of another store that is gone or stands still is no reason not to ask the next one.
+        let Ok(Some(other)) = Connection::to(&socket).await else {
             continue;
         };
-        match connection.call(&request).await?.1 {
-            Outcome::Done => return connection.wait_for_close(END_WITHIN).await,
-            Outcome::Failed(Error::NotFound { .. }) | Outcome::Ending => {}
-            Outcome::Failed(error) => return Err(error),
+        match unmount_by(other, &request).await {
+            Ok(true) => return Ok(()),
+            Ok(false) | Err(Error::Timeout { .. }) => {}
+            Err(error) => return Err(error),
         }
     }
     unmount_dead(mountpoint).await
+}
+
+/// Whether the daemon had this mount and has unmounted it; then it also has ended, if it was to.
+async fn unmount_by(mut daemon: Connection, request: &Request) -> Result<bool> {
+    match daemon.call(request).await?.1 {
+        Outcome::Done => daemon.wait_for_close(END_WITHIN).await.map(|()| true),
+        Outcome::Failed(Error::NotFound { .. }) | Outcome::Ending => Ok(false),
+        Outcome::Failed(error) => Err(error),
+    }
 }
 
 /// Waits until nothing is mounted at `mountpoint` any more, for `mount -f` on a daemon that was there before.

@@ -87,7 +87,7 @@ impl Engine {
         };
         let tree = Filesystem::new(
             Arc::clone(&self.images),
-            self.tree_options(platform.clone(), status),
+            self.tree_options(request, platform.clone(), status),
         );
         let options = MountOptions {
             allow_other: request.allow_other,
@@ -101,13 +101,18 @@ impl Engine {
     }
 
     /// How the tree of a mount for `platform` behaves.
-    fn tree_options(&self, platform: Platform, status: Arc<dyn Fn() -> String + Send + Sync>) -> Options {
+    fn tree_options(
+        &self,
+        request: &MountRequest,
+        platform: Platform,
+        status: Arc<dyn Fn() -> String + Send + Sync>,
+    ) -> Options {
         let config = &self.config;
         let canonical = |host: &String| canonical_host(host).unwrap_or_else(|_| host.clone());
         Options {
             platform,
-            allow: config.allow.clone(),
-            deny: config.deny.clone(),
+            allow: request.allow.clone(),
+            deny: request.deny.clone(),
             configured: config.registries.keys().map(canonical).collect(),
             owner_uid: nix::unistd::geteuid().as_raw(),
             lookup_wait: config.lookup_wait,

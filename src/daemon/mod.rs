@@ -2,9 +2,9 @@
 //! process of the user reaches it.
 //!
 //! One process at a time works on a store, and the store's lock says which. A command therefore first looks for a
-//! daemon to ask ([`socket`] says where it listens), and works itself, holding the lock, where there is none
-//! ([`session`]). Both ways run the same code on the same questions ([`query`]), so an answer does not depend on who
-//! gave it. `mount` starts a daemon where none runs ([`spawn`]); of two that start at once the lock picks one, and the
+//! daemon to ask (`socket` says where it listens), and works itself, holding the lock, where there is none
+//! (`session`). Both ways run the same code on the same questions (`query`), so an answer does not depend on who
+//! gave it. `mount` starts a daemon where none runs (`spawn`); of two that start at once the lock picks one, and the
 //! other's command turns to the winner.
 
 mod connection;

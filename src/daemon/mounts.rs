@@ -16,8 +16,9 @@ use crate::error::{Error, Result};
 
 /// How many mounts one daemon holds.
 const MOUNTS_MAX: usize = 256;
-/// How long a daemon that was just started waits for its first mount.
-const FIRST_MOUNT_WITHIN: Duration = Duration::from_secs(60);
+/// How long a daemon that was just started waits for its first mount, which the command that started it asks for at
+/// once.
+const FIRST_MOUNT_WITHIN: Duration = Duration::from_secs(10);
 
 /// The mounts.
 #[derive(Debug)]

@@ -216,7 +216,7 @@ pub(super) enum Outcome {
     Done,
     /// It failed.
     Failed(Error),
-    /// The daemon is about to end and takes nothing on: ask again, it will be gone.
+    /// The daemon is about to end, or has ended, and takes nothing on: ask again, it will be gone.
     Ending,
 }
 

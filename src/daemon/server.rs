@@ -255,7 +255,7 @@ async fn within<T>(limit: Duration, what: &str, work: impl Future<Output = Resul
 pub(super) fn listen(path: &PathBuf) -> Result<UnixListener> {
     let failed = |error: std::io::Error| Error::io(path.display().to_string(), &error);
     match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(failed(error)),
         _ => UnixListener::bind(path).map_err(failed),
     }
 }

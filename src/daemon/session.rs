@@ -20,7 +20,7 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 /// After how long the user is told what is waited for.
 const NOTICE_AFTER: Duration = Duration::from_secs(1);
 
-/// Someone who answers one question.
+/// Someone who answers questions, each found anew.
 #[derive(Debug)]
 pub struct Session<'a> {
     loaded: &'a Loaded,
@@ -29,7 +29,7 @@ pub struct Session<'a> {
 
 enum Answering {
     Daemon(Connection),
-    Here(Engine),
+    Here(Box<Engine>),
 }
 
 impl<'a> Session<'a> {
@@ -67,6 +67,9 @@ impl<'a> Session<'a> {
                     match self.stream_from(connection, &query, &mut write).await? {
                         Outcome::Done => return Ok(()),
                         Outcome::Failed(error) => return Err(error),
+                        Outcome::Ending if started.elapsed() > self.loaded.config.timeout => {
+                            return Err(Error::busy("daemon", "it answers nothing"));
+                        }
                         Outcome::Ending => tokio::time::sleep(RETRY_INTERVAL).await,
                     }
                 }
@@ -87,7 +90,7 @@ impl<'a> Session<'a> {
                 Ok(lock) => {
                     let host = query.host();
                     return Engine::open(config, lock, host.as_deref(), &Handle::current())
-                        .map(Answering::Here);
+                        .map(|engine| Answering::Here(Box::new(engine)));
                 }
                 Err(busy @ Error::Busy { .. }) => busy,
                 Err(error) => return Err(error),

@@ -1,0 +1,299 @@
+//! Mounts and the daemon behind them.
+
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::path::Path;
+use std::process::Command;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use registryfs::demo::{Account, Auth};
+use registryfs::store::lock::Lock;
+
+use crate::world::{World, code, errors, finish, is_mounted, start, until};
+
+fn pid(number: u32) -> Pid {
+    Pid::from_raw(i32::try_from(number).unwrap())
+}
+
+fn status(world: &World) -> serde_json::Value {
+    serde_json::from_str(&world.text(&["status", "--format", "json"])).unwrap()
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn mounts_that_race_share_one_daemon_which_ends_with_the_last() {
+    let world = World::new();
+    let mountpoints: Vec<_> = (0..4).map(|i| world.mountpoint(&format!("m{i}"))).collect();
+    let children: Vec<_> = mountpoints
+        .iter()
+        .map(|mountpoint| start(&mut world.command(&["mount", text(mountpoint)])))
+        .collect();
+    for output in children.into_iter().map(finish) {
+        assert_eq!(code(&output), 0, "{}", errors(&output));
+    }
+    assert!(mountpoints.iter().all(|path| is_mounted(path)));
+    assert_eq!(status(&world)["mounts"].as_array().unwrap().len(), 4);
+    let daemon = world.holder().unwrap().pid;
+    assert_eq!(status(&world)["daemon"]["pid"], daemon);
+
+    let (last, others) = mountpoints.split_last().unwrap();
+    for mountpoint in others {
+        world.text(&["umount", text(mountpoint)]);
+        assert!(!is_mounted(mountpoint));
+    }
+    assert_eq!(world.holder().unwrap().pid, daemon, "it lives for its last mount");
+    world.text(&["umount", text(last)]);
+    Lock::take(&world.store()).expect("the lock is free as soon as umount returns");
+    assert!(!is_mounted(last));
+}
+
+#[test]
+fn an_unmount_from_outside_ends_the_daemon_too() {
+    let world = World::new();
+    let mountpoint = world.mountpoint("m");
+    world.text(&["mount", text(&mountpoint)]);
+    nix::mount::umount(&mountpoint).unwrap();
+    until("the lock is free", || Lock::take(&world.store()).is_ok());
+    assert!(world.log().contains("ended"), "{}", world.log());
+}
+
+#[test]
+fn a_daemon_answers_as_the_command_itself_does() {
+    let world = World::new();
+    let image = world.image("base/slim:11");
+    let questions: Vec<Vec<&str>> = vec![
+        vec!["digest", &image],
+        vec!["manifest", &image],
+        vec!["config", &image],
+        vec!["ls", &image, "/usr"],
+        vec!["cat", &image, "/etc/os-release"],
+        vec!["info", &image, "/etc/motd"],
+        vec!["cat", &image, "/nope"],
+    ];
+    // The first answer fills the cache, whose size the answers show.
+    world.text(&["cat", &image, "/etc/motd"]);
+    world.text(&["cat", &image, "/etc/os-release"]);
+    let ask = |question: &Vec<&str>| {
+        let output = world.run(question);
+        (code(&output), errors(&output), output.stdout)
+    };
+    let alone: Vec<_> = questions.iter().map(ask).collect();
+    let mountpoint = world.mountpoint("m");
+    world.text(&["mount", text(&mountpoint)]);
+    let asked: Vec<_> = questions.iter().map(ask).collect();
+    assert_eq!(alone, asked);
+}
+
+#[test]
+fn settings_that_the_daemon_does_not_have_are_refused_by_name() {
+    let world = World::new();
+    let (first, second) = (world.mountpoint("a"), world.mountpoint("b"));
+    world.text(&["mount", "--retries", "3", text(&first)]);
+    let refused = world.run(&["mount", "--retries", "4", "--insecure", text(&second)]);
+    let message = errors(&refused);
+    assert_eq!(code(&refused), 1);
+    assert!(message.contains("--retries, --insecure"), "{message}");
+    assert!(!is_mounted(&second));
+    // The platform is each mount's own.
+    world.text(&[
+        "mount",
+        "--retries",
+        "3",
+        "--platform",
+        "linux/arm64",
+        text(&second),
+    ]);
+    let again = world.run(&["mount", text(&second)]);
+    assert_eq!(code(&again), 1, "{}", errors(&again));
+}
+
+#[test]
+fn a_failed_mount_leaves_no_daemon() {
+    let world = World::new();
+    let file = world.file("file", "");
+    let output = world.run(&["mount", text(&file)]);
+    assert_ne!(code(&output), 0);
+    assert!(errors(&output).contains("file"), "{}", errors(&output));
+    until("the lock is free", || Lock::take(&world.store()).is_ok());
+}
+
+#[test]
+fn a_busy_mount_stays_and_its_user_is_named() {
+    let world = World::new();
+    let mountpoint = world.mountpoint("m");
+    world.text(&["mount", text(&mountpoint)]);
+    let mut user = Command::new("sleep")
+        .arg("60")
+        .current_dir(&mountpoint)
+        .spawn()
+        .unwrap();
+    let refused = world.run(&["umount", text(&mountpoint)]);
+    user.kill().unwrap();
+    user.wait().unwrap();
+    assert_eq!(code(&refused), 1);
+    assert!(
+        errors(&refused).contains(&user.id().to_string()),
+        "{}",
+        errors(&refused)
+    );
+    assert!(is_mounted(&mountpoint));
+    world.text(&["umount", text(&mountpoint)]);
+}
+
+#[test]
+fn a_killed_daemon_is_replaced_and_its_dead_mount_too() {
+    let world = World::new();
+    let (mountpoint, other) = (world.mountpoint("m"), world.mountpoint("n"));
+    world.text(&["mount", text(&mountpoint)]);
+    world.text(&["mount", text(&other)]);
+    kill(pid(world.holder().unwrap().pid), Signal::SIGKILL).unwrap();
+    until("the daemon is gone", || Lock::take(&world.store()).is_ok());
+    assert!(is_mounted(&mountpoint) && is_mounted(&other), "dead mounts stay");
+    world.text(&["mount", text(&mountpoint)]);
+    assert!(std::fs::read_dir(&mountpoint).is_ok_and(|mut entries| entries.all(|entry| entry.is_ok())));
+    // The dead mount of the other one, which no daemon knows any more.
+    world.text(&["umount", text(&other)]);
+    assert!(!is_mounted(&other));
+}
+
+#[test]
+fn the_password_is_neither_in_an_argument_nor_in_the_log() {
+    let world = World::new();
+    let account = Account::new("user", "hunter2");
+    world
+        .registry
+        .handle()
+        .update(|behaviour| behaviour.auth = Auth::Basic(account));
+    let mountpoint = world.mountpoint("m");
+    let allow = format!("allow={}", world.registry.host());
+    let mut mount = world.command(&["--debug", "mount", "-o", &allow, text(&mountpoint)]);
+    mount.env("REGISTRYFS_CREDENTIAL", "user:hunter2");
+    let output = finish(start(&mut mount));
+    assert_eq!(code(&output), 0, "{}", errors(&output));
+    // The daemon has it all the same.
+    let image = world.image("base/slim:11");
+    world.text(&["ls", &image]);
+    let daemon = world.holder().unwrap().pid;
+    let arguments = std::fs::read_to_string(format!("/proc/{daemon}/cmdline")).unwrap();
+    for place in [
+        arguments,
+        world.log(),
+        errors(&output),
+        status(&world).to_string(),
+    ] {
+        assert!(!place.contains("hunter2"), "{place}");
+    }
+    assert!(!world.log().is_empty());
+}
+
+#[test]
+fn a_foreground_daemon_tells_systemd_and_ends_in_order_on_sigterm() {
+    let world = World::new();
+    let mountpoint = world.mountpoint("m");
+    let config = format!("[[mount]]\nmountpoint = {:?}\n", text(&mountpoint));
+    let config = world.file("c.toml", &config);
+    let notify = world.store().with_extension("notify");
+    let socket = UnixDatagram::bind(&notify).unwrap();
+    socket.set_read_timeout(Some(crate::world::LIMIT)).unwrap();
+    let mut command = world.command(&["daemon", "--config", text(&config)]);
+    let daemon = start(command.env("NOTIFY_SOCKET", &notify));
+    let mut message = [0; 256];
+    let length = socket.recv(&mut message).unwrap();
+    assert_eq!(&message[..length], b"READY=1\n");
+    assert!(is_mounted(&mountpoint), "ready means mounted");
+
+    // It takes further mounts on, and stays when they are gone.
+    let second = world.mountpoint("n");
+    world.text(&["mount", text(&second)]);
+    world.text(&["umount", text(&second)]);
+    world.text(&["umount", text(&mountpoint)]);
+    assert!(world.holder().unwrap().socket.is_some());
+    world.text(&["mount", text(&second)]);
+
+    kill(pid(daemon.id()), Signal::SIGTERM).unwrap();
+    let output = finish(daemon);
+    assert_eq!(code(&output), 0, "{}", errors(&output));
+    assert!(!is_mounted(&second));
+    Lock::take(&world.store()).unwrap();
+}
+
+#[test]
+fn sigterm_does_not_wait_for_those_who_use_the_mount() {
+    let world = World::new();
+    let mountpoint = world.mountpoint("m");
+    world.text(&["mount", text(&mountpoint)]);
+    let mut user = Command::new("sleep")
+        .arg("600")
+        .current_dir(&mountpoint)
+        .spawn()
+        .unwrap();
+    kill(pid(world.holder().unwrap().pid), Signal::SIGTERM).unwrap();
+    until("the lock is free", || Lock::take(&world.store()).is_ok());
+    let still_there = user.try_wait().unwrap().is_none();
+    user.kill().unwrap();
+    user.wait().unwrap();
+    assert!(still_there && !is_mounted(&mountpoint));
+}
+
+#[test]
+fn each_mount_has_its_own_registries() {
+    let world = World::new();
+    let (open, closed) = (world.mountpoint("open"), world.mountpoint("closed"));
+    world.text(&["mount", text(&open)]);
+    world.text(&["mount", "-o", "allow=*.example.org", text(&closed)]);
+    let tags = |mountpoint: &Path| std::fs::read_dir(mountpoint.join(world.image("base/slim"))).is_ok();
+    assert!(tags(&open));
+    assert!(!tags(&closed));
+}
+
+#[test]
+fn a_foreground_mount_ends_with_its_mount() {
+    let world = World::new();
+    let mountpoint = world.mountpoint("m");
+    let mount = start(&mut world.command(&["mount", "-f", text(&mountpoint)]));
+    until("it is mounted", || is_mounted(&mountpoint));
+    until("it is known", || {
+        status(&world)["mounts"].as_array().is_some_and(|m| m.len() == 1)
+    });
+    // A second one goes through the first one's daemon, and ends at Ctrl-C without it.
+    let other = world.mountpoint("n");
+    let guest = start(&mut world.command(&["mount", "-f", text(&other)]));
+    until("both are known", || {
+        status(&world)["mounts"].as_array().is_some_and(|m| m.len() == 2)
+    });
+    kill(pid(guest.id()), Signal::SIGINT).unwrap();
+    assert_eq!(code(&finish(guest)), 0);
+    assert!(!is_mounted(&other) && is_mounted(&mountpoint));
+    world.text(&["umount", text(&mountpoint)]);
+    assert_eq!(code(&finish(mount)), 0);
+}
+
+#[test]
+fn nonsense_on_the_control_socket_harms_nobody() {
+    let world = World::new();
+    let mountpoint = world.mountpoint("m");
+    world.text(&["mount", text(&mountpoint)]);
+    let socket = world.holder().unwrap().socket.unwrap();
+    for nonsense in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        &[0, 0xff, 0xff, 0xff, 0xff],
+        &[0, 0, 0, 0, 2, b'{', b'}'],
+        &[1, 0, 0, 0, 1, 0],
+        &[],
+    ] {
+        let mut stream = UnixStream::connect(&socket).unwrap();
+        stream.write_all(nonsense).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        // It answers with an error or just hangs up, and does either soon.
+        stream.set_read_timeout(Some(crate::world::LIMIT)).unwrap();
+        let _ = stream.read_to_end(&mut Vec::new());
+    }
+    // Clients that say nothing at all do not keep others from being served.
+    let silent: Vec<_> = (0..20).map(|_| UnixStream::connect(&socket).unwrap()).collect();
+    assert_eq!(status(&world)["mounts"].as_array().unwrap().len(), 1);
+    drop(silent);
+}

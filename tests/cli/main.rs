@@ -1,0 +1,192 @@
+//! The command as its users run it: exit codes, what goes where, and daemons that start, share and end. Mounts need root
+//! and /dev/fuse.
+
+// Helper functions may fail a test too; clippy.toml allows it in test functions only.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod daemon;
+mod world;
+
+use std::io::Read;
+use std::time::Duration;
+
+use registryfs::demo::{Account, Auth, Behaviour};
+use world::{World, code, errors, finish, start};
+
+#[test]
+fn what_cannot_be_meant_exits_2_and_says_why() {
+    let world = World::new();
+    let bad_file = world.file("bad.toml", "retries = 1\nretreis = 2\n");
+    let bad_file = bad_file.to_str().unwrap();
+    let mountpoint = world.mountpoint("a");
+    let mountpoint = mountpoint.to_str().unwrap();
+    let cases: &[(&[&str], &str)] = &[
+        (&["ls"], "REFERENCE"),
+        (&["frobnicate"], "frobnicate"),
+        (&["ls", "Debian"], "Debian"),
+        (&["tags", "a//b"], "a//b"),
+        (&["repos", "nodots"], "nodots"),
+        (&["ls", "--platform", "amd64", "debian"], "amd64"),
+        (&["ls", "--timeout", "0", "debian"], "timeout"),
+        (
+            &["ls", "--config", "/nonexistent.toml", "debian"],
+            "/nonexistent.toml",
+        ),
+        (
+            &["ls", "--config", bad_file, "debian"],
+            "bad.toml:2: unknown field `retreis`",
+        ),
+        (&["ls", "--credential", "hunter2", "debian"], "USER:PASS"),
+        (&["mount", "-o", "ro,colour", mountpoint], "colour"),
+        (&["mount", "oci:/tmp/x", mountpoint], "oci:/tmp/x"),
+        (&["mount", "docker.io", mountpoint], "docker.io"),
+    ];
+    for (arguments, word) in cases {
+        let output = world.run(arguments);
+        let text = errors(&output);
+        assert_eq!(code(&output), 2, "{arguments:?}: {text}");
+        assert!(text.contains(word), "{arguments:?}: {text}");
+        assert!(output.stdout.is_empty(), "{arguments:?}");
+    }
+    assert!(!world.store().exists(), "a mistake leaves no traces");
+}
+
+#[test]
+fn each_kind_of_failure_has_its_exit_code() {
+    let world = World::new();
+    let image = world.image("base/slim:11");
+    assert_eq!(code(&world.run(&["digest", "--offline", &image])), 5, "offline");
+    assert_eq!(code(&world.run(&["digest", &world.image("base/slim:nope")])), 4);
+    assert_eq!(code(&world.run(&["cat", &image, "/nope"])), 4);
+    assert_eq!(code(&world.run(&["cat", &image, "/etc"])), 1, "a directory");
+    assert_eq!(code(&world.run(&["umount", "/nonexistent"])), 4);
+    assert_eq!(code(&world.run(&["umount", "/"])), 2, "not ours");
+
+    let user = Account::new("user", "hunter2");
+    world
+        .registry
+        .handle()
+        .update(|behaviour| behaviour.auth = Auth::Basic(user));
+    let denied = world.run(&["tags", "--credential", "user:wrong", &world.image("base/tiny")]);
+    assert_eq!(code(&denied), 3, "{}", errors(&denied));
+    let allowed = world.run(&["tags", "--credential", "user:hunter2", &world.image("base/tiny")]);
+    assert_eq!(code(&allowed), 0, "{}", errors(&allowed));
+
+    world.registry.handle().stop();
+    let network = world.run(&["tags", "--retries", "0", &world.image("base/other")]);
+    assert_eq!(code(&network), 5, "{}", errors(&network));
+}
+
+#[test]
+fn a_registry_that_does_not_answer_in_time_exits_6() {
+    let world = World::with(Behaviour {
+        latency: Duration::from_secs(30),
+        ..Behaviour::default()
+    });
+    let output = world.run(&["digest", "--timeout", "1", &world.image("base/slim:11")]);
+    assert_eq!(code(&output), 6, "{}", errors(&output));
+}
+
+#[test]
+fn an_interrupted_command_exits_130() {
+    let world = World::with(Behaviour {
+        latency: Duration::from_secs(30),
+        ..Behaviour::default()
+    });
+    let child = start(&mut world.command(&["digest", &world.image("base/slim:11")]));
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+    world::until("it waits for the registry", || {
+        !world.registry.handle().ledger().is_empty()
+    });
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    assert_eq!(code(&finish(child)), 130);
+}
+
+#[test]
+fn data_goes_to_stdout_and_both_formats_say_the_same() {
+    let world = World::new();
+    let image = world.image("base/slim:11");
+    let digest = world.text(&["digest", &image]);
+    let json: serde_json::Value =
+        serde_json::from_str(&world.text(&["--format", "json", "digest", &image])).unwrap();
+    assert_eq!(json["digest"], digest.trim());
+
+    let manifest = world.run(&["manifest", &image]).stdout;
+    assert_eq!(
+        registryfs::digest::Digest::of(&manifest).to_string(),
+        digest.trim(),
+        "byte for byte"
+    );
+    let listing = world.text(&["ls", &image, "/etc"]);
+    assert!(
+        listing.contains("lrwxrwxrwx") && listing.contains("os-release -> ../usr/lib/os-release"),
+        "{listing}"
+    );
+    // The link points upwards and is followed inside of the image.
+    let content = world.run(&["cat", &image, "/etc/os-release"]).stdout;
+    let file: serde_json::Value =
+        serde_json::from_str(&world.text(&["info", "--format=json", &image, "/usr/lib/os-release"])).unwrap();
+    assert_eq!(
+        registryfs::digest::Digest::of(&content).to_string(),
+        file["digest"].as_str().unwrap()
+    );
+    let info = world.text(&["info", &image]);
+    assert!(info.contains(digest.trim()) && info.contains("estargz"), "{info}");
+}
+
+#[test]
+fn what_is_cached_is_answered_offline() {
+    let world = World::new();
+    let image = world.image("base/slim:11");
+    let online = world.text(&["cat", &image, "/etc/os-release"]);
+    world.registry.handle().stop();
+    assert_eq!(
+        world.text(&["--offline", "cat", &image, "/etc/os-release"]),
+        online
+    );
+}
+
+#[test]
+fn a_reader_that_has_had_enough_is_no_failure() {
+    let world = World::new();
+    let names = world.text(&["repos", &world.registry.host()]);
+    let many = names
+        .lines()
+        .find(|name| name.contains("nightly"))
+        .map(|name| world.image(name))
+        .unwrap();
+    let mut child = start(&mut world.command(&["tags", "--format=json", &many]));
+    let mut first = [0];
+    let mut stdout = child.stdout.take().unwrap();
+    stdout.read_exact(&mut first).unwrap();
+    drop(stdout);
+    let output = finish(child);
+    assert_eq!((code(&output), errors(&output).as_str()), (0, ""));
+}
+
+#[test]
+fn commands_at_the_same_time_take_turns() {
+    let world = World::new();
+    let image = world.image("base/slim:11");
+    let children: Vec<_> = (0..6)
+        .map(|_| start(&mut world.command(&["cat", &image, "/etc/os-release"])))
+        .collect();
+    let outputs: Vec<_> = children.into_iter().map(finish).collect();
+    for output in &outputs {
+        assert_eq!(code(output), 0, "{}", errors(output));
+        assert_eq!(output.stdout, outputs[0].stdout);
+    }
+}
+
+#[test]
+fn a_store_in_use_is_waited_for_and_its_user_named() {
+    let world = World::new();
+    let lock = registryfs::store::lock::Lock::take(&world.store()).unwrap();
+    let output = world.run(&["--timeout", "2", "status"]);
+    assert_eq!(code(&output), 1);
+    let own = std::process::id().to_string();
+    let text = errors(&output);
+    assert!(text.contains("waiting") && text.contains(&own), "{text}");
+    drop(lock);
+    assert_eq!(code(&world.run(&["status"])), 0);
+}
