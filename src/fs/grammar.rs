@@ -1,4 +1,4 @@
-//! What a name can mean below a directory of the tree of names, by its spelling alone: design.md section 1, "Names".
+//! What a name can mean below a directory of the tree of names, by its spelling alone: `README.md`, "The tree".
 
 use crate::digest::Digest;
 use crate::registry::reference::{Target, is_component, is_tag};
