@@ -4,8 +4,15 @@
 // Helper functions may fail a test too; clippy.toml allows it in test functions only.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod contents;
 mod faults;
+mod freshness;
+mod merge;
 mod names;
+mod outage;
+mod readers;
+mod secrets;
+mod store;
 #[path = "../support/mod.rs"]
 mod support;
 mod wire;
