@@ -60,7 +60,9 @@ impl FromStr for Digest {
 
     /// Parses `sha256:` and 64 lowercase hex digits; anything else is [`Error::Malformed`].
     fn from_str(text: &str) -> Result<Self, Error> {
-        let malformed = |why: &str| Error::malformed(format!("digest {text:?}"), why);
+        // What is no digest may be of any length.
+        let shown: String = text.chars().take(100).collect();
+        let malformed = |why: &str| Error::malformed(format!("digest {shown:?}"), why);
         let hex = text
             .strip_prefix("sha256:")
             .ok_or_else(|| malformed("only sha256 digests are supported"))?

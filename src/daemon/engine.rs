@@ -1,6 +1,7 @@
 //! Wires the layers below together: configuration into store, registry client, images and trees.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,6 +21,9 @@ use crate::registry::reference::{canonical_host, is_host};
 use crate::registry::{Client, ClientOptions, HostOptions, Secret};
 use crate::store::Store;
 use crate::store::lock::Lock;
+
+/// How deep a store's directories are nested.
+const STORE_DEPTH: u32 = 3;
 
 /// Everything that works on one store.
 #[derive(Debug)]
@@ -75,6 +79,15 @@ impl Engine {
         status
     }
 
+    /// What the store takes up on disk. Looks at every file of it, so this is not for a thread that others wait for.
+    pub(super) fn cache_usage(&self) -> Value {
+        let layers = std::fs::read_dir(self.store.dir().join("layers")).map_or(0, Iterator::count);
+        json!({
+            "layers": layers,
+            "disk_bytes": disk_bytes(self.store.dir(), STORE_DEPTH),
+        })
+    }
+
     /// Mounts a tree. Blocks until it answers or cannot. `status` makes the content of `status.json`.
     pub(super) fn mount(
         &self,
@@ -125,6 +138,19 @@ impl Engine {
     pub(super) fn close(&self) {
         self.store.close();
     }
+}
+
+/// The space that the files below `dir` occupy, holes left out. Files that vanish meanwhile count nothing.
+fn disk_bytes(dir: &Path, depth: u32) -> u64 {
+    let Ok(entries) = std::fs::read_dir(dir) else {
+        return 0;
+    };
+    let bytes_of = |entry: std::fs::DirEntry| match entry.metadata() {
+        Ok(metadata) if metadata.is_dir() && depth > 0 => disk_bytes(&entry.path(), depth - 1),
+        Ok(metadata) => metadata.blocks() * 512,
+        Err(_) => 0,
+    };
+    entries.flatten().map(bytes_of).sum()
 }
 
 /// The registry client's part of the settings.

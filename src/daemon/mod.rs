@@ -11,6 +11,7 @@ mod connection;
 mod control;
 mod engine;
 pub mod log;
+mod memory;
 mod mounts;
 mod protocol;
 mod query;

@@ -223,6 +223,7 @@ impl Daemon {
             let _ = stopped.await;
         };
         let serving = tokio::spawn(server.clone().run(listener, stopped));
+        let giving_back = tokio::spawn(super::memory::give_back(engine.images().fetcher().clone()));
         let is_up = tokio::select! {
             result = mount_all(&server, requests) => result.map(|()| true),
             () = signals.next() => Ok(false),
@@ -235,6 +236,7 @@ impl Daemon {
             }
         }
         tell_service_manager(NotifyState::Stopping);
+        giving_back.abort();
         withdraw(&engine, &socket);
         mounts.unmount_all().await;
         drop(stop);

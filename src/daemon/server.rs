@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use serde_json::Value;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::OwnedReadHalf;
 use tokio::net::{UnixListener, UnixStream};
@@ -175,7 +176,7 @@ impl Server {
                     _ => None,
                 };
                 let is_stream = matches!(query, Query::Cat { .. });
-                let work = answer(self.engine.images(), || self.mounts.status(), query, pieces);
+                let work = answer(self.engine.images(), || self.status(), query, pieces);
                 if is_stream {
                     work.await?;
                 } else {
@@ -209,6 +210,16 @@ impl Server {
                 Ok(Outcome::Done)
             }
         }
+    }
+
+    /// The state of the daemon and, which the mounts' own `status.json` cannot wait for, of the disk.
+    fn status(&self) -> Value {
+        let mut status = self.mounts.status();
+        if let Some(fields) = status.as_object_mut() {
+            let usage = tokio::task::block_in_place(|| self.engine.cache_usage());
+            fields.insert("cache".to_owned(), usage);
+        }
+        status
     }
 
     /// Mounts, also for the daemon itself.

@@ -134,6 +134,7 @@ async fn stream_here(
     let (sender, mut pieces) = mpsc::channel(PIECES_WAITING_MAX);
     let status = || {
         let mut fields = engine.status();
+        fields.insert("cache".to_owned(), engine.cache_usage());
         fields.insert("daemon".to_owned(), serde_json::Value::Null);
         fields.insert("mounts".to_owned(), serde_json::json!([]));
         fields.insert("errors".to_owned(), serde_json::json!([]));

@@ -88,7 +88,7 @@ pub(super) struct PlannedBody {
     waiting: Option<(u64, Pin<Box<Sleep>>)>,
     stall: Option<Pin<Box<Sleep>>>,
     flush_poll: Option<Pin<Box<Sleep>>>,
-    /// The connection's count of flushes when the last piece was handed over.
+    /// The connection's count of flushes when the last piece, or the head before the first, was handed over.
     flushes: u64,
     connection: Arc<Connection>,
     entry: Entry,
@@ -105,6 +105,7 @@ impl fmt::Debug for PlannedBody {
 impl PlannedBody {
     /// A body of `bytes`; none at all if there are none and no cut.
     pub(super) fn new(bytes: Bytes, plan: Plan, connection: Arc<Connection>, entry: Entry) -> Self {
+        let flushes = connection.flushes.load(Ordering::Acquire);
         let body = Self {
             rest: bytes,
             sent: 0,
@@ -112,7 +113,7 @@ impl PlannedBody {
             waiting: None,
             stall: None,
             flush_poll: None,
-            flushes: 0,
+            flushes,
             connection,
             entry,
         };
@@ -138,7 +139,7 @@ impl PlannedBody {
 
     /// Ready once the connection has sent what it was given, so that a cut comes after the bytes and not instead of them.
     fn poll_flushed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        while self.sent > 0 && self.connection.flushes.load(Ordering::Acquire) == self.flushes {
+        while self.connection.flushes.load(Ordering::Acquire) == self.flushes {
             let sleep = self
                 .flush_poll
                 .get_or_insert_with(|| Box::pin(tokio::time::sleep(FLUSH_POLL)));

@@ -139,9 +139,12 @@ async fn begin(shared: &Shared, call: &mut Call, name: &str) -> Result<Answer, B
 
 async fn append(shared: &Shared, call: &mut Call, id: &str) -> Result<Answer, Box<Answer>> {
     let bytes_max = call.behaviour.push_bytes_max;
-    let body = call
-        .body(usize::try_from(bytes_max).unwrap_or(usize::MAX))
-        .await?;
+    let left = {
+        let uploads = shared.uploads.lock();
+        uploads.open.get(id).ok_or_else(unknown_upload)?;
+        bytes_max.saturating_sub(uploads.pushed_bytes)
+    };
+    let body = call.body(usize::try_from(left).unwrap_or(usize::MAX)).await?;
     let mut uploads = shared.uploads.lock();
     let at = uploads.open.get(id).ok_or_else(unknown_upload)?.bytes.len();
     let begins_at = call

@@ -388,6 +388,7 @@ impl FileAt {
             return Ok(None);
         }
         let chunks = self.layer.chunks_of(&entry, offset, end)?;
+        let chunks = self.layer.index().source().vouch("layer index", chunks)?;
         let data_offset = entry.data_offset.saturating_add(offset);
         Ok(Some(Span {
             chunks,

@@ -15,10 +15,10 @@ const CHILDREN_AT: u64 = 2;
 impl Filesystem {
     pub(super) fn lookup_merged(&self, slot: &Arc<Slot>, dir: u32, name: &[u8]) -> Result<Lookup> {
         let tree = slot.rootfs.tree();
-        let Some(number) = tree.lookup(dir, name)? else {
+        let Some(number) = slot.rootfs.vouch(tree.lookup(dir, name)?)? else {
             return Ok(Lookup::Absent(FOREVER));
         };
-        let node = tree.node(number)?;
+        let node = slot.rootfs.vouch(tree.node(number)?)?;
         Ok(Lookup::Found(self.merged_entry(slot, &node)))
     }
 
@@ -70,7 +70,7 @@ impl Filesystem {
                 next: position + CHILDREN_AT,
             });
         }
-        Ok(entries)
+        slot.rootfs.vouch(entries)
     }
 
     pub(super) fn read_merged(
@@ -80,7 +80,12 @@ impl Filesystem {
         offset: u64,
         len: usize,
     ) -> Answer<Vec<u8>> {
-        let node = match slot.rootfs.tree().node(node) {
+        let node = match slot
+            .rootfs
+            .tree()
+            .node(node)
+            .and_then(|node| slot.rootfs.vouch(node))
+        {
             Ok(node) => node,
             Err(error) => return Answer::Now(Err(error)),
         };
@@ -105,7 +110,7 @@ impl Filesystem {
             let node = tree.node(number)?;
             let xattrs = tree.xattrs(&node)?;
             let found = xattrs.into_iter().find(|(known, _)| *known == name);
-            Ok((node, found.map(|(_, value)| value.to_vec())))
+            slot.rootfs.vouch((node, found.map(|(_, value)| value.to_vec())))
         };
         let node = match find() {
             Ok((_, Some(value))) => return Answer::Now(Ok(value)),
@@ -144,7 +149,7 @@ impl Filesystem {
             names.extend_from_slice(name);
             names.push(0);
         }
-        Ok(names)
+        slot.rootfs.vouch(names)
     }
 }
 

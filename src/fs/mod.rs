@@ -263,7 +263,7 @@ impl Operations for Filesystem {
         Answer::Now(match place(ino) {
             Place::Slot { slot, node } => self.slots().get(slot).and_then(|slot| {
                 let node = slot.rootfs.tree().node(node)?;
-                Ok((slot.attr(&node), FOREVER))
+                slot.rootfs.vouch((slot.attr(&node), FOREVER))
             }),
             Place::Name => self
                 .nodes()
@@ -276,7 +276,7 @@ impl Operations for Filesystem {
         Answer::Now(match place(ino) {
             Place::Slot { slot, node } => self.slots().get(slot).and_then(|slot| {
                 let tree = slot.rootfs.tree();
-                Ok(tree.link(&tree.node(node)?)?.to_vec())
+                slot.rootfs.vouch(tree.link(&tree.node(node)?)?.to_vec())
             }),
             Place::Name => Err(Error::posix(format!("inode {ino:#x}"), libc::EINVAL)),
         })

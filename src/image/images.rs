@@ -47,6 +47,14 @@ impl Rootfs {
         &self.name
     }
 
+    /// What was just read from the tree, unless its file turned out to be damaged.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`].
+    pub fn vouch<T>(&self, read: T) -> Result<T> {
+        self.tree.source().vouch(&self.name, read)
+    }
+
     /// The merged tree.
     #[must_use]
     pub fn tree(&self) -> &Tree<Mapped> {

@@ -290,6 +290,12 @@ impl<B: Deref<Target = [u8]>> Index<B> {
         &self.summary
     }
 
+    /// The bytes that the index stands on.
+    #[must_use]
+    pub fn source(&self) -> &B {
+        &self.bytes
+    }
+
     /// Number of entries.
     #[must_use]
     pub fn entry_count(&self) -> u32 {

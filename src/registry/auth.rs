@@ -5,6 +5,7 @@
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -37,7 +38,7 @@ pub(super) struct Authorization {
     pub(super) header: HeaderValue,
     /// Where the credentials came from, for messages.
     pub(super) source: String,
-    /// Tells apart what was sent from what came later. `None`: user and password, sent with each request.
+    /// The token's number, which tells it from those fetched later. `None`: user and password, sent with each request.
     token: Option<u64>,
 }
 
@@ -54,7 +55,6 @@ type TokenKey = (String, String, String, Vec<String>);
 #[derive(Debug, Default)]
 struct Slot {
     current: Option<Current>,
-    generation: u64,
     /// The last fetch that failed, for those who waited for it.
     failed: Option<(Instant, Error)>,
 }
@@ -69,6 +69,8 @@ struct Current {
 pub(super) struct Auth {
     wishes: Mutex<LruCache<String, Wish>>,
     tokens: Mutex<LruCache<TokenKey, Arc<tokio::sync::Mutex<Slot>>>>,
+    /// Numbers the tokens.
+    tokens_fetched: AtomicU64,
     /// The scopes that a registry asked for, by host and the scope that we would have asked for.
     scopes: Mutex<LruCache<(String, String), Vec<String>>>,
 }
@@ -78,6 +80,7 @@ impl Auth {
         Self {
             wishes: Mutex::new(LruCache::new(HOSTS_MAX)),
             tokens: Mutex::new(LruCache::new(TOKENS_MAX)),
+            tokens_fetched: AtomicU64::new(0),
             scopes: Mutex::new(LruCache::new(TOKENS_MAX)),
         }
     }
@@ -216,9 +219,8 @@ impl Auth {
         };
         match fetch(transport, host, &service, attempts).await {
             Ok(fetched) => {
-                slot.generation += 1;
                 let authorization = Authorization {
-                    token: Some(slot.generation),
+                    token: Some(self.tokens_fetched.fetch_add(1, Ordering::Relaxed)),
                     ..fetched.authorization
                 };
                 slot.current = Some(Current {

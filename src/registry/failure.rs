@@ -141,6 +141,14 @@ impl Failure {
         )
     }
 
+    /// Whether no request was sent: there was no connection to send it over.
+    pub(super) fn is_before_http(&self) -> bool {
+        matches!(
+            self.cause,
+            Cause::Unreachable | Cause::Certificate | Cause::Handshake | Cause::NotTls | Cause::HelloClosed
+        )
+    }
+
     /// Whether it says that the host as a whole is gone, and not that it dislikes this request.
     pub(super) fn is_outage(&self) -> bool {
         match self.cause {

@@ -254,6 +254,13 @@ impl Host {
         }
     }
 
+    /// Takes back a request that never got as far as HTTP.
+    pub(super) fn uncount_request(&self, kind: Kind) {
+        if let Some(counter) = self.counters.kinds.get(kind as usize) {
+            counter.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
     pub(super) fn count_bytes(&self, bytes: u64) {
         self.counters.bytes.fetch_add(bytes, Ordering::Relaxed);
     }

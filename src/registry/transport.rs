@@ -278,7 +278,11 @@ pub(super) async fn send(host: &Arc<Host>, call: &Call, attempts: &mut Attempts)
                 answer.permits = Some(permits);
                 return Ok(answer);
             }
-            Err(failure) => failure,
+            Err(failure) => {
+                // Nobody waits for a place while this request pauses.
+                drop(permits);
+                failure
+            }
         };
         attempts.pause(host, &failure).await?;
     }
@@ -453,6 +457,9 @@ async fn exchange(host: &Arc<Host>, url: Url, call: &Call, until: Instant) -> Re
         Ok(Err(error)) => Failure::of(error),
         Err(_) => Failure::timeout(started.elapsed()),
     };
+    if failure.is_before_http() {
+        host.uncount_request(call.kind);
+    }
     tracing::debug!(
         method = %call.method,
         url = %shown,

@@ -68,6 +68,18 @@ impl Mapped {
     pub fn is_damaged(&self) -> bool {
         self.guard.as_ref().is_some_and(Guard::is_damaged)
     }
+
+    /// What was just read from the file, unless zeros may have been read in its place: to be asked *after* the reading.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] naming `what`.
+    pub fn vouch<T>(&self, what: &str, read: T) -> Result<T> {
+        if self.is_damaged() {
+            let why = "its file in the cache was cut short or cannot be read; it is built anew after the mount's end";
+            return Err(Error::malformed(what, why));
+        }
+        Ok(read)
+    }
 }
 
 impl Deref for Mapped {

@@ -86,6 +86,9 @@ fn a_daemon_answers_as_the_command_itself_does() {
     world.text(&["mount", text(&mountpoint)]);
     let asked: Vec<_> = questions.iter().map(ask).collect();
     assert_eq!(alone, asked);
+    let cache = &status(&world)["cache"];
+    assert_eq!(cache["layers"], 1);
+    assert!(cache["disk_bytes"].as_u64().unwrap() > 0, "{cache}");
 }
 
 #[test]

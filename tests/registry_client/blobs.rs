@@ -250,7 +250,7 @@ async fn streams_leave_room_for_small_reads() {
     let repository = repository(&server, "a");
     let client = Client::new(ClientOptions {
         concurrency: 2,
-        timeout: Duration::from_millis(500),
+        timeout: Duration::from_secs(2),
         ..quick()
     })
     .unwrap();

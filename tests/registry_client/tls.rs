@@ -68,7 +68,8 @@ async fn spoken_to_plainly(server: Server) {
     }
     assert_eq!(server.hellos(), 1, "the others wait for what the first finds out");
     assert_eq!(server.requests().len(), 8);
-    assert_eq!(client.health()[0].scheme, "http");
+    let health = client.health().remove(0);
+    assert_eq!((health.scheme.as_str(), health.requests.manifests), ("http", 8));
 }
 
 #[tokio::test]

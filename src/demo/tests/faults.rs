@@ -22,6 +22,10 @@ fn bodies_end_where_a_fault_says() {
     assert_eq!(handle.ledger()[0].body_bytes, 100_000);
     assert_eq!(get(&host, &path).body, blob);
 
+    handle.inject(Scope::all().next(1), Fault::Cut(0));
+    let cut = get(&host, &path);
+    assert_eq!((cut.status, cut.body.len()), (200, 0));
+
     handle.inject(Scope::containing("/blobs/").next(1), Fault::FlipByte(5));
     let flipped = get_range(&host, &path, "bytes=8-17").body;
     let wrong: Vec<_> = (0..10).filter(|&i| flipped[i] != blob[8 + i]).collect();

@@ -131,6 +131,12 @@ impl<B: Deref<Target = [u8]>> Tree<B> {
         Ok(tree)
     }
 
+    /// The bytes that the tree stands on.
+    #[must_use]
+    pub fn source(&self) -> &B {
+        &self.bytes
+    }
+
     /// Number of inodes.
     #[must_use]
     pub fn node_count(&self) -> u32 {
