@@ -189,7 +189,7 @@ fn a_damaged_database_costs_requests_only() {
     let world = World::new(content()).mounted();
     check(&world, "1.0", 10);
     for damage in [garble as fn(&Path), cut, |path| {
-        fs::write(path, vec![b'x'; 20_000]).unwrap()
+        fs::write(path, vec![b'x'; 20_000]).unwrap();
     }] {
         world.umount();
         damage(&world.store().join("state.db"));
@@ -242,7 +242,6 @@ impl SmallDisk {
         let at = world.store();
         fs::create_dir(&at).unwrap();
         let size = format!("size={bytes}");
-        let none: Option<&str> = None;
         nix::mount::mount(
             Some("tmpfs"),
             &at,
@@ -251,7 +250,6 @@ impl SmallDisk {
             Some(size.as_str()),
         )
         .unwrap();
-        let _ = none;
         Self(at)
     }
 }

@@ -18,7 +18,7 @@ fn layers(count: u8) -> Content {
         ]
     };
     let layers: Vec<_> = (0..count).map(layer).collect();
-    let slices: Vec<_> = layers.iter().map(|layer| layer.as_slice()).collect();
+    let slices: Vec<_> = layers.iter().map(<[_; 2]>::as_slice).collect();
     let mut content = Content::new();
     content.add_tagged_image("team/app", "1.0", &image(&slices));
     content

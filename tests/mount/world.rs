@@ -63,10 +63,6 @@ impl World {
         self.registry.handle()
     }
 
-    pub(crate) fn dir(&self) -> &Path {
-        self.dir.path()
-    }
-
     pub(crate) fn store(&self) -> PathBuf {
         self.dir.path().join("store")
     }
