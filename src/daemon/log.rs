@@ -50,6 +50,7 @@ pub fn to_stderr(verbosity: Verbosity) {
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(verbosity.filter())
         .with_target(false)
+        .log_internal_errors(false)
         .with_writer(io::stderr);
     // A second call would be refused, and the first one's choice stands.
     let _ = subscriber.try_init();
@@ -62,6 +63,9 @@ pub(super) fn to_file(verbosity: Verbosity, path: &Path) {
         .with_env_filter(verbosity.filter())
         .with_ansi(false)
         .with_target(false)
+        // It would complain on standard error, which is this file, and panic where that fails: on a full disk a line of
+        // the log would cost a read.
+        .log_internal_errors(false)
         .with_writer(move || file.clone());
     let _ = subscriber.try_init();
 }

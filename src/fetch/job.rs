@@ -246,6 +246,7 @@ impl Context {
     }
 
     fn land(&self, landing: Landing, outcome: Result<()>) {
+        let outcome = outcome.map_err(|error| self.name_layer(error));
         if let Err(error) = &outcome {
             if matches!(error, Error::Verification { .. } | Error::Malformed { .. }) {
                 tracing::warn!(repository = %self.source.repository, layer = %self.layer.digest(), %error, "refused bytes");
@@ -255,7 +256,7 @@ impl Context {
                     .remember_failure(self.layer.digest(), landing.member(), error);
             }
         }
-        landing.done(outcome.map_err(|error| self.name_layer(error)));
+        landing.done(outcome);
     }
 
     /// Says in an error about bytes which layer they belong to.

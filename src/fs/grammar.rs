@@ -152,17 +152,7 @@ mod tests {
             }
         );
         for nothing in [
-            "",
-            ".git",
-            "a b",
-            "a:",
-            ":a",
-            "A:1",
-            "a@b",
-            "a:b:c",
-            "sha256:zz",
-            "-x",
-            "\u{e4}",
+            "", ".git", "a b", "a:", ":a", "A:1", "a@b", "a:b:c", "-x", "\u{e4}",
         ] {
             assert_eq!(meaning(nothing.as_bytes()), Meaning::Nothing, "{nothing}");
         }

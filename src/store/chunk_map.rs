@@ -15,7 +15,7 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use memmap2::MmapRaw;
+use memmap2::{MmapOptions, MmapRaw};
 use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
@@ -51,10 +51,26 @@ impl ChunkMap {
         Self::open_at_boot(path, chunks, index_id, boot_id())
     }
 
+    /// A map that no file could take. Nothing is present.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when there is no memory.
+    pub fn in_memory(chunks: u32) -> Result<Self> {
+        let map = MmapOptions::new().len(file_bytes(chunks)).map_anon();
+        let map = map.map_err(|e| Error::io("chunk map", &e))?;
+        Ok(Self {
+            _guard: None,
+            map: MmapRaw::from(map),
+            chunks,
+            suspects: None,
+            clean: AtomicBool::new(false),
+            state: Mutex::new(()),
+        })
+    }
+
     fn open_at_boot(path: &Path, chunks: u32, index_id: u32, boot: [u8; 16]) -> Result<Self> {
         let failed = |e: std::io::Error| Error::io(path.display().to_string(), &e);
-        let words = (chunks as usize).div_ceil(64);
-        let len = BITS_AT + words * 8;
+        let len = file_bytes(chunks);
         let header = header(chunks, index_id);
         let mut options = File::options();
         let mut file = options
@@ -217,6 +233,11 @@ impl ChunkMap {
 
 fn bit_of(words: &[AtomicU64], chunk: u32) -> Option<(&AtomicU64, u64)> {
     Some((words.get(chunk as usize / 64)?, 1 << (chunk % 64)))
+}
+
+/// The length of the map of so many chunks.
+fn file_bytes(chunks: u32) -> usize {
+    BITS_AT + (chunks as usize).div_ceil(64) * 8
 }
 
 /// The part of the header that does not change.

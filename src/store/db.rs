@@ -2,19 +2,25 @@
 //! registries list, and the numbers that inodes are made of.
 //!
 //! SQLite in WAL mode. All of it is a cache but for the slots, which only have to be stable: a database that is damaged is
-//! moved aside and begun anew. Calls block on the disk, so nobody makes one on a FUSE thread or an async one.
+//! moved aside and begun anew, and what a full disk does not take is not remembered, but no reason for a read to fail.
+//! Calls block on the disk, so nobody makes one on a FUSE thread or an async one.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
-use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, params};
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 
 /// Listings of more names than this are not kept.
 const LISTING_NAMES_MAX: usize = 1_000_000;
+/// The most slots that are given while the disk takes no new ones.
+const PASSING_SLOTS_MAX: usize = 65_536;
+/// They are counted down from here, the largest slot that an inode number has room for.
+const PASSING_SLOTS_FROM: u32 = i32::MAX as u32;
 
 const SCHEMA: &str = "
 PRAGMA journal_mode = WAL;
@@ -78,6 +84,8 @@ fn age(checked: SystemTime) -> Duration {
 #[derive(Debug)]
 pub struct Db {
     connection: Mutex<Connection>,
+    /// Slots that could not be written down: they hold for this process.
+    passing_slots: Mutex<HashMap<String, u32>>,
 }
 
 impl Db {
@@ -97,11 +105,16 @@ impl Db {
                 }
                 open_connection(path)
             }
+            Err(error) if is_of_the_disk(&error) => {
+                tracing::warn!(path = %path.display(), %error, "nothing new is written into the database");
+                open_unwritable(path)
+            }
             opened => opened,
         };
         let connection = connection.map_err(|e| failed(&e))?;
         Ok(Self {
             connection: Mutex::new(connection),
+            passing_slots: Mutex::default(),
         })
     }
 
@@ -149,7 +162,7 @@ impl Db {
             }
             transaction.commit()
         };
-        write().map_err(|e| failed(&e))
+        kept(write())
     }
 
     /// The media type under which a manifest came.
@@ -226,13 +239,11 @@ impl Db {
             return Ok(());
         }
         let connection = self.connection.lock();
-        connection
-            .execute(
-                "INSERT OR REPLACE INTO listings VALUES (?1, ?2, ?3)",
-                params![of, names.join("\n"), to_ms(SystemTime::now())],
-            )
-            .map(drop)
-            .map_err(|e| failed(&e))
+        let written = connection.execute(
+            "INSERT OR REPLACE INTO listings VALUES (?1, ?2, ?3)",
+            params![of, names.join("\n"), to_ms(SystemTime::now())],
+        );
+        kept(written.map(drop))
     }
 
     /// The repositories of `host` of which a tag was ever found, and all of them for the empty host.
@@ -253,22 +264,48 @@ impl Db {
         rows.collect::<rusqlite::Result<_>>().map_err(|e| failed(&e))
     }
 
-    /// The number that stands for `key`, the same for ever: counted up from 1.
+    /// The number that stands for `key`, the same for ever: counted up from 1. One that the disk does not take is the
+    /// same until the process ends.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn slot(&self, key: &str) -> Result<u32> {
+        if let Some(slot) = self.passing_slots.lock().get(key) {
+            return Ok(*slot);
+        }
         let connection = self.connection.lock();
-        let find = || -> rusqlite::Result<i64> {
-            connection
-                .prepare_cached("INSERT OR IGNORE INTO slots (key) VALUES (?1)")?
-                .execute([key])?;
+        let find = || -> rusqlite::Result<Option<i64>> {
             connection
                 .prepare_cached("SELECT slot FROM slots WHERE key = ?1")?
                 .query_row([key], |row| row.get(0))
+                .optional()
         };
-        let slot = find().map_err(|e| failed(&e))?;
-        u32::try_from(slot).map_err(|_| Error::malformed("state.db", "no inode slot is left"))
+        let insert = || -> rusqlite::Result<()> {
+            connection
+                .prepare_cached("INSERT OR IGNORE INTO slots (key) VALUES (?1)")?
+                .execute([key])
+                .map(drop)
+        };
+        let mut slot = find().map_err(|e| failed(&e))?;
+        if slot.is_none() {
+            match insert() {
+                Err(error) if is_of_the_disk(&error) => return self.passing_slot(key),
+                inserted => inserted.map_err(|e| failed(&e))?,
+            }
+            slot = find().map_err(|e| failed(&e))?;
+        }
+        slot.and_then(|slot| u32::try_from(slot).ok())
+            .filter(|slot| *slot <= PASSING_SLOTS_FROM)
+            .ok_or_else(no_slot_left)
+    }
+
+    fn passing_slot(&self, key: &str) -> Result<u32> {
+        let mut passing = self.passing_slots.lock();
+        if passing.len() >= PASSING_SLOTS_MAX {
+            return Err(no_slot_left());
+        }
+        let next = u32::try_from(passing.len()).map_err(|_| no_slot_left())?;
+        Ok(*passing.entry(key.to_owned()).or_insert(PASSING_SLOTS_FROM - next))
     }
 
     fn text(&self, sql: &str, key: &str) -> Result<Option<String>> {
@@ -280,11 +317,7 @@ impl Db {
     }
 
     fn execute(&self, sql: &str, key: &str, value: &str) -> Result<()> {
-        self.connection
-            .lock()
-            .execute(sql, [key, value])
-            .map(drop)
-            .map_err(|e| failed(&e))
+        kept(self.connection.lock().execute(sql, [key, value]).map(drop))
     }
 }
 
@@ -293,6 +326,45 @@ fn open_connection(path: &Path) -> rusqlite::Result<Connection> {
     connection.busy_timeout(Duration::from_secs(5))?;
     connection.execute_batch(SCHEMA)?;
     Ok(connection)
+}
+
+/// What the database holds, where it cannot be opened for writing: as it was at its last checkpoint, else nothing.
+fn open_unwritable(path: &Path) -> rusqlite::Result<Connection> {
+    let mut name = path.display().to_string();
+    for (sign, code) in [("%", "%25"), ("?", "%3f"), ("#", "%23")] {
+        name = name.replace(sign, code);
+    }
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
+    let old = Connection::open_with_flags(format!("file:{name}?immutable=1"), flags)
+        .and_then(|old| old.prepare("SELECT slot FROM slots").map(drop).map(|()| old));
+    old.or_else(|_| {
+        let fresh = Connection::open_in_memory()?;
+        fresh.execute_batch(SCHEMA)?;
+        Ok(fresh)
+    })
+}
+
+/// Whether the disk is at fault, not the database or the question.
+fn is_of_the_disk(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error_code(),
+        Some(ErrorCode::DiskFull | ErrorCode::SystemIoFailure | ErrorCode::ReadOnly | ErrorCode::CannotOpen)
+    )
+}
+
+/// The outcome of writing down what the registry can be asked again.
+fn kept(written: rusqlite::Result<()>) -> Result<()> {
+    match written {
+        Err(error) if is_of_the_disk(&error) => {
+            tracing::debug!(%error, "the database does not take an answer");
+            Ok(())
+        }
+        written => written.map_err(|e| failed(&e)),
+    }
+}
+
+fn no_slot_left() -> Error {
+    Error::malformed("state.db", "no inode slot is left")
 }
 
 fn failed(error: &rusqlite::Error) -> Error {

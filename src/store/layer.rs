@@ -24,6 +24,9 @@ const STRIPES: usize = 64;
 /// Bytes read at a time where a suspect is verified.
 const VERIFY_PIECE_BYTES: usize = 1 << 20;
 
+/// Takes the place of a data file that cannot be had: no write to it succeeds, so no chunk is ever marked.
+const NOWHERE: &str = "/dev/full";
+
 /// A layer whose index is known.
 #[derive(Debug)]
 pub struct Layer {
@@ -60,29 +63,31 @@ impl Layer {
         let Some(mapped) = Mapped::open(&dir.join("index"))? else {
             return Ok(None);
         };
+        Self::of_index(dir, digest, mapped).map(Some)
+    }
+
+    /// The layer in `dir` whose index no file could take.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] for a damaged index; [`Error::Io`].
+    pub(super) fn unkept(dir: &Path, digest: Digest, index: &[u8]) -> Result<Self> {
+        Self::of_index(dir, digest, Mapped::owned(index.to_vec()))
+    }
+
+    fn of_index(dir: &Path, digest: Digest, mapped: Mapped) -> Result<Self> {
         // The header holds a checksum of all the rest, so its hash names the whole index.
         let index_id = crc32fast::hash(mapped.get(..HEADER_BYTES).unwrap_or_default());
         let index = Index::open(mapped)?;
-        let failed = |e: std::io::Error| Error::io(dir.display().to_string(), &e);
-        let mut options = File::options();
-        let data = options
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(dir.join("data"));
-        let data = data.map_err(failed)?;
-        let data_bytes = index.summary().data_bytes;
-        let fresh = data.metadata().map_err(failed)?.len() != data_bytes;
-        if fresh {
-            // Another length means the data is not what the map describes: both begin anew.
-            let _ = std::fs::remove_file(dir.join("map"));
-            data.set_len(0)
-                .and_then(|()| data.set_len(data_bytes))
-                .map_err(failed)?;
-        }
-        let map = ChunkMap::open(&dir.join("map"), index.chunk_count(), index_id)?;
-        Ok(Some(Self {
+        let (data, map) = match open_files(dir, &index, index_id) {
+            Ok(files) => files,
+            Err(error) => {
+                tracing::warn!(layer = %digest, %error, "nothing of a layer can be kept");
+                let data = File::options().read(true).write(true).open(NOWHERE);
+                let data = data.map_err(|e| Error::io(NOWHERE, &e))?;
+                (data, ChunkMap::in_memory(index.chunk_count())?)
+            }
+        };
+        Ok(Self {
             digest,
             complete: AtomicBool::new(map.count() == index.chunk_count()),
             index,
@@ -90,7 +95,7 @@ impl Layer {
             map,
             readers: [const { AtomicU32::new(0) }; STRIPES],
             dirty: AtomicBool::new(false),
-        }))
+        })
     }
 
     /// The blob's digest.
@@ -311,4 +316,27 @@ impl Layer {
     fn failed(&self, error: &std::io::Error) -> Error {
         Error::io(format!("data of layer {}", self.digest), error)
     }
+}
+
+/// The data file and the chunk map of the layer in `dir`.
+fn open_files(dir: &Path, index: &Index<Mapped>, index_id: u32) -> Result<(File, ChunkMap)> {
+    let failed = |e: std::io::Error| Error::io(dir.display().to_string(), &e);
+    let mut options = File::options();
+    let data = options
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(dir.join("data"));
+    let data = data.map_err(failed)?;
+    let data_bytes = index.summary().data_bytes;
+    if data.metadata().map_err(failed)?.len() != data_bytes {
+        // Another length means the data is not what the map describes: both begin anew.
+        let _ = std::fs::remove_file(dir.join("map"));
+        data.set_len(0)
+            .and_then(|()| data.set_len(data_bytes))
+            .map_err(failed)?;
+    }
+    let map = ChunkMap::open(&dir.join("map"), index.chunk_count(), index_id)?;
+    Ok((data, map))
 }

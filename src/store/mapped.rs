@@ -40,6 +40,15 @@ impl Mapped {
         }
     }
 
+    /// The same for bytes that no file could take.
+    #[must_use]
+    pub fn owned(bytes: Vec<u8>) -> Self {
+        Self {
+            guard: None,
+            bytes: Bytes::Owned(bytes),
+        }
+    }
+
     fn from_file(mut file: File) -> io::Result<Self> {
         let pages_ok =
             nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE) == Ok(Some(PAGE_BYTES as libc::c_long));
@@ -57,10 +66,7 @@ impl Mapped {
         }
         let mut owned = Vec::new();
         file.read_to_end(&mut owned)?;
-        Ok(Self {
-            guard: None,
-            bytes: Bytes::Owned(owned),
-        })
+        Ok(Self::owned(owned))
     }
 
     /// Whether a part of the file could not be read and shows zeros.

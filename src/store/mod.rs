@@ -136,7 +136,8 @@ impl Store {
         }
     }
 
-    /// Keeps a layer's index, and opens the layer with an empty data file.
+    /// Keeps a layer's index, and opens the layer with an empty data file. What the disk does not take is kept in memory
+    /// for as long as somebody uses the layer.
     ///
     /// # Errors
     /// [`Error::Malformed`] when `index` is none; [`Error::Io`].
@@ -144,10 +145,17 @@ impl Store {
         let dir = self.layer_dir(digest);
         {
             // Under the lock, so that nobody opens the layer between the steps.
-            let layers = self.layers.lock();
+            let mut layers = self.layers.lock();
             if layers.get(digest).and_then(Weak::upgrade).is_none() {
-                fs::create_dir_all(&dir).map_err(|e| Error::io(dir.display().to_string(), &e))?;
-                write_whole(&self.dir.join("tmp"), &dir.join("index"), index)?;
+                let kept = fs::create_dir_all(&dir)
+                    .map_err(|e| Error::io(dir.display().to_string(), &e))
+                    .and_then(|()| write_whole(&self.dir.join("tmp"), &dir.join("index"), index));
+                if let Err(error) = kept {
+                    tracing::warn!(%digest, %error, "the index of a layer stays in memory");
+                    let layer = Arc::new(Layer::unkept(&dir, *digest, index)?);
+                    layers.insert(*digest, Arc::downgrade(&layer));
+                    return Ok(layer);
+                }
             }
         }
         self.layer(digest)?
@@ -171,13 +179,16 @@ impl Store {
         Mapped::open(&self.tree_path(key))
     }
 
-    /// Keeps a merged tree.
+    /// Keeps a merged tree; in memory, where the disk does not take it.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Io`] when it was written but cannot be mapped.
     pub fn put_tree(&self, key: &Digest, bytes: &[u8]) -> Result<Mapped> {
         let path = self.tree_path(key);
-        write_whole(&self.dir.join("tmp"), &path, bytes)?;
+        if let Err(error) = write_whole(&self.dir.join("tmp"), &path, bytes) {
+            tracing::warn!(%error, "a merged tree stays in memory");
+            return Ok(Mapped::owned(bytes.to_vec()));
+        }
         Mapped::open(&path)?
             .ok_or_else(|| Error::not_found(path.display().to_string(), "it was just written"))
     }

@@ -1,0 +1,282 @@
+//! What an image's directory holds: the registry's own bytes, exact metadata, attributes, and nothing that can be written.
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+
+use registryfs::demo::{Content, Fault, Image, ImageBuilder, Layer, Scope};
+use registryfs::digest::Digest;
+use registryfs::layer::entry::{Entry, Kind};
+use registryfs::layer::estargz::TOC_DIGEST_ANNOTATION;
+use rustix::fs::{getxattr, listxattr};
+
+use crate::support::{File, dir, file, image, layer};
+use crate::world::{World, errno, names, noise, until};
+
+fn content_of(image: &Image) -> Content {
+    let mut content = Content::new();
+    content.add_tagged_image("team/app", "1.0", image);
+    content
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap()
+}
+
+#[test]
+fn an_image_shows_the_bytes_that_the_registry_has() {
+    let made = image(&[&[file("a", noise(200_000, 1))], &[file("b", "b")]]);
+    let world = World::new(content_of(&made)).mounted();
+    let at = world.at("team/app/1.0");
+    let manifest = fs::read(at.join("manifest.json")).unwrap();
+    assert_eq!(manifest, made.manifest);
+    assert_eq!(read(&at.join("digest")), format!("{}\n", Digest::of(&manifest)));
+    assert_eq!(fs::read(at.join("config.json")).unwrap(), made.config);
+    assert_eq!(names(&at.join("layers")), ["0", "1"]);
+    for (number, layer) in made.layers.iter().enumerate() {
+        let at = at.join("layers").join(number.to_string());
+        assert_eq!(
+            names(&at),
+            ["blob", "digest", "format", "fs", "media_type", "size", "toc.json"]
+        );
+        assert_eq!(fs::read(at.join("blob")).unwrap(), *layer.blob());
+        assert_eq!(read(&at.join("digest")), format!("{}\n", layer.digest()));
+        assert_eq!(read(&at.join("size")), format!("{}\n", layer.blob().len()));
+        assert_eq!(read(&at.join("format")), "estargz\n");
+        assert_eq!(
+            read(&at.join("media_type")),
+            "application/vnd.oci.image.layer.v1.tar+gzip\n"
+        );
+        let toc = fs::read(at.join("toc.json")).unwrap();
+        assert_eq!(
+            Digest::of(&toc).to_string(),
+            layer.annotations[TOC_DIGEST_ANNOTATION]
+        );
+        for own in names(&at) {
+            let path = at.join(&own);
+            if path.is_file() {
+                assert_eq!(
+                    fs::metadata(&path).unwrap().len(),
+                    fs::read(&path).unwrap().len() as u64,
+                    "{own}"
+                );
+            }
+        }
+    }
+    assert_eq!(errno(fs::metadata(at.join("layers/2"))), libc::ENOENT);
+    assert_eq!(errno(fs::metadata(at.join("layers/01"))), libc::ENOENT);
+    assert_eq!(errno(fs::metadata(at.join("index.json"))), libc::ENOENT);
+}
+
+#[test]
+fn a_blob_can_be_read_by_range() {
+    let made = image(&[&[file("a", noise(3_000_000, 1))]]);
+    let world = World::new(content_of(&made)).mounted();
+    let blob = fs::File::open(world.at("team/app/1.0/layers/0/blob")).unwrap();
+    let expected = made.layers[0].blob();
+    for start in [expected.len() - 1000, 0, 1_500_001, 4096] {
+        let mut bytes = vec![0; 1000];
+        blob.read_exact_at(&mut bytes, start as u64).unwrap();
+        assert_eq!(bytes, expected[start..start + 1000], "{start}");
+    }
+}
+
+#[test]
+fn a_lying_blob_never_reads_to_its_end() {
+    let made = image(&[&[file("a", noise(3_000_000, 1))]]);
+    let world = World::new(content_of(&made)).mounted();
+    let layer = &made.layers[0];
+    let at = world.at("team/app/1.0/layers/0");
+    fs::metadata(at.join("fs")).unwrap();
+    world
+        .handle()
+        .inject(Scope::containing("/blobs/"), Fault::FlipByte(100));
+    assert_eq!(errno(fs::read(at.join("blob"))), libc::EIO);
+    let actual = {
+        let mut lie = layer.blob().to_vec();
+        lie[100] ^= 0xff;
+        Digest::of(&lie).to_string()
+    };
+    let errors = world.errors();
+    assert!(
+        errors.contains(&actual) && errors.contains(&layer.digest().to_string()),
+        "{errors}"
+    );
+    // The kernel has most of the lie in its page cache by now.
+    assert_eq!(
+        errno(fs::read(at.join("blob"))),
+        libc::EIO,
+        "a second reader is warned too"
+    );
+    world.handle().clear_faults();
+    until("the blob is right again", || fs::read(at.join("blob")).is_ok());
+    assert_eq!(fs::read(at.join("blob")).unwrap(), *layer.blob());
+}
+
+fn with_xattrs(mut file: File, xattrs: &[(&str, &[u8])]) -> File {
+    let xattrs = xattrs
+        .iter()
+        .map(|(name, value)| (name.as_bytes().to_vec(), value.to_vec()));
+    file.0.xattrs = xattrs.collect();
+    file
+}
+
+fn xattr(path: &Path, name: &str) -> Option<Vec<u8>> {
+    let mut buffer = vec![0; 4096];
+    let length = getxattr(path, name, &mut buffer).ok()?;
+    buffer.truncate(length);
+    Some(buffer)
+}
+
+fn xattr_names(path: &Path) -> Vec<String> {
+    let mut buffer = vec![0; 4096];
+    let length = listxattr(path, &mut buffer).unwrap();
+    let names = buffer[..length]
+        .split(|byte| *byte == 0)
+        .filter(|name| !name.is_empty());
+    let mut names: Vec<String> = names
+        .map(|name| String::from_utf8(name.to_vec()).unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+/// A `security.capability` of revision 2 with cap_net_raw permitted and effective.
+const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+#[test]
+fn xattrs_are_the_image_s_and_ours_are_hidden() {
+    let given: &[(&str, &[u8])] = &[
+        ("user.note", b"hello\0world"),
+        ("user.empty", b""),
+        ("security.capability", &CAPABILITY),
+        ("security.selinux", b"system_u:object_r:bin_t:s0"),
+        ("trusted.overlay.opaque", b"y"),
+        ("user.overlay.opaque", b"y"),
+    ];
+    let lower = [
+        file("plain", noise(9000, 1)),
+        with_xattrs(dir("d/"), &[("user.dir", b"1")]),
+    ];
+    let made = image(&[&lower, &[with_xattrs(file("ping", "ping"), given)]]);
+    let world = World::new(content_of(&made)).mounted();
+    let rootfs = world.at("team/app/1.0/rootfs");
+    let (ping, plain) = (rootfs.join("ping"), rootfs.join("plain"));
+    assert_eq!(
+        xattr_names(&ping),
+        ["security.capability", "user.empty", "user.note"]
+    );
+    assert_eq!(xattr(&ping, "user.note").unwrap(), b"hello\0world");
+    assert_eq!(xattr(&ping, "user.empty").unwrap(), b"");
+    assert_eq!(xattr(&ping, "security.capability").unwrap(), CAPABILITY);
+    assert_eq!(xattr(&ping, "security.selinux"), None);
+    assert_eq!(xattr(&rootfs.join("d"), "user.dir").unwrap(), b"1");
+    assert_eq!(xattr_names(&plain), [""; 0]);
+
+    assert_eq!(xattr(&plain, "user.registryfs.layer").unwrap(), b"0");
+    assert_eq!(xattr(&ping, "user.registryfs.layer").unwrap(), b"1");
+    assert_eq!(xattr(&rootfs.join("d"), "user.registryfs.layer").unwrap(), b"0");
+    let digest = Digest::of(&noise(9000, 1)).to_string();
+    assert_eq!(
+        xattr(&plain, "user.registryfs.digest").unwrap(),
+        digest.as_bytes()
+    );
+    assert_eq!(xattr(&plain, "user.registryfs.cached").unwrap(), b"0");
+    fs::read(&plain).unwrap();
+    assert_eq!(xattr(&plain, "user.registryfs.cached").unwrap(), b"9000");
+    let digest = made.digest().to_string();
+    assert_eq!(
+        xattr(&world.at("team/app/1.0"), "user.registryfs.digest").unwrap(),
+        digest.as_bytes()
+    );
+    assert_eq!(xattr(&plain, "user.registryfs.nothing"), None);
+}
+
+#[test]
+fn sizes_blocks_and_space_are_sensible() {
+    let link = crate::support::link("link", Kind::Symlink, "some/where");
+    let made = image(&[&[file("a", noise(10_000, 1)), file("empty", ""), link]]);
+    let world = World::new(content_of(&made)).mounted();
+    let rootfs = world.at("team/app/1.0/rootfs");
+    let a = fs::metadata(rootfs.join("a")).unwrap();
+    assert_eq!((a.size(), a.blocks()), (10_000, 20));
+    assert_eq!(fs::read(rootfs.join("empty")).unwrap(), b"");
+    let link = fs::symlink_metadata(rootfs.join("link")).unwrap();
+    assert_eq!((link.len(), link.mode() & 0o7777), (10, 0o777));
+    let space = rustix::fs::statvfs(&rootfs).unwrap();
+    assert!(space.f_blocks > 0 && space.f_bavail == 0 && space.f_files > 3);
+    assert!(space.f_namemax >= 255);
+}
+
+#[test]
+fn nothing_can_be_written() {
+    let made = image(&[&[file("a", "a"), dir("d/")]]);
+    let world = World::new(content_of(&made)).mounted();
+    let rootfs = world.at("team/app/1.0/rootfs");
+    let a = rootfs.join("a");
+    assert_eq!(errno(fs::write(&a, "b")), libc::EROFS);
+    assert_eq!(errno(fs::write(rootfs.join("new"), "b")), libc::EROFS);
+    assert_eq!(errno(fs::remove_file(&a)), libc::EROFS);
+    assert_eq!(errno(fs::rename(&a, rootfs.join("b"))), libc::EROFS);
+    assert_eq!(errno(fs::create_dir(rootfs.join("e"))), libc::EROFS);
+    assert_eq!(errno(std::os::unix::fs::chown(&a, Some(1), None)), libc::EROFS);
+    assert_eq!(read(&a), "a");
+}
+
+#[test]
+fn wrong_operations_get_their_errno() {
+    let made = image(&[&[file("a", "a"), dir("d/")]]);
+    let world = World::new(content_of(&made)).mounted();
+    let rootfs = world.at("team/app/1.0/rootfs");
+    assert_eq!(errno(fs::metadata(rootfs.join("a/b"))), libc::ENOTDIR);
+    assert_eq!(errno(fs::read_link(rootfs.join("a"))), libc::EINVAL);
+    assert_eq!(errno(fs::read(rootfs.join("d"))), libc::EISDIR);
+    assert_eq!(errno(fs::metadata(rootfs.join("n".repeat(255)))), libc::ENOENT);
+}
+
+#[test]
+fn a_layer_in_a_later_format_is_named_and_its_blob_can_be_had() {
+    let entries = [file("a", "a")];
+    let layers = vec![layer(&[file("b", "b")]), Layer::gzip(&entries).unwrap()];
+    let made = ImageBuilder::new(layers).build();
+    let world = World::new(content_of(&made)).mounted();
+    let at = world.at("team/app/1.0");
+    assert_eq!(errno(fs::metadata(at.join("rootfs"))), libc::EIO);
+    assert!(world.errors().contains("gzip"), "{}", world.errors());
+    assert_eq!(read(&at.join("layers/1/format")), "gzip\n");
+    assert!(!names(&at.join("layers/1")).contains(&"toc.json".to_owned()));
+    let mut packed = Vec::new();
+    let mut blob = fs::File::open(at.join("layers/1/blob")).unwrap();
+    blob.read_to_end(&mut packed).unwrap();
+    assert_eq!(packed, *made.layers[1].blob());
+    assert_eq!(read(&at.join("layers/0/fs/b")), "b");
+}
+
+#[test]
+fn a_layer_without_a_promised_toc_is_read_and_docker_s_media_types_too() {
+    let unannotated = layer(&[file("a", "a")]).without_annotations();
+    let made = ImageBuilder::new(vec![unannotated]).docker().build();
+    let world = World::new(content_of(&made)).mounted();
+    assert_eq!(read(&world.at("team/app/1.0/rootfs/a")), "a");
+    let info = world.text(&["info", &format!("{}/team/app:1.0", world.registry.host())]);
+    assert!(info.contains("chunk digests only"), "{info}");
+}
+
+#[test]
+fn large_directories_and_deep_paths_are_listed_whole() {
+    let deep = vec!["deep"; 60].join("/");
+    let mut entries: Vec<File> = (0..20_000)
+        .map(|number| file(&format!("many/{number:05}"), ""))
+        .collect();
+    entries.push(file(&format!("{deep}/end"), "end"));
+    let mut entry = Entry::new("many/dir", Kind::Dir);
+    entry.mode = 0o700;
+    entries.push((entry, Vec::new()));
+    let world = World::new(content_of(&image(&[&entries]))).mounted();
+    let rootfs = world.at("team/app/1.0/rootfs");
+    let listed = names(&rootfs.join("many"));
+    assert_eq!(listed.len(), 20_001);
+    assert_eq!((listed[0].as_str(), listed[19_999].as_str()), ("00000", "19999"));
+    assert_eq!(read(&rootfs.join(deep).join("end")), "end");
+}

@@ -1,0 +1,19 @@
+//! The whole program through system calls: the real command mounts a registry of this process, and files are read as users
+//! read them. Every request is counted in the registry's ledger. Mounting needs root and /dev/fuse.
+
+// Helper functions may fail a test too; clippy.toml allows it in test functions only.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod contents;
+mod faults;
+mod freshness;
+mod merge;
+mod names;
+mod outage;
+mod readers;
+mod secrets;
+mod store;
+#[path = "../support/mod.rs"]
+mod support;
+mod wire;
+mod world;

@@ -1,0 +1,131 @@
+//! Many readers at once: each chunk is fetched once, and all get the right bytes.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::process::Command;
+use std::time::Duration;
+
+use registryfs::demo::{Behaviour, Content, Image, Record};
+
+use crate::support::{file, image};
+use crate::world::{World, finish, noise, start};
+
+fn content_of(image: &Image) -> Content {
+    let mut content = Content::new();
+    content.add_tagged_image("team/app", "1.0", image);
+    content
+}
+
+/// The byte ranges of the requests for blobs, sorted.
+fn ranges(records: &[Record]) -> Vec<(u64, u64)> {
+    let range = |record: &Record| {
+        let text = record.range.as_deref()?.strip_prefix("bytes=")?;
+        let (first, last) = text.split_once('-')?;
+        Some((first.parse().ok()?, last.parse().ok()?))
+    };
+    let blobs = records.iter().filter(|record| record.path.contains("/blobs/"));
+    let mut ranges: Vec<_> = blobs.map(|record| range(record).unwrap()).collect();
+    ranges.sort_unstable();
+    ranges
+}
+
+#[test]
+fn a_hundred_processes_cause_one_request_for_one_chunk() {
+    let payload = noise(4000, 3);
+    let made = image(&[&[file("one", payload.clone()), file("rest", noise(500_000, 4))]]);
+    let world = World::new(content_of(&made)).mounted();
+    let one = world.at("team/app/1.0/rootfs/one");
+    fs::metadata(&one).unwrap();
+    // All of them arrive before the first answer does.
+    world
+        .handle()
+        .update(|behaviour| behaviour.latency = Duration::from_millis(700));
+    let (outputs, requests) = world.requests(|| {
+        let readers: Vec<_> = (0..100).map(|_| start(Command::new("cat").arg(&one))).collect();
+        readers.into_iter().map(finish).collect::<Vec<_>>()
+    });
+    assert!(
+        outputs
+            .iter()
+            .all(|output| output.status.success() && output.stdout == payload)
+    );
+    assert_eq!(requests.len(), 1, "{:?}", ranges(&requests));
+}
+
+#[test]
+fn readers_of_a_cold_image_share_its_first_requests() {
+    let made = image(&[&[file("one", noise(4000, 3))], &[file("two", noise(500_000, 4))]]);
+    let behaviour = Behaviour {
+        latency: Duration::from_millis(100),
+        ..Behaviour::default()
+    };
+    let world = World::with(content_of(&made), behaviour, &[]).mounted();
+    let spellings = ["team/app/1.0", "team/app:1.0"];
+    let (outputs, requests) = world.requests(|| {
+        let reader = |number: usize| {
+            let path = world.at(spellings[number % 2]).join("rootfs/one");
+            start(Command::new("cat").arg(path))
+        };
+        let readers: Vec<_> = (0..20).map(reader).collect();
+        readers.into_iter().map(finish).collect::<Vec<_>>()
+    });
+    assert!(outputs.iter().all(|output| output.stdout == noise(4000, 3)));
+    assert_eq!(
+        requests.len(),
+        4,
+        "manifest, two indexes, one chunk: {requests:#?}"
+    );
+}
+
+#[test]
+fn no_byte_is_fetched_twice_by_readers_side_by_side() {
+    let size = 12 << 20;
+    let payload = noise(size, 5);
+    let made = image(&[&[file("big", payload.clone())]]);
+    let world = World::new(content_of(&made)).mounted();
+    let big = world.at("team/app/1.0/rootfs/big");
+    fs::metadata(&big).unwrap();
+    world
+        .handle()
+        .update(|behaviour| behaviour.latency = Duration::from_millis(5));
+    let ((), requests) = world.requests(|| {
+        std::thread::scope(|scope| {
+            for reader in 0..8_usize {
+                let (big, payload) = (&big, &payload);
+                scope.spawn(move || {
+                    let file = fs::File::open(big).unwrap();
+                    let pieces = size / 100_000;
+                    // Half of them go through from different places, half jump.
+                    for step in 0..pieces {
+                        let piece = match reader % 2 {
+                            0 => (step + reader * pieces / 8) % pieces,
+                            _ => (step * 37 + reader * 11) % pieces,
+                        };
+                        let mut bytes = vec![0; 100_000];
+                        let at = piece * 100_000;
+                        file.read_exact_at(&mut bytes, at as u64).unwrap();
+                        assert!(bytes == payload[at..at + 100_000], "reader {reader} at {at}");
+                    }
+                });
+            }
+        });
+    });
+    let ranges = ranges(&requests);
+    let overlapping: Vec<_> = ranges.windows(2).filter(|pair| pair[1].0 <= pair[0].1).collect();
+    assert!(overlapping.is_empty(), "{overlapping:?}");
+    let fetched: u64 = ranges.iter().map(|(first, last)| last - first + 1).sum();
+    assert!(fetched <= made.layers[0].blob().len() as u64);
+}
+
+#[test]
+fn a_sequential_reader_soon_asks_for_large_ranges() {
+    let size = 16 << 20;
+    let payload = noise(size, 6);
+    let made = image(&[&[file("big", payload.clone())]]);
+    let world = World::new(content_of(&made)).mounted();
+    let big = world.at("team/app/1.0/rootfs/big");
+    fs::metadata(&big).unwrap();
+    let (bytes, requests) = world.requests(|| fs::read(&big).unwrap());
+    assert!(bytes == payload);
+    assert!(requests.len() < 30, "{:?}", ranges(&requests));
+}
