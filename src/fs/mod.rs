@@ -186,6 +186,9 @@ impl Filesystem {
     /// The kernel keeps a directory's listing until its modification time changes. So a directory that is due to be listed
     /// anew says that it was changed just now.
     fn name_mtime(&self, node: &NameNode) -> SystemTime {
+        if let Kind::Blob(blob) = &node.kind {
+            return blob.changed().unwrap_or(self.0.started);
+        }
         if !self.is_changing(node) {
             return self.0.started;
         }
@@ -197,10 +200,11 @@ impl Filesystem {
     }
 
     fn name_attr_ttl(&self, node: &NameNode) -> Duration {
-        if self.is_changing(node) {
-            CHANGING_TTL
-        } else {
-            FOREVER
+        match &node.kind {
+            // Its modification time is asked for before each read, for the reason that is told there.
+            Kind::Blob(_) => Duration::ZERO,
+            _ if self.is_changing(node) => CHANGING_TTL,
+            _ => FOREVER,
         }
     }
 

@@ -409,7 +409,11 @@ impl Filesystem {
                 next: 0,
             }
         };
-        Ok(names.into_iter().map(entry).collect())
+        // A tag that has the name of one of an image's own is reached by `name:tag` only.
+        let is_root = matches!(dir.kind, Kind::Root);
+        let can_be_found =
+            |name: &String| is_root || matches!(meaning(name.as_bytes()), Meaning::Bare { .. });
+        Ok(names.into_iter().filter(can_be_found).map(entry).collect())
     }
 
     async fn list_registries(&self) -> Result<BTreeSet<String>> {

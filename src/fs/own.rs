@@ -79,7 +79,7 @@ impl Filesystem {
         );
         Entry {
             attr: self.name_attr(&node),
-            attr_ttl: FOREVER,
+            attr_ttl: self.name_attr_ttl(&node),
             entry_ttl: FOREVER,
         }
     }

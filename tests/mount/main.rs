@@ -9,11 +9,13 @@ mod faults;
 mod freshness;
 mod merge;
 mod names;
+mod oddities;
 mod outage;
 mod readers;
 mod secrets;
 mod store;
 #[path = "../support/mod.rs"]
 mod support;
+mod tools;
 mod wire;
 mod world;
