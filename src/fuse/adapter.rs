@@ -31,8 +31,10 @@ use crate::fs::ops::{Answer, Caller, FileType, Lookup, Operations};
 
 /// The largest READ, in bytes: what the kernel allows by default (fs.fuse.max_pages_limit).
 pub(super) const MAX_READ_BYTES: u32 = 1 << 20;
-/// Background requests (read-ahead) that the kernel may have in flight before it makes readers wait.
-const MAX_BACKGROUND: u16 = 64;
+/// Background requests that the kernel may have in flight; further ones queue up in it unseen, hits among them. Every
+/// buffered read is one of these, so this must lie far above the number of readers that wait for a registry. Fewer than
+/// [`MAX_OUTSTANDING`], so that background requests alone never get there.
+const MAX_BACKGROUND: u16 = 4096;
 /// Requests that may wait at once. Every caller has at most one besides read-ahead, so only a machine gone wild gets
 /// here; the answer beyond is ENOMEM, which unlike other errors detaches nothing in a path that is checked again.
 const MAX_OUTSTANDING: usize = 8192;

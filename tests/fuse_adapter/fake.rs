@@ -16,6 +16,8 @@ pub(crate) const HELLO: &[u8] = b"hello\n";
 pub(crate) const LONG_BYTES: usize = (3 << 20) + 123;
 pub(crate) const BIG_ENTRIES: u64 = 10_000;
 pub(crate) const LONG_XATTR_BYTES: usize = 300;
+/// Large enough for many reads that have no page in common.
+pub(crate) const HELD_FILE_BYTES: u64 = 1 << 30;
 
 const FILE: u64 = 2;
 const HELLO_INO: u64 = 3;
@@ -92,7 +94,7 @@ impl Fake {
             ROOT_INO | DIR | BIG => (FileType::Dir, 0),
             FILE => (FileType::File, self.long.len() as u64),
             LINK => (FileType::Symlink, 5),
-            HELD_FILE => (FileType::File, 1 << 20),
+            HELD_FILE => (FileType::File, HELD_FILE_BYTES),
             _ => (FileType::File, HELLO.len() as u64),
         };
         Attr {

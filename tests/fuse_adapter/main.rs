@@ -16,7 +16,9 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use fake::{BIG_ENTRIES, HELLO, LONG_XATTR_BYTES, big_ino, big_name, is_unknown, long_content};
+use fake::{
+    BIG_ENTRIES, HELD_FILE_BYTES, HELLO, LONG_XATTR_BYTES, big_ino, big_name, is_unknown, long_content,
+};
 use mounted::{Killed, Mounted, helper, options, output, within};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -76,7 +78,7 @@ fn reads_are_complete_at_every_offset() {
             let mut buffer = vec![0; 9000];
             let read = file.read_at(&mut buffer, offset as u64).unwrap();
             let expected = &content[offset..content.len().min(offset + 9000)];
-            assert_eq!(&buffer[..read], expected, "at {offset}");
+            assert!(&buffer[..read] == expected, "at {offset}");
         }
         assert_eq!(file.read_at(&mut [0; 8], content.len() as u64).unwrap(), 0);
         assert!(fs::read(&path).unwrap() == content);
@@ -93,7 +95,7 @@ fn a_warm_tree_is_served_without_a_request() {
     let after_cold = mounted.counters();
     let warm = output(Command::new("sh").args(["-c", &walk]));
     let after_warm = mounted.counters();
-    assert_eq!(cold, warm);
+    assert!(cold == warm, "a warm tree differs from the cold one");
     assert!(cold.lines().count() as u64 > BIG_ENTRIES);
     assert_eq!(after_cold, after_warm);
     // Opening was refused once for each, and never asked for again.
@@ -293,6 +295,29 @@ fn a_held_read_is_dropped_when_its_reader_is_gone() {
     kill(Pid::from_raw(cat.0.id().cast_signed()), Signal::SIGINT).unwrap();
     cat.wait();
     mounted.wait_for_held(0);
+}
+
+#[test]
+fn a_hit_is_answered_while_hundreds_of_reads_wait() {
+    const WAITING: u64 = 256;
+    let mounted = Mounted::new();
+    let root = mounted.path();
+    let _held = within({
+        let root = root.clone();
+        move || {
+            let file = fs::File::open(root.join("held-file")).unwrap();
+            let willneed = rustix::fs::Advice::WillNeed;
+            let length = std::num::NonZeroU64::new(4096);
+            for number in 0..WAITING {
+                // What read() would ask for as well, without a thread for each.
+                let offset = number * (HELD_FILE_BYTES / WAITING);
+                rustix::fs::fadvise(&file, offset, length, willneed).unwrap();
+            }
+            file
+        }
+    });
+    mounted.wait_for_held(WAITING as usize);
+    assert_eq!(within(move || fs::read(root.join("hello")).unwrap()), HELLO);
 }
 
 #[test]
