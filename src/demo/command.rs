@@ -98,7 +98,8 @@ impl DemoOptions {
 /// `127.0.0.1:40123`, once connections are accepted.
 ///
 /// # Errors
-/// [`Error::Usage`] for options that cannot be meant, [`Error::Io`] when the address cannot be had.
+/// [`Error::Usage`] for options that cannot be meant, [`Error::Busy`] or [`Error::Io`] when the address cannot
+/// be had.
 pub async fn serve(
     options: &DemoOptions,
     announce: impl FnOnce(&str),

@@ -1,5 +1,7 @@
 //! The demo registry's sockets. A listener can be closed, with all its connections, and opened again on the same port:
 //! a bound socket that never listens keeps the port reserved meanwhile, and the kernel refuses who connects to it.
+//! SO_REUSEADDR lets the listener have the same port, because the reservation does not listen; unlike with
+//! SO_REUSEPORT, no second listener gets it, of whatever program.
 
 use std::io;
 use std::net::SocketAddr;
@@ -47,9 +49,7 @@ fn bound(address: SocketAddr) -> io::Result<TcpSocket> {
     } else {
         TcpSocket::new_v6()?
     };
-    // Both: the port is shared by reservation and listener, and taken again while old connections linger.
     socket.set_reuseaddr(true)?;
-    socket.set_reuseport(true)?;
     socket.bind(address)?;
     Ok(socket)
 }

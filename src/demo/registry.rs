@@ -54,7 +54,8 @@ impl DemoRegistry {
     /// Starts where `listen` says.
     ///
     /// # Errors
-    /// [`Error::Usage`] for an address that is not a loopback one, [`Error::Io`] when it cannot be had.
+    /// [`Error::Usage`] for an address that is not a loopback one, [`Error::Busy`] for one that is taken, [`Error::Io`]
+    /// when it cannot be had for another reason.
     pub fn start_on(listen: &Listen, content: Content, behaviour: Behaviour) -> Result<Self> {
         let address = listen.address;
         if !address.ip().is_loopback() {
@@ -62,7 +63,7 @@ impl DemoRegistry {
                 "{address}: the demo registry listens on loopback addresses only, such as 127.0.0.1:0"
             )));
         }
-        let failed = |e: std::io::Error| Error::io(format!("demo registry on {address}"), &e);
+        let failed = |error| cannot_listen(address, &error);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .thread_name("demo-registry")
@@ -209,7 +210,7 @@ impl Handle {
     /// Listens again on the same ports. Does nothing if already listening.
     ///
     /// # Errors
-    /// [`Error::Io`] when the ports cannot be listened on.
+    /// [`Error::Busy`] or [`Error::Io`] when the ports cannot be listened on.
     pub fn restart(&self) -> Result<()> {
         let inner = &*self.0;
         let mut listening = inner.listening.lock();
@@ -229,9 +230,19 @@ impl Handle {
             };
             let tls = inner.tls.clone().map(TlsAcceptor::from);
             let started = port.listen(place, tls, Arc::clone(&inner.shared));
-            listening
-                .push(started.map_err(|e| Error::io(format!("demo registry on {}", port.address()), &e))?);
+            listening.push(started.map_err(|error| cannot_listen(port.address(), &error))?);
         }
         Ok(())
     }
+}
+
+fn cannot_listen(address: SocketAddr, error: &std::io::Error) -> Error {
+    let what = format!("demo registry on {address}");
+    if error.kind() == std::io::ErrorKind::AddrInUse {
+        return Error::busy(
+            what,
+            "the port is taken; choose another one, or port 0 for any free one",
+        );
+    }
+    Error::io(what, error)
 }

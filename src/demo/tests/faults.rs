@@ -1,7 +1,7 @@
 //! What goes wrong when it is told to, and what the ledger says of it.
 
 use std::io::ErrorKind;
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -114,6 +114,22 @@ fn a_stopped_registry_refuses_and_comes_back_on_its_port() {
     assert_eq!(get(&host, &path).body, blob);
     drop(registry);
     assert!(TcpStream::connect(&host).is_err());
+}
+
+#[test]
+fn a_taken_port_is_refused() {
+    let (registry, _, _) = with_blob(Behaviour::default());
+    let another = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = [registry.host().parse().unwrap(), another.local_addr().unwrap()];
+    for address in taken {
+        let listen = Listen { address, tls: None };
+        let error = DemoRegistry::start_on(&listen, Content::new(), Behaviour::default()).unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains(&address.to_string()) && text.contains("port is taken"),
+            "{text}"
+        );
+    }
 }
 
 #[test]
