@@ -9,6 +9,7 @@
 
 mod connection;
 mod control;
+mod descriptors;
 mod engine;
 pub mod log;
 mod memory;

@@ -37,12 +37,13 @@ pub(super) enum Ending {
     OnlyBySignal,
 }
 
-/// A runtime for commands and daemons alike.
+/// A runtime for commands and daemons alike, in a process that may open as many files as it can get.
 ///
 /// # Errors
 /// [`Error::Io`] where the system gives no threads.
 pub fn runtime() -> Result<Runtime> {
     tokio::runtime::Builder::new_multi_thread()
+    super::descriptors::raise_limit();
         .enable_all()
         .build()
         .map_err(|error| Error::io("start of the runtime", &error))

@@ -276,6 +276,30 @@ fn a_foreground_mount_ends_with_its_mount() {
 }
 
 #[test]
+fn a_daemon_may_open_as_many_files_as_the_system_lets_it() {
+    let world = World::new();
+    let mountpoint = world.mountpoint("m");
+    let mount = world.command(&["mount", text(&mountpoint)]);
+    let mut limited = Command::new("sh");
+    limited
+        .args(["-c", "ulimit -Sn 64 && exec \"$@\"", "sh"])
+        .arg(mount.get_program())
+        .args(mount.get_args())
+        .env_clear()
+        .envs(mount.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let output = finish(start(&mut limited));
+    assert_eq!(code(&output), 0, "{}", errors(&output));
+    let daemon = world.holder().unwrap().pid;
+    let limits = std::fs::read_to_string(format!("/proc/{daemon}/limits")).unwrap();
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"))
+        .unwrap();
+    let numbers: Vec<_> = line.split_whitespace().skip(3).take(2).collect();
+    assert!(numbers[0] == numbers[1] && numbers[0] != "64", "{line}");
+}
+
+#[test]
 fn nonsense_on_the_control_socket_harms_nobody() {
     let world = World::new();
     let mountpoint = world.mountpoint("m");
