@@ -9,6 +9,7 @@ use super::mount_options::MountOptions;
 use super::output::note;
 use crate::daemon::{self, MountRequest, allow_other_default};
 use crate::error::{Error, Result};
+use crate::fuse::resolve_new_mountpoint;
 
 /// Mount registries as a directory tree; returns when it answers
 #[derive(Debug, Args)]
@@ -57,7 +58,7 @@ impl Mount {
             );
         }
         Ok(MountRequest {
-            mountpoint: daemon::resolve(&self.mountpoint)?,
+            mountpoint: resolve_new_mountpoint(&self.mountpoint)?,
             platform: config.platform.clone(),
             allow_other: options.allow_other.unwrap_or_else(allow_other_default),
             allow: config.allow.clone(),

@@ -147,7 +147,7 @@ pub(super) async fn wait_for_end(loaded: &Loaded, mountpoint: &Path) -> Result<(
 ///
 /// # Errors
 /// [`Error::NotFound`], [`Error::Io`].
-pub fn resolve(mountpoint: &Path) -> Result<PathBuf> {
+fn resolve(mountpoint: &Path) -> Result<PathBuf> {
     let failed = |error: std::io::Error| {
         if error.kind() == std::io::ErrorKind::NotFound {
             Error::not_found(mountpoint.display().to_string(), "no such directory")

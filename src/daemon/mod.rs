@@ -22,7 +22,7 @@ mod session;
 mod socket;
 mod spawn;
 
-pub use control::{mount, resolve, unmount};
+pub use control::{mount, unmount};
 pub use protocol::MountRequest;
 pub use query::{ImageName, Query};
 pub use run::{SHUTDOWN_WITHIN, allow_other_default, daemon, foreground, runtime, spawned};

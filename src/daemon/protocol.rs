@@ -196,7 +196,7 @@ impl Given {
 /// One mount to make.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountRequest {
-    /// Where: absolute, without symbolic links, resolved by a process that serves no mount.
+    /// Where: as [`crate::fuse::resolve_new_mountpoint`] spells it, in a process that serves no mount.
     pub mountpoint: PathBuf,
     /// `OS/ARCH[/VARIANT]` to choose from indexes; nothing means the host's.
     pub platform: Option<String>,

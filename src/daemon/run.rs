@@ -11,7 +11,7 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::connection::Connection;
-use super::control::{self, resolve};
+use super::control;
 use super::engine::Engine;
 use super::log::{self, Verbosity};
 use super::mounts::Mounts;
@@ -21,6 +21,7 @@ use super::socket::socket_path;
 use super::spawn::{Orders, Parent, log_file};
 use crate::config::{Config, Loaded};
 use crate::error::{Error, Result};
+use crate::fuse::resolve_new_mountpoint;
 use crate::store::lock::Lock;
 
 /// How long work on other threads may go on after a daemon or a command has done its part.
@@ -42,8 +43,8 @@ pub(super) enum Ending {
 /// # Errors
 /// [`Error::Io`] where the system gives no threads.
 pub fn runtime() -> Result<Runtime> {
-    tokio::runtime::Builder::new_multi_thread()
     super::descriptors::raise_limit();
+    tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|error| Error::io("start of the runtime", &error))
@@ -59,7 +60,7 @@ pub fn daemon(config: &Config) -> Result<()> {
         .iter()
         .map(|entry| {
             Ok(MountRequest {
-                mountpoint: resolve(&entry.mountpoint)?,
+                mountpoint: resolve_new_mountpoint(&entry.mountpoint)?,
                 platform: entry.platform.clone().or_else(|| config.platform.clone()),
                 allow_other: entry.allow_other.unwrap_or_else(allow_other_default),
                 allow: config.allow.clone(),

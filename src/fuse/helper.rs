@@ -143,6 +143,37 @@ fn run(arguments: &[OsString]) -> io::Result<()> {
     sent
 }
 
+/// Where a mount shall be made, as [`resolve`] spells it. A place inside a mount of ours is refused before anything is
+/// looked at: the new mount would keep the old one busy, and hang with its daemon.
+///
+/// # Errors
+/// [`Error::Usage`] with the remedy where nothing can be mounted there; [`Error::Io`].
+pub fn resolve_new_mountpoint(path: &Path) -> Result<PathBuf> {
+    let absolute = std::path::absolute(path)
+        .map_err(|error| Error::io(format!("the mountpoint {}", path.display()), &error))?;
+    refuse_inside_ours(&absolute)?;
+    let mountpoint = resolve(&absolute)?;
+    // A symbolic link may have led into one.
+    refuse_inside_ours(&mountpoint)?;
+    Ok(mountpoint)
+}
+
+fn refuse_inside_ours(path: &Path) -> Result<()> {
+    let enclosing = mountinfo::enclosing(path, FS_TYPE).map_err(|error| mount_table_error(&error))?;
+    match enclosing {
+        Some(mount) => Err(Error::usage(format!(
+            "the mountpoint {} lies inside the registryfs at {}; mount outside of it",
+            path.display(),
+            mount.display()
+        ))),
+        None => Ok(()),
+    }
+}
+
+fn mount_table_error(error: &io::Error) -> Error {
+    Error::io("/proc/self/mountinfo", error)
+}
+
 /// The canonical path of a mountpoint without asking the filesystem that is mounted there: it may be dead or hang.
 fn resolve(path: &Path) -> Result<PathBuf> {
     let failed = |error: &io::Error| match error.raw_os_error() {
@@ -203,7 +234,7 @@ fn device_error(error: &io::Error) -> Error {
 
 /// The mount table's word on our mount at a canonical path.
 fn ours_at(mountpoint: &Path) -> Result<Option<mountinfo::MountEntry>> {
-    let top = mountinfo::top_at(mountpoint).map_err(|error| Error::io("/proc/self/mountinfo", &error))?;
+    let top = mountinfo::top_at(mountpoint).map_err(|error| mount_table_error(&error))?;
     Ok(top.filter(|mount| mount.fs_type == FS_TYPE))
 }
 
@@ -214,7 +245,7 @@ fn is_dead(mountpoint: &Path) -> bool {
 
 /// Mounts, after removing what a killed daemon left behind.
 fn mount_at(path: &Path, allow_other: bool) -> Result<(Done, OwnedFd)> {
-    let mountpoint = resolve(path)?;
+    let mountpoint = resolve_new_mountpoint(path)?;
     for _ in 0..DEAD_MOUNTS_MAX {
         if ours_at(&mountpoint)?.is_none() {
             break;

@@ -28,6 +28,19 @@ pub(super) fn top_at(mountpoint: &Path) -> io::Result<Option<MountEntry>> {
     Ok(mounts.into_iter().rfind(|mount| mount.mountpoint == mountpoint))
 }
 
+/// The innermost mount of this type that `path`, which is absolute, lies inside of, by its spelling alone. A mount at
+/// `path` itself does not count.
+pub(super) fn enclosing(path: &Path, fs_type: &str) -> io::Result<Option<PathBuf>> {
+    Ok(enclosing_of(&read()?, path, fs_type))
+}
+
+fn enclosing_of(mounts: &[MountEntry], path: &Path, fs_type: &str) -> Option<PathBuf> {
+    path.ancestors().skip(1).find_map(|ancestor| {
+        let top = mounts.iter().rfind(|mount| mount.mountpoint == ancestor)?;
+        (top.fs_type == fs_type).then(|| ancestor.to_owned())
+    })
+}
+
 /// Lines that do not parse are left out: a newer kernel may add kinds of lines, and no mount of ours looks like that.
 fn parse(text: &[u8]) -> Vec<MountEntry> {
     text.split(|&byte| byte == b'\n').filter_map(parse_line).collect()
@@ -91,6 +104,27 @@ mod tests {
                 fs_type: "fuse.registryfs".into(),
             }
         );
+    }
+
+    #[test]
+    fn the_mount_around_a_path_is_found_by_its_spelling() {
+        let mounts = parse(
+            b"1 0 0:1 / / rw - ext4 none rw\n\
+              2 1 0:2 / /m rw - fuse.ours none rw\n\
+              3 2 0:3 / /m/inner rw - tmpfs none rw\n\
+              4 1 0:4 / /over rw - fuse.ours none rw\n\
+              5 4 0:5 / /over rw - tmpfs none rw\n",
+        );
+        let around = |path: &str| enclosing_of(&mounts, Path::new(path), "fuse.ours");
+        assert_eq!(around("/m/host"), Some("/m".into()));
+        assert_eq!(
+            around("/m/inner/x"),
+            Some("/m".into()),
+            "the way there leads through it"
+        );
+        for outside in ["/m", "/mm/x", "/over/x", "/"] {
+            assert_eq!(around(outside), None, "{outside}");
+        }
     }
 
     #[test]

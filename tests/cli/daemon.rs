@@ -125,6 +125,25 @@ fn a_failed_mount_leaves_no_daemon() {
 }
 
 #[test]
+fn a_mount_inside_a_mount_is_refused() {
+    let world = World::new();
+    let mountpoint = world.mountpoint("m");
+    world.text(&["mount", text(&mountpoint)]);
+    let link = world.store().with_extension("link");
+    std::os::unix::fs::symlink(&mountpoint, &link).unwrap();
+    for place in [mountpoint.join("localhost:5000"), link.join("localhost:5000")] {
+        let refused = world.run(&["mount", text(&place)]);
+        let message = errors(&refused);
+        assert_eq!(code(&refused), 2, "{message}");
+        assert!(
+            message.contains("inside the registryfs at") && message.contains(text(&mountpoint)),
+            "{message}"
+        );
+    }
+    world.text(&["umount", text(&mountpoint)]);
+}
+
+#[test]
 fn a_busy_mount_stays_and_its_user_is_named() {
     let world = World::new();
     let mountpoint = world.mountpoint("m");

@@ -40,6 +40,7 @@ fn what_cannot_be_meant_exits_2_and_says_why() {
         (&["mount", "-o", "ro,colour", mountpoint], "colour"),
         (&["mount", "oci:/tmp/x", mountpoint], "oci:/tmp/x"),
         (&["mount", "docker.io", mountpoint], "docker.io"),
+        (&["mount", "/nonexistent/a"], "mkdir -p /nonexistent/a"),
     ];
     for (arguments, word) in cases {
         let output = world.run(arguments);
