@@ -38,8 +38,19 @@ impl Default for Listen {
 #[derive(Debug)]
 pub struct DemoRegistry {
     handle: Handle,
-    /// Taken when dropped.
-    runtime: Option<Runtime>,
+    _runtime: OwnRuntime,
+}
+
+/// A runtime that may be dropped inside of another one, as by an asynchronous test or a command: it is not waited for.
+#[derive(Debug)]
+struct OwnRuntime(Option<Runtime>);
+
+impl Drop for OwnRuntime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 impl DemoRegistry {
@@ -70,7 +81,9 @@ impl DemoRegistry {
             .enable_all()
             .build()
             .map_err(failed)?;
-        let entered = runtime.enter();
+        let spawner = runtime.handle().clone();
+        let runtime = OwnRuntime(Some(runtime));
+        let entered = spawner.enter();
         let registry = Port::reserve(address).map_err(failed)?;
         let storage = Port::reserve(SocketAddr::new(address.ip(), 0)).map_err(failed)?;
         drop(entered);
@@ -84,13 +97,13 @@ impl DemoRegistry {
             registry,
             storage,
             tls: listen.tls.clone(),
-            runtime: runtime.handle().clone(),
+            runtime: spawner,
             listening: Mutex::new(Vec::new()),
         }));
         handle.restart()?;
         Ok(Self {
             handle,
-            runtime: Some(runtime),
+            _runtime: runtime,
         })
     }
 
@@ -110,10 +123,6 @@ impl DemoRegistry {
 impl Drop for DemoRegistry {
     fn drop(&mut self) {
         self.handle.stop();
-        if let Some(runtime) = self.runtime.take() {
-            // Waiting for the runtime is not allowed where a test drops this inside of another runtime.
-            runtime.shutdown_background();
-        }
     }
 }
 

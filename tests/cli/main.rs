@@ -79,6 +79,17 @@ fn each_kind_of_failure_has_its_exit_code() {
 }
 
 #[test]
+fn a_demo_registry_without_its_port_fails_at_once() {
+    let world = World::new();
+    let host = world.registry.host();
+    let output = world.run(&["demo-registry", "--listen", &host]);
+    let text = errors(&output);
+    assert_eq!(code(&output), 1, "{text}");
+    assert!(text.contains(&host) && text.contains("port is taken"), "{text}");
+    assert!(output.stdout.is_empty());
+}
+
+#[test]
 fn a_registry_that_does_not_answer_in_time_exits_6() {
     let world = World::with(Behaviour {
         latency: Duration::from_secs(30),
