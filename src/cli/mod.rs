@@ -27,7 +27,8 @@ use clap::{Parser, Subcommand};
 use self::context::Context;
 use self::globals::Globals;
 use self::output::Output;
-use crate::daemon::{SHUTDOWN_WITHIN, log, runtime};
+use crate::daemon::log::{self, Speaker};
+use crate::daemon::{SHUTDOWN_WITHIN, runtime};
 use crate::error::{Error, Result};
 
 /// Container registries as a directory tree: every image of every registry, read lazily and verified.
@@ -94,7 +95,7 @@ impl Cli {
         {
             return crate::daemon::spawned();
         }
-        log::to_stderr(self.globals.verbosity());
+        log::to_stderr(self.globals.verbosity(), self.command.speaker());
         let mut context = Context::new(&self.globals)?;
         match &self.command {
             Command::Daemon(command) => command.run(&context),
@@ -115,6 +116,14 @@ impl Cli {
 }
 
 impl Command {
+    fn speaker(&self) -> Speaker {
+        match self {
+            Self::Daemon(_) => Speaker::Daemon,
+            Self::Mount(command) if command.is_foreground() => Speaker::Daemon,
+            _ => Speaker::Command,
+        }
+    }
+
     async fn run(&self, context: &mut Context) -> Result<()> {
         let mut out = Output::new(context.globals.format);
         match self {

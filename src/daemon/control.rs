@@ -8,7 +8,7 @@ use super::engine::unmount_dead;
 use super::log::Verbosity;
 use super::protocol::{Given, MountRequest, Outcome, Request};
 use super::socket::all_sockets;
-use super::spawn::{Orders, spawn};
+use super::spawn::{Orders, log_file, spawn};
 use crate::config::Loaded;
 use crate::error::{Error, Result};
 use crate::store::lock::Lock;
@@ -61,7 +61,10 @@ async fn mount_once(loaded: &Loaded, request: &Request, verbosity: Verbosity) ->
     if let Some(mut connection) = Connection::to_store(cache_dir).await? {
         let (_, outcome) = connection.call(request).await?;
         return match outcome {
-            Outcome::Done => Ok(Attempt::Mounted),
+            Outcome::Done => {
+                tracing::info!(store = %cache_dir.display(), "the daemon of the store has mounted");
+                Ok(Attempt::Mounted)
+            }
             Outcome::Failed(error) => Err(error),
             Outcome::Ending => Ok(Attempt::Again(Error::busy("daemon", "it does not end"))),
         };
@@ -78,10 +81,13 @@ async fn mount_once(loaded: &Loaded, request: &Request, verbosity: Verbosity) ->
         verbosity: verbosity.for_daemon(),
     };
     match spawn(&orders).await {
-        Ok(()) => Ok(Attempt::Again(Error::busy(
-            "daemon",
-            "it started, but does not listen",
-        ))),
+        Ok(()) => {
+            tracing::info!(log = %log_file(cache_dir).display(), "started the daemon of the store");
+            Ok(Attempt::Again(Error::busy(
+                "daemon",
+                "it started, but does not listen",
+            )))
+        }
         // Another `mount` was faster, and its daemon is as good.
         Err(busy @ Error::Busy { .. }) => Ok(Attempt::Again(busy)),
         Err(error) => Err(error),
@@ -119,7 +125,10 @@ pub async fn unmount(loaded: &Loaded, mountpoint: &Path) -> Result<()> {
 /// Whether the daemon had this mount and has unmounted it; then it also has ended, if it was to.
 async fn unmount_by(mut daemon: Connection, request: &Request) -> Result<bool> {
     match daemon.call(request).await?.1 {
-        Outcome::Done => daemon.wait_for_close(END_WITHIN).await.map(|()| true),
+        Outcome::Done => {
+            tracing::info!("the daemon has unmounted; waiting for its end if that was its last mount");
+            daemon.wait_for_close(END_WITHIN).await.map(|()| true)
+        }
         Outcome::Failed(Error::NotFound { .. }) | Outcome::Ending => Ok(false),
         Outcome::Failed(error) => Err(error),
     }

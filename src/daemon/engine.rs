@@ -79,6 +79,25 @@ impl Engine {
         status
     }
 
+    /// Logs what was asked of each host.
+    pub(super) fn log_requests(&self) {
+        for host in self.images.fetcher().client().health() {
+            let requests = host.requests;
+            tracing::info!(
+                host = host.host,
+                scheme = host.scheme,
+                manifests = requests.manifests,
+                blobs = requests.blobs,
+                tags = requests.tags,
+                catalog = requests.catalog,
+                tokens = requests.tokens,
+                retries = host.retries,
+                received_bytes = host.bytes,
+                "requests sent"
+            );
+        }
+    }
+
     /// What the store takes up on disk. Looks at every file of it, so this is not for a thread that others wait for.
     pub(super) fn cache_usage(&self) -> Value {
         let layers = std::fs::read_dir(self.store.dir().join("layers")).map_or(0, Iterator::count);

@@ -13,11 +13,20 @@ use tracing_subscriber::EnvFilter;
 /// Size at which a daemon's log file is put aside, in bytes. One older file is kept.
 const LOG_BYTES_MAX: u64 = 4 << 20;
 
+/// Who writes on standard error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Speaker {
+    /// A command, which ends in an answer or an error: its log would only say the same again.
+    Command,
+    /// A daemon, which has nothing but its log to say what went wrong.
+    Daemon,
+}
+
 /// How much is logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verbosity {
-    /// Warnings and errors.
+    /// What nobody else tells: a command's errors, a daemon's warnings too.
     #[default]
     Quiet,
     /// What is done.
@@ -28,11 +37,12 @@ pub enum Verbosity {
 
 impl Verbosity {
     /// Only this crate speaks up: the libraries below the registry client would show headers and signed URLs.
-    fn filter(self) -> EnvFilter {
-        EnvFilter::new(match self {
-            Self::Quiet => "error,registryfs=warn",
-            Self::Verbose => "error,registryfs=info",
-            Self::Debug => "error,registryfs=debug",
+    fn filter(self, speaker: Speaker) -> EnvFilter {
+        EnvFilter::new(match (self, speaker) {
+            (Self::Quiet, Speaker::Command) => "error",
+            (Self::Quiet, Speaker::Daemon) => "error,registryfs=warn",
+            (Self::Verbose, _) => "error,registryfs=info",
+            (Self::Debug, _) => "error,registryfs=debug",
         })
     }
 
@@ -46,9 +56,9 @@ impl Verbosity {
 }
 
 /// Logs of a command and of a daemon in the foreground: lines on standard error.
-pub fn to_stderr(verbosity: Verbosity) {
+pub fn to_stderr(verbosity: Verbosity, speaker: Speaker) {
     let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(verbosity.filter())
+        .with_env_filter(verbosity.filter(speaker))
         .with_target(false)
         .log_internal_errors(false)
         .with_writer(io::stderr);
@@ -60,7 +70,7 @@ pub fn to_stderr(verbosity: Verbosity) {
 pub(super) fn to_file(verbosity: Verbosity, path: &Path) {
     let file = LogFile::new(path);
     let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(verbosity.filter())
+        .with_env_filter(verbosity.filter(Speaker::Daemon))
         .with_ansi(false)
         .with_target(false)
         // It would complain on standard error, which is this file, and panic where that fails: on a full disk a line of

@@ -84,10 +84,12 @@ impl<'a> Session<'a> {
         let mut noticed = false;
         loop {
             if let Some(connection) = Connection::to_store(&config.cache_dir).await? {
+                tracing::info!(store = %config.cache_dir.display(), "asking the daemon of the store");
                 return Ok(Answering::Daemon(connection));
             }
             let busy = match Lock::take(&config.cache_dir) {
                 Ok(lock) => {
+                    tracing::info!(store = %config.cache_dir.display(), "answering from the store, which no daemon has");
                     let host = query.host();
                     return Engine::open(config, lock, host.as_deref(), &Handle::current())
                         .map(|engine| Answering::Here(Box::new(engine)));
@@ -152,6 +154,7 @@ async fn stream_here(
         Ok(())
     };
     let result = tokio::try_join!(produce, consume).map(drop);
+    engine.log_requests();
     engine.close();
     result
 }

@@ -90,6 +90,27 @@ fn a_demo_registry_without_its_port_fails_at_once() {
 }
 
 #[test]
+fn a_failure_is_told_once_and_the_rest_only_when_asked_for() {
+    let world = World::new();
+    let image = world.image("base/slim:11");
+    let verbose = world.run(&["-v", "digest", &image]);
+    let text = errors(&verbose);
+    assert!(text.contains("INFO") && text.contains("manifests=1"), "{text}");
+    world.registry.handle().stop();
+    let tags = world.image("base/tiny");
+    let quiet = errors(&world.run(&["tags", "--retries", "0", &tags]));
+    assert!(
+        quiet.starts_with("registryfs: ") && quiet.lines().count() == 1,
+        "{quiet}"
+    );
+    let verbose = errors(&world.run(&["-v", "tags", "--retries", "0", &tags]));
+    assert!(
+        verbose.contains("WARN") && verbose.contains("host is down"),
+        "{verbose}"
+    );
+}
+
+#[test]
 fn a_registry_that_does_not_answer_in_time_exits_6() {
     let world = World::with(Behaviour {
         latency: Duration::from_secs(30),
