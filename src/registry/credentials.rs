@@ -1,4 +1,4 @@
-//! Where credentials come from: the command line or configuration, then Docker's `config.json`. They are looked up
+//! Where credentials come from: the command line or environment, then Docker's `config.json`. They are looked up
 //! anew each time a registry asks, so a `docker login` meanwhile is noticed; nothing is kept but the answer in use.
 
 use std::collections::BTreeMap;
@@ -14,6 +14,8 @@ use super::secret::Secret;
 
 /// Largest configuration file that is read.
 const FILE_BYTES_MAX: u64 = 1 << 20;
+/// How the user gave the credentials that no file holds.
+const GIVEN: &str = "--credential (or REGISTRYFS_CREDENTIAL)";
 /// The user name that says that the password is an identity token (docker's credential helpers).
 const TOKEN_USER: &str = "<token>";
 
@@ -62,19 +64,14 @@ pub(super) fn find(options: &ClientOptions, host: &str) -> Credentials {
         .hosts
         .get(host)
         .and_then(|options| options.credential.as_ref());
-    let given = [
-        (own, "the configuration"),
-        (options.credential.as_ref(), "--credential"),
-    ];
-    for (secret, source) in given {
-        let Some(secret) = secret else { continue };
+    if let Some(secret) = own.or(options.credential.as_ref()) {
         let credentials = |identity| Credentials {
             identity,
-            source: source.to_owned(),
+            source: GIVEN.to_owned(),
         };
         return match secret.expose().split_once(':') {
             Some((user, password)) => credentials(password_identity(user, password)),
-            None => Credentials::none(format!("{source} is not of the form USER:PASS")),
+            None => Credentials::none(format!("{GIVEN} is not of the form USER:PASS")),
         };
     }
     let path = match &options.docker_config {
@@ -309,7 +306,10 @@ mod tests {
         };
         let own = find(&options, "h.io");
         assert_eq!(own.identity, password("own", "secret2"));
-        assert_eq!(own.describe(), "credentials of the configuration");
+        assert_eq!(
+            own.describe(),
+            "credentials of --credential (or REGISTRYFS_CREDENTIAL)"
+        );
         let flag = find(&options, "other.io");
         assert_eq!(flag.identity, password("flag", "secret1"));
         assert!(!format!("{options:?}{own:?}{flag:?}").contains("secret"));

@@ -49,18 +49,21 @@ static SYSTEM_ROOTS: LazyLock<RootCertStore> = LazyLock::new(|| {
 /// Adds every certificate of the PEM file at `path` to `roots`.
 ///
 /// # Errors
-/// [`Error::Io`] if it cannot be read, [`Error::Usage`] if there is no certificate in it.
+/// [`Error::Usage`] if it cannot be read, or there is no certificate in it.
 pub(super) fn add_ca_file(roots: &mut RootCertStore, path: &Path) -> Result<()> {
     let shown = path.display().to_string();
-    let size = std::fs::metadata(path)
-        .map_err(|error| Error::io(&shown, &error))?
-        .len();
+    let unreadable = |error: std::io::Error| {
+        Error::usage(format!(
+            "{shown}: cannot be read as certificate authorities: {error}; correct --ca, REGISTRYFS_CA or the key `ca`"
+        ))
+    };
+    let size = std::fs::metadata(path).map_err(unreadable)?.len();
     if size > CA_FILE_BYTES_MAX {
         return Err(Error::usage(format!(
             "{shown}: {size} bytes are no file of certificate authorities"
         )));
     }
-    let pem = std::fs::read(path).map_err(|error| Error::io(&shown, &error))?;
+    let pem = std::fs::read(path).map_err(unreadable)?;
     let mut added = 0;
     for certificate in CertificateDer::pem_slice_iter(&pem) {
         let refused = |why: String| Error::usage(format!("{shown}: not a certificate authority: {why}"));

@@ -47,7 +47,7 @@ pub(super) struct Transport {
 
 impl Transport {
     /// # Errors
-    /// Of the CA files: [`Error::Io`] or [`Error::Usage`].
+    /// Of the CA files: [`Error::Usage`].
     pub(super) fn new(options: ClientOptions) -> Result<Self> {
         let connect = options.timing.connect;
         let mut roots = RootCertStore::empty();

@@ -70,12 +70,30 @@ fn each_kind_of_failure_has_its_exit_code() {
         .update(|behaviour| behaviour.auth = Auth::Basic(user));
     let denied = world.run(&["tags", "--credential", "user:wrong", &world.image("base/tiny")]);
     assert_eq!(code(&denied), 3, "{}", errors(&denied));
+    assert!(
+        errors(&denied).contains("credentials of --credential"),
+        "{}",
+        errors(&denied)
+    );
     let allowed = world.run(&["tags", "--credential", "user:hunter2", &world.image("base/tiny")]);
     assert_eq!(code(&allowed), 0, "{}", errors(&allowed));
 
     world.registry.handle().stop();
     let network = world.run(&["tags", "--retries", "0", &world.image("base/other")]);
     assert_eq!(code(&network), 5, "{}", errors(&network));
+}
+
+#[test]
+fn authorities_that_cannot_be_read_exit_2_with_the_remedy() {
+    let world = World::new();
+    let image = world.image("base/slim:11");
+    let output = world.run(&["digest", "--ca", "/nonexistent.pem", &image]);
+    let text = errors(&output);
+    assert_eq!(code(&output), 2, "{text}");
+    assert!(
+        text.contains("/nonexistent.pem") && text.contains("correct --ca"),
+        "{text}"
+    );
 }
 
 #[test]
