@@ -19,6 +19,8 @@ const DOCUMENT_BYTES_MAX: usize = 256 << 20;
 #[derive(Debug)]
 pub(super) struct Connection {
     stream: BufReader<UnixStream>,
+    /// The process at the other end, where the kernel can name it.
+    daemon_pid: Option<i32>,
     has_answered: bool,
 }
 
@@ -65,6 +67,7 @@ impl Connection {
         }
         Ok(Some(Self {
             stream: BufReader::new(stream),
+            daemon_pid: peer.pid(),
             has_answered: false,
         }))
     }
@@ -75,7 +78,7 @@ impl Connection {
         match timeout(SILENCE_MAX, frame.write(&mut self.stream)).await {
             Ok(Ok(()) | Err(Error::Io { .. })) => Ok(()),
             Ok(Err(error)) => Err(error),
-            Err(_) => Err(silent("daemon")),
+            Err(_) => Err(self.silent()),
         }
     }
 
@@ -83,16 +86,14 @@ impl Connection {
     /// anything was about to end when the connection was made, and never saw the request.
     pub(super) async fn next(&mut self) -> Result<Part> {
         loop {
-            let frame = timeout(SILENCE_MAX, Frame::read(&mut self.stream))
-                .await
-                .map_err(|_| silent("daemon"))?;
-            let frame = match frame {
-                Ok(Some(frame)) => frame,
-                Ok(None) | Err(Error::Io { .. }) if !self.has_answered => {
+            let frame = match timeout(SILENCE_MAX, Frame::read(&mut self.stream)).await {
+                Ok(Ok(Some(frame))) => frame,
+                Ok(Ok(None) | Err(Error::Io { .. })) if !self.has_answered => {
                     return Ok(Part::Outcome(Outcome::Ending));
                 }
-                Ok(None) => return Err(Error::busy("daemon", "it ended before it had answered")),
-                Err(error) => return Err(error),
+                Ok(Ok(None)) => return Err(Error::busy("daemon", "it ended before it had answered")),
+                Ok(Err(error)) => return Err(error),
+                Err(_) => return Err(self.silent()),
             };
             self.has_answered = true;
             match frame {
@@ -124,8 +125,18 @@ impl Connection {
         // Nothing is due any more, so whatever ends the wait, a reset included, is the close.
         match timeout(deadline, self.stream.read(&mut byte)).await {
             Ok(_) => Ok(()),
-            Err(_) => Err(silent("daemon, which was to end,")),
+            Err(_) => Err(self.silent()),
         }
+    }
+
+    /// The error for a daemon that shows no sign of life: it is stopped, or hangs.
+    fn silent(&self) -> Error {
+        silent(match self.daemon_pid {
+            Some(pid) => format!(
+                "the daemon (process {pid}; if it stays silent, end it with `kill -9 {pid}` and then take its mounts away with `umount -l`)"
+            ),
+            None => "the daemon".to_owned(),
+        })
     }
 }
 
@@ -138,5 +149,24 @@ fn silent(what: impl Into<String>) -> Error {
     Error::Timeout {
         what: what.into(),
         waited_ms: u64::try_from(SILENCE_MAX.as_millis()).unwrap_or(u64::MAX),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_silent_daemon_is_named_with_the_remedy() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s");
+        let _listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let connection = Connection::to(&socket).await.unwrap().unwrap();
+        let error = connection.silent();
+        let text = error.to_string();
+        assert_eq!(error.exit_code(), 6);
+        for part in [format!("kill -9 {}", std::process::id()), "umount -l".to_owned()] {
+            assert!(text.contains(&part), "{text}");
+        }
     }
 }
