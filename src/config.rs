@@ -85,6 +85,8 @@ pub struct Loaded {
     pub config: Config,
     /// What `--config`, the environment and the flags said.
     pub given: Layer,
+    /// The files with a `[registry."HOST"]`, by host; of several, the one that wins.
+    pub registry_files: BTreeMap<String, PathBuf>,
 }
 
 impl Config {
@@ -98,18 +100,30 @@ impl Config {
             .map(Path::to_path_buf)
             .or_else(|| environment.path("REGISTRYFS_CONFIG"));
         let mut given = flags.over(environment.layer()?);
+        let mut registry_files = BTreeMap::new();
+        let mut note_registries = |layer: &Layer, file: &Path| {
+            for host in layer.registry.keys() {
+                registry_files
+                    .entry(host.clone())
+                    .or_insert_with(|| file.to_owned());
+            }
+        };
         if let Some(file) = named {
-            given = given.over(Layer::read(&file)?);
+            let layer = Layer::read(&file)?;
+            note_registries(&layer, &file);
+            given = given.over(layer);
         }
         let mut all = given.clone();
         for file in environment.default_files().into_iter().rev() {
             if let Some(layer) = Layer::read_if_present(&file)? {
+                note_registries(&layer, &file);
                 all = all.over(layer);
             }
         }
         Ok(Loaded {
             config: all.resolve(environment)?,
             given,
+            registry_files,
         })
     }
 

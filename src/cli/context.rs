@@ -7,8 +7,9 @@ use super::globals::Globals;
 use super::output::note;
 use crate::config::{Config, Environment, Layer, Loaded};
 use crate::daemon::{ImageName, Session};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::image::platform::Platform;
+use crate::registry::reference::canonical_host;
 
 /// The surroundings of a command.
 #[derive(Debug)]
@@ -22,7 +23,7 @@ pub(super) struct Context {
 impl Context {
     /// Loads the settings.
     pub(super) fn new(globals: &Globals) -> Result<Self> {
-        let mut context = Self {
+        let context = Self {
             globals: globals.clone(),
             loaded: load(globals, Layer::default())?,
         };
@@ -36,11 +37,16 @@ impl Context {
         self.check()
     }
 
-    fn check(&mut self) -> Result<()> {
-        match &self.loaded.config.platform {
-            Some(text) => text.parse::<Platform>().map(drop),
-            None => Ok(()),
+    /// Checks what the configuration itself cannot: it knows neither platforms nor hosts.
+    fn check(&self) -> Result<()> {
+        if let Some(text) = &self.loaded.config.platform {
+            text.parse::<Platform>()?;
         }
+        for (host, file) in &self.loaded.registry_files {
+            canonical_host(host)
+                .map_err(|error| Error::usage(format!("{}: [registry.{host:?}]: {error}", file.display())))?;
+        }
+        Ok(())
     }
 
     /// Someone who answers questions.

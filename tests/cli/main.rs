@@ -18,6 +18,8 @@ fn what_cannot_be_meant_exits_2_and_says_why() {
     let world = World::new();
     let bad_file = world.file("bad.toml", "retries = 1\nretreis = 2\n");
     let bad_file = bad_file.to_str().unwrap();
+    let bad_host = world.file("host.toml", "[registry.\"nohost\"]\ninsecure = true\n");
+    let bad_host = bad_host.to_str().unwrap();
     let mountpoint = world.mountpoint("a");
     let mountpoint = mountpoint.to_str().unwrap();
     let cases: &[(&[&str], &str)] = &[
@@ -35,6 +37,10 @@ fn what_cannot_be_meant_exits_2_and_says_why() {
         (
             &["ls", "--config", bad_file, "debian"],
             "bad.toml:2: unknown field `retreis`",
+        ),
+        (
+            &["ls", "--config", bad_host, "debian"],
+            "host.toml: [registry.\"nohost\"]: ",
         ),
         (&["ls", "--credential", "hunter2", "debian"], "USER:PASS"),
         (&["mount", "-o", "ro,colour", mountpoint], "colour"),
