@@ -3,6 +3,7 @@
 use clap::Args;
 
 use super::context::Context;
+use super::output::note;
 use crate::error::Result;
 
 /// Mount what the configuration names and stay, for a service manager
@@ -19,6 +20,6 @@ impl Daemon {
     }
 
     pub(super) fn run(&self, context: &Context) -> Result<()> {
-        crate::daemon::daemon(&context.loaded.config)
+        crate::daemon::daemon(&context.loaded.config, note)
     }
 }

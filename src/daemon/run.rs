@@ -50,11 +50,12 @@ pub fn runtime() -> Result<Runtime> {
         .map_err(|error| Error::io("start of the runtime", &error))
 }
 
-/// `registryfs daemon`: mounts what the configuration names and stays until a signal ends it.
+/// `registryfs daemon`: mounts what the configuration names and stays until a signal ends it. `notice` shows
+/// a line to the user.
 ///
 /// # Errors
 /// [`Error::Busy`] where the store has an owner already; whatever makes one of the mounts fail.
-pub fn daemon(config: &Config) -> Result<()> {
+pub fn daemon(config: &Config, notice: fn(&str)) -> Result<()> {
     let requests = config
         .mounts
         .iter()
@@ -69,7 +70,13 @@ pub fn daemon(config: &Config) -> Result<()> {
         })
         .collect::<Result<Vec<_>>>()?;
     let lock = Lock::take(&config.cache_dir)?;
-    live(config, lock, Ending::OnlyBySignal, requests, |_| Ok(()))
+    let is_idle = requests.is_empty();
+    live(config, lock, Ending::OnlyBySignal, requests, |ready| {
+        if is_idle && ready.is_ok() {
+            notice("no [[mount]] in the configuration: waiting for `registryfs mount`");
+        }
+        Ok(())
+    })
 }
 
 /// Whether others reach a mount where nobody says: root mounts for the whole machine.

@@ -244,6 +244,19 @@ fn a_foreground_daemon_tells_systemd_and_ends_in_order_on_sigterm() {
 }
 
 #[test]
+fn a_daemon_without_mounts_says_what_it_waits_for() {
+    let world = World::new();
+    let daemon = start(&mut world.command(&["daemon"]));
+    until("it listens", || {
+        world.holder().is_some_and(|holder| holder.socket.is_some())
+    });
+    kill(pid(daemon.id()), Signal::SIGTERM).unwrap();
+    let output = finish(daemon);
+    assert_eq!(code(&output), 0, "{}", errors(&output));
+    assert!(errors(&output).contains("[[mount]]"), "{}", errors(&output));
+}
+
+#[test]
 fn sigterm_does_not_wait_for_those_who_use_the_mount() {
     let world = World::new();
     let mountpoint = world.mountpoint("m");
