@@ -39,6 +39,29 @@ pub(super) fn date(seconds: i64) -> String {
     format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}")
 }
 
+/// `YYYY-MM-DDTHH:MM:SS.mmmZ` (RFC 3339) of milliseconds since 1970.
+pub(super) fn timestamp(ms: u64) -> String {
+    let (seconds, ms) = (ms / 1000, ms % 1000);
+    let (days, second_of_day) = (seconds / 86_400, seconds % 86_400);
+    let (hour, minute, second) = (second_of_day / 3600, second_of_day / 60 % 60, second_of_day % 60);
+    // Milliseconds in 64 bits are fewer days than 63 bits hold.
+    let (year, month, day) = civil(days.cast_signed());
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z")
+}
+
+/// A time span for people, never rounded up: `40 ms`, `59 s`, `2 min`, `3 h 20 min`, `5 d 4 h`.
+pub(super) fn human_duration(ms: u64) -> String {
+    let seconds = ms / 1000;
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    match (days, hours, minutes, seconds) {
+        (0, 0, 0, 0) if ms > 0 => format!("{ms} ms"),
+        (0, 0, 0, _) => format!("{seconds} s"),
+        (0, 0, _, _) => format!("{minutes} min"),
+        (0, _, _, _) => format!("{hours} h {} min", minutes % 60),
+        _ => format!("{days} d {} h", hours % 24),
+    }
+}
+
 /// The Gregorian date of a number of days since 1970-01-01. Counted in cycles of 400 years, the time after which the
 /// calendar repeats, and in years that begin in March, so that the leap day comes last.
 fn civil(days: i64) -> (i64, i64, i64) {
@@ -147,6 +170,22 @@ mod tests {
         }
         // Any number of seconds that a layer may hold has some date.
         assert!(!date(i64::MAX).is_empty() && !date(i64::MIN).is_empty());
+    }
+
+    #[test]
+    fn moments_and_spans_are_for_people() {
+        assert_eq!(timestamp(951_827_696_007), "2000-02-29T12:34:56.007Z");
+        assert!(timestamp(u64::MAX).ends_with('Z'));
+        for (ms, text) in [
+            (0, "0 s"),
+            (999, "999 ms"),
+            (59_999, "59 s"),
+            (150_000, "2 min"),
+            (12_000_000, "3 h 20 min"),
+            (446_400_000, "5 d 4 h"),
+        ] {
+            assert_eq!(human_duration(ms), text);
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::engine::{Engine, Mounted};
 use super::protocol::MountRequest;
 use super::run::Ending;
 use crate::error::{Error, Result};
+use crate::image::platform::Platform;
 
 /// How many mounts one daemon holds.
 const MOUNTS_MAX: usize = 256;
@@ -253,7 +254,7 @@ impl Mounts {
             {
                 mounts.push(json!({
                     "mountpoint": request.mountpoint,
-                    "platform": request.platform,
+                    "platform": request.platform.clone().unwrap_or_else(|| Platform::host().to_string()),
                     "allow_other": request.allow_other,
                     "allow": request.allow,
                     "deny": request.deny,

@@ -257,6 +257,22 @@ fn a_daemon_without_mounts_says_what_it_waits_for() {
 }
 
 #[test]
+fn the_status_tells_where_what_failed_and_why() {
+    let world = World::new();
+    let mountpoint = world.mountpoint("m");
+    world.text(&["mount", text(&mountpoint)]);
+    let missing = world.image("base/slim:nope");
+    assert!(std::fs::metadata(mountpoint.join(&missing)).is_err());
+    let status = world.text(&["status"]);
+    let host = registryfs::image::platform::Platform::host().to_string();
+    let platform = status.lines().find(|line| line.contains("platform:")).unwrap();
+    assert!(platform.ends_with(&host), "{status}");
+    let failure = format!("Z lookup {missing}: ENOENT: ");
+    assert!(status.contains(&failure), "{status}");
+    world.text(&["umount", text(&mountpoint)]);
+}
+
+#[test]
 fn sigterm_does_not_wait_for_those_who_use_the_mount() {
     let world = World::new();
     let mountpoint = world.mountpoint("m");
