@@ -159,3 +159,27 @@ fn a_check_without_an_answer_holds_a_known_tag_up_for_half_a_second() {
         started.elapsed()
     );
 }
+
+#[test]
+fn a_registry_that_refuses_head_does_not_lose_its_tags() {
+    let world = world();
+    let path = world.at("team/app:1.0/rootfs/etc/release");
+    assert_eq!(fs::read_to_string(&path).unwrap(), "old");
+    for status in [405, 400, 501] {
+        let refusal = Fault::Status {
+            status,
+            retry_after: None,
+        };
+        world
+            .handle()
+            .inject(Scope::containing("/manifests/").method("HEAD"), refusal);
+        let text = format!("after {status}");
+        world
+            .handle()
+            .edit(|content| content.add_tagged_image("team/app", "1.0", &release(&text)));
+        until("the new image is seen", || {
+            fs::read_to_string(&path).unwrap() == text
+        });
+        world.handle().clear_faults();
+    }
+}
