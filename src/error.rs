@@ -203,7 +203,7 @@ impl Error {
         }
     }
 
-    /// The table of design.md section 3, first column to second: what a system call on the tree answers.
+    /// The table of `README.md`, "Errors", first column to second: what a system call on the tree answers.
     #[must_use]
     pub fn errno(&self) -> i32 {
         match self {
@@ -225,7 +225,7 @@ impl Error {
         }
     }
 
-    /// The table of design.md section 3, first column to third: how the command exits.
+    /// The table of `README.md`, "Errors", first column to third: how the command exits.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {

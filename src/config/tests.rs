@@ -1,3 +1,5 @@
+//! Files, environment and flags as their users write them, and which of them wins.
+
 use std::ffi::OsString;
 use std::fs;
 

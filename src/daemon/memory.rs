@@ -1,7 +1,8 @@
 //! Gives memory back to the system when a burst of fetching is over.
 //!
 //! Decoding allocates buffers of megabytes on many threads, and the C library's allocator keeps what they free in an arena
-//! for each thread. A daemon that has streamed an image once would hold tens of megabytes for the rest of its life.
+//! for each thread, up to a threshold that grows with the largest buffer ever freed. A daemon that has streamed one image
+//! would hold 80 MB for the rest of its life; with the limits below and a trim after each burst it is a few.
 #![allow(unsafe_code)]
 
 use std::sync::Arc;
@@ -11,6 +12,29 @@ use crate::fetch::Fetcher;
 
 /// How often it is looked whether a burst is over.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Buffers from this size on are mapped one by one and unmapped when they are freed: chunks, but not the answer to a read.
+#[cfg(target_env = "gnu")]
+const MAPPED_BYTES_MIN: i32 = (1 << 20) + (1 << 16);
+/// Free memory at the end of an arena from this size on goes back at once.
+#[cfg(target_env = "gnu")]
+const ARENA_TOP_BYTES_MAX: i32 = 1 << 20;
+/// Threads share so many arenas.
+#[cfg(target_env = "gnu")]
+const ARENAS_MAX: i32 = 4;
+
+/// Limits what the allocator keeps. To be called before there are other threads.
+pub(super) fn limit() {
+    #[cfg(target_env = "gnu")]
+    for (parameter, value) in [
+        (libc::M_MMAP_THRESHOLD, MAPPED_BYTES_MIN),
+        (libc::M_TRIM_THRESHOLD, ARENA_TOP_BYTES_MAX),
+        (libc::M_ARENA_MAX, ARENAS_MAX),
+    ] {
+        // SAFETY: mallopt(3) takes two numbers and no pointer.
+        unsafe { libc::mallopt(parameter, value) };
+    }
+}
 
 /// Runs for as long as the daemon does.
 pub(super) async fn give_back(fetcher: Arc<Fetcher>) {

@@ -158,6 +158,7 @@ fn live(
     requests: Vec<MountRequest>,
     report: impl FnOnce(&Result<()>) -> Result<()>,
 ) -> Result<()> {
+    super::memory::limit();
     let runtime = runtime()?;
     let result = runtime.block_on(async {
         match Daemon::prepare(config, lock, ending) {

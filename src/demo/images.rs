@@ -16,7 +16,7 @@ use crate::layer::estargz::TOC_DIGEST_ANNOTATION;
 use crate::layer::estargz::writer::{Options, write_layer};
 use crate::layer::tar;
 
-/// The annotation with the size of a layer's tar (formats.md 1.6).
+/// The annotation with the size of a layer's tar, as the format's own tools write it.
 const UNCOMPRESSED_SIZE_ANNOTATION: &str = "io.containers.estargz.uncompressed-size";
 
 /// Which family of media types an image uses.

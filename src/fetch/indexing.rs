@@ -112,15 +112,22 @@ impl Fetcher {
     }
 }
 
-/// Says in an error from a pure parser which layer it is about.
+/// Says in an error from a pure parser which layer it is about, and of which repository.
 fn name(layer: &str, error: Error) -> Error {
+    let named = |what: String| {
+        if what.starts_with("layer sha256:") {
+            layer.to_owned()
+        } else {
+            format!("{layer}, {what}")
+        }
+    };
     match error {
         Error::Malformed { what, why } => Error::Malformed {
-            what: format!("{layer}, {what}"),
+            what: named(what),
             why,
         },
         Error::Unsupported { what, why } => Error::Unsupported {
-            what: format!("{layer}, {what}"),
+            what: named(what),
             why,
         },
         Error::Verification {
@@ -128,7 +135,7 @@ fn name(layer: &str, error: Error) -> Error {
             expected,
             actual,
         } => Error::Verification {
-            what: format!("{layer}, {what}"),
+            what: named(what),
             expected,
             actual,
         },

@@ -1,4 +1,4 @@
-//! What a name can mean below a directory of the tree of names, by its spelling alone: design.md section 1, "Names".
+//! What a name can mean below a directory of the tree of names, by its spelling alone: `README.md`, "The tree".
 
 use crate::digest::Digest;
 use crate::registry::reference::{Target, is_component, is_tag};
@@ -152,17 +152,7 @@ mod tests {
             }
         );
         for nothing in [
-            "",
-            ".git",
-            "a b",
-            "a:",
-            ":a",
-            "A:1",
-            "a@b",
-            "a:b:c",
-            "sha256:zz",
-            "-x",
-            "\u{e4}",
+            "", ".git", "a b", "a:", ":a", "A:1", "a@b", "a:b:c", "-x", "\u{e4}",
         ] {
             assert_eq!(meaning(nothing.as_bytes()), Meaning::Nothing, "{nothing}");
         }

@@ -1,4 +1,4 @@
-//! Lookups and listings in the tree of names, by the rules of design.md section 1.
+//! Lookups and listings in the tree of names, by the rules of `README.md`, "The tree".
 //!
 //! A bare name is not asked for when it is looked up: it is a directory, and what it is gets decided by the first listing
 //! of it or the first of an image's own names in it. From then on it stays that for as long as the kernel holds it; a tag

@@ -106,7 +106,7 @@ pub struct CleanPath {
 }
 
 /// Cleans a tar name as `path.Clean("/" + name)` does: no empty or `.` components, `..` removes its predecessor and
-/// stops at the root (formats.md 6.2, rows "absolute" and "../evil").
+/// stops at the root.
 #[must_use]
 pub fn clean_path(name: &[u8]) -> CleanPath {
     let mut parts: Vec<&[u8]> = Vec::new();

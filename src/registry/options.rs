@@ -1,4 +1,4 @@
-//! What a caller can set: credentials, trust, deadlines. Defaults are those of design.md, sections 2 and 3.
+//! What a caller can set: credentials, trust, deadlines. Defaults are those that `README.md` promises.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

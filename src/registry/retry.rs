@@ -1,5 +1,5 @@
-//! How long one operation goes on: its deadline, its retries, its pauses. Two kinds of patience, by design.md
-//! section 3: a small request ends after a total time, a stream when nothing more comes.
+//! How long one operation goes on: its deadline, its retries, its pauses. Two kinds of patience: a small
+//! request ends after a total time, a stream when nothing more comes.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! The tree of names as design.md section 1 has it.
+//! The tree of names as `README.md`, "The tree" has it.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

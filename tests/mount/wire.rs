@@ -1,4 +1,4 @@
-//! What goes over the wire, to the request: the figures of design.md section 5, and the lookups that cost nothing.
+//! What goes over the wire, to the request: how many requests a read costs, and the lookups that cost nothing.
 
 use std::fs;
 use std::process::Command;

@@ -1,7 +1,7 @@
 //! The last bytes of an eStargz blob: an empty gzip member whose header carries the offset of the TOC.
 //!
 //! Every field is checked, not only the magic: the footer is all that says "this gzip layer has a TOC", and a lax reader
-//! takes chance bytes, or a number with a sign, for one (formats.md 1.2).
+//! takes chance bytes, or a number with a sign, for one.
 
 use crate::error::{Error, Result};
 

@@ -1,6 +1,6 @@
 //! Writes eStargz layers: for the demo registry, for tests, and for converting.
 //!
-//! The layout is that of formats.md 1.1 to 1.5, so that every reader of the format takes it: a gzip member at byte 0, at
+//! The layout is that of the eStargz specification, so that every reader takes it: a gzip member at byte 0, at
 //! every chunk of a payload (or, with a least size, at those that reach it), at the TOC, and the footer. The same input
 //! gives the same bytes. Names are written as they are, because tests need layers that no well-meaning tool makes.
 

@@ -1,4 +1,4 @@
-//! What a registry may send: records that are odd but valid, and the list of formats.md 1.8.
+//! What a registry may send: records that are odd but valid, and ways to break the format that bit readers.
 //!
 //! What only the merged tree can judge (hard links to nothing, in circles, to directories; files with children) passes
 //! here and is refused or resolved there.
