@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -68,6 +70,48 @@ fn a_moved_tag_shows_new_visitors_the_new_image_and_leaves_the_old_to_those_insi
         let seen = String::from_utf8(output.stdout).unwrap();
         let old_digest = release("old").digest();
         assert_eq!(seen, format!("etc\nonly-old\nold{old_digest}\n"), "{spelling}");
+    }
+}
+
+#[test]
+fn those_in_the_new_image_stay_in_their_place_when_the_last_one_leaves_the_old() {
+    for spelling in ["team/app/1.0", "team/app:1.0"] {
+        let world = world();
+        let rootfs = world.at(spelling).join("rootfs");
+        let path = rootfs.join("etc/release");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "old");
+        let waiting = |script: &str| {
+            let mut shell = Command::new("sh");
+            shell
+                .args(["-c", &format!("read go; {script}")])
+                .current_dir(&rootfs);
+            // It goes on when the end of its input is closed, which waiting for its output does.
+            start(shell.stdin(Stdio::piped()))
+        };
+        let in_old = waiting("cat etc/release");
+        world
+            .handle()
+            .edit(|content| content.add_tagged_image("team/app", "1.0", &release("new")));
+        until("the tag has its new digest", || {
+            fs::read_to_string(&path).unwrap() == "new"
+        });
+        let in_new = waiting("/bin/pwd && cat etc/release");
+        let number = |path: &Path| fs::metadata(path).unwrap().ino();
+        let numbers = [number(&world.at(spelling)), number(&rootfs)];
+        assert_eq!(finish(in_old).stdout, b"old");
+        // Every lookup asks anew after the entry's time, of an inode that has become the path's only one.
+        for _ in 0..5 {
+            std::thread::sleep(Duration::from_millis(400));
+            assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+            assert_eq!(
+                [number(&world.at(spelling)), number(&rootfs)],
+                numbers,
+                "{spelling}"
+            );
+        }
+        let output = finish(in_new);
+        let seen = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(seen, format!("{}\nnew", rootfs.display()), "{spelling}");
     }
 }
 
