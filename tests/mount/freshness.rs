@@ -1,10 +1,13 @@
 //! Tags that move, and a registry that does not answer while they are checked.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use registryfs::demo::{Behaviour, Content, Fault, Image, Scope};
@@ -226,4 +229,58 @@ fn a_registry_that_refuses_head_does_not_lose_its_tags() {
         });
         world.handle().clear_faults();
     }
+}
+
+#[test]
+fn a_directory_that_is_held_never_mixes_two_images() {
+    let behaviour = Behaviour {
+        failure_rate: 0.05,
+        seed: 11,
+        ..Behaviour::default()
+    };
+    let version = |number: u64| {
+        let entries: Vec<File> = (0..5)
+            .map(|n| file(&format!("d/f{n}"), noise(20_000, number * 10 + n)))
+            .chain([file("version", number.to_string())])
+            .collect();
+        image(&[&entries])
+    };
+    let versions: Vec<Image> = (0..6).map(version).collect();
+    let mut content = Content::new();
+    content.add_tagged_image("team/app", "1.0", &versions[0]);
+    let world = World::with(content, behaviour, &["--retries", "10"])
+        .configured("tag_ttl_s = 0\n")
+        .mounted();
+    let done = AtomicBool::new(false);
+    let seen = parking_lot::Mutex::new(BTreeSet::new());
+    std::thread::scope(|scope| {
+        for spelling in ["team/app/1.0", "team/app:1.0", "team/app/1.0", "team/app:1.0"] {
+            let (done, seen, rootfs) = (&done, &seen, world.at(spelling).join("rootfs"));
+            scope.spawn(move || {
+                while !done.load(Ordering::Relaxed) {
+                    let held = fs::File::open(&rootfs).unwrap();
+                    let at = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
+                    let number: u64 = fs::read_to_string(at.join("version")).unwrap().parse().unwrap();
+                    for n in 0..5 {
+                        let bytes = fs::read(at.join(format!("d/f{n}"))).unwrap();
+                        assert!(
+                            bytes == noise(20_000, number * 10 + n),
+                            "{spelling}: {number} f{n}"
+                        );
+                    }
+                    seen.lock().insert((spelling, number));
+                }
+            });
+        }
+        for (number, version) in (0..).zip(&versions) {
+            world
+                .handle()
+                .edit(|content| content.add_tagged_image("team/app", "1.0", version));
+            until("both spellings show the version", || {
+                let seen = seen.lock();
+                seen.contains(&("team/app/1.0", number)) && seen.contains(&("team/app:1.0", number))
+            });
+        }
+        done.store(true, Ordering::Relaxed);
+    });
 }
