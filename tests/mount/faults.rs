@@ -86,6 +86,7 @@ fn a_bad_chunk_fails_its_own_readers_only() {
         })
         .collect();
     assert_eq!(results, [true; 12], "{}", world.errors());
+    assert!(world.log().contains("verification failed"), "{}", world.log());
 }
 
 #[test]
