@@ -322,7 +322,7 @@ fn a_daemon_killed_while_it_fetches_leaves_right_bytes_only() {
     check(&world, "1.0", 10);
 }
 
-/// A small filesystem for the store, gone with the test.
+/// A small filesystem for the store, gone with the test, but not before the daemon that works on it.
 struct SmallDisk(PathBuf);
 
 impl SmallDisk {
@@ -345,13 +345,17 @@ impl SmallDisk {
 impl Drop for SmallDisk {
     fn drop(&mut self) {
         let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+        // What could not be removed as long as it was mounted.
+        let _ = self.0.parent().map(fs::remove_dir_all);
     }
 }
 
 #[test]
 fn a_full_disk_fails_no_read() {
+    // Declared first, so dropped last.
+    let disk;
     let world = World::new(content());
-    let disk = SmallDisk::new(&world, 1 << 20);
+    disk = SmallDisk::new(&world, 1 << 20);
     world.mount();
     check(&world, "1.0", 10);
     world.restart();
