@@ -15,7 +15,14 @@ use crate::store::layer::Layer;
 type Outcome = Option<Result<()>>;
 type Table = Mutex<HashMap<(Digest, u32), watch::Receiver<Outcome>>>;
 /// Resolves when the member has arrived, or failed.
-pub(super) type Waiter = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
+pub(super) type Arrival = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
+
+/// A member that is waited for.
+pub(super) struct Waiter {
+    pub(super) arrival: Arrival,
+    /// Whether somebody else fetches it, who may have another source for it.
+    pub(super) foreign: bool,
+}
 
 /// The members being fetched, by layer and number.
 #[derive(Debug, Default)]
@@ -79,27 +86,35 @@ impl Flights {
         {
             let mut under_way = self.0.lock();
             for &member in candidates {
-                let key = (*layer.digest(), member);
+                let key = (*layer.key(), member);
                 let is_needed = needed.binary_search(&member).is_ok();
                 if let Some(receiver) = under_way.get(&key) {
                     if is_needed {
-                        waiters.push(wait(receiver.clone()));
+                        waiters.push(Waiter {
+                            arrival: wait(receiver.clone()),
+                            foreign: true,
+                        });
                     }
                     continue;
                 }
-                if is_present(layer, member).unwrap_or(false) {
+                // What was there before an unclean reboot is verified by whoever needs it, not fetched ahead.
+                let here = |chunk| layer.is_present(chunk) || (!is_needed && layer.is_suspect(chunk));
+                if chunks_of(layer, member).is_ok_and(|chunks| chunks.into_iter().all(here)) {
                     continue;
                 }
                 let (sender, receiver) = watch::channel(None);
                 if is_needed {
-                    waiters.push(wait(receiver.clone()));
+                    waiters.push(Waiter {
+                        arrival: wait(receiver.clone()),
+                        foreign: false,
+                    });
                 }
                 under_way.insert(key, receiver);
                 opened.push((member, sender));
             }
         }
         let landing = |(member, sender)| {
-            let (table, layer) = (Arc::clone(&self.0), *layer.digest());
+            let (table, layer) = (Arc::clone(&self.0), *layer.key());
             (
                 member,
                 Landing {
@@ -114,12 +129,11 @@ impl Flights {
     }
 }
 
-fn is_present(layer: &Layer, member: u32) -> Result<bool> {
-    let chunks = layer.index().member_chunks(&layer.index().member(member)?)?;
-    Ok(chunks.into_iter().all(|chunk| layer.is_present(chunk)))
+fn chunks_of(layer: &Layer, member: u32) -> Result<Vec<u32>> {
+    layer.index().member_chunks(&layer.index().member(member)?)
 }
 
-fn wait(mut receiver: watch::Receiver<Outcome>) -> Waiter {
+fn wait(mut receiver: watch::Receiver<Outcome>) -> Arrival {
     Box::pin(async move {
         let gone = || Error::Io {
             what: "fetch".to_owned(),

@@ -1,5 +1,6 @@
 //! Bringing a layer's index into the store: the few ranges that its format asks for, once, whoever asks.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -9,7 +10,9 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fetch::single_flight::SingleFlight;
 use crate::fetch::{Fetcher, Source, blocking};
-use crate::layer::{self, Step};
+use crate::layer::{self, Descriptor, Step};
+use crate::registry::BlobBody;
+use crate::registry::reference::Repository;
 use crate::store::layer::Layer;
 
 /// The most ranges that a format may ask for before it has its index.
@@ -18,7 +21,7 @@ const STEPS_MAX: usize = 8;
 const INDEX_MEMBER: u32 = u32::MAX;
 
 /// The layers being indexed.
-pub(super) type Indexing = SingleFlight<Digest, Arc<Layer>>;
+pub(super) type Indexing = SingleFlight<(Digest, Repository), Arc<Layer>>;
 
 impl Fetcher {
     /// The layer, indexed: from the store if it was indexed before, else with the requests that its format needs.
@@ -26,24 +29,34 @@ impl Fetcher {
     /// # Errors
     /// [`Error::Unsupported`] for a format without lazy reading; what the registry or the layer's bytes did wrong.
     pub async fn layer(self: &Arc<Self>, source: &Arc<Source>) -> Result<Arc<Layer>> {
-        let digest = source.descriptor.digest;
-        if let Some(layer) = self.stored_layer(digest).await? {
+        if let Some(layer) = self.stored_layer(source).await? {
             return Ok(layer);
         }
-        self.recent_failure(&digest, &[INDEX_MEMBER])?;
+        self.recent_failure(source, &[INDEX_MEMBER])?;
+        let key = (source.key(), source.repository.clone());
         let (fetcher, source) = (Arc::clone(self), Arc::clone(source));
         let work = async move {
             // Another flight may have ended since the look above.
-            if let Some(layer) = fetcher.stored_layer(digest).await? {
+            if let Some(layer) = fetcher.stored_layer(&source).await? {
                 return Ok(layer);
             }
-            let outcome = fetcher.index(&source).await;
+            let outcome = fetcher.index(&source).await.map_err(|error| source.blame(error));
             if let Err(error) = &outcome {
-                fetcher.remember_failure(&digest, INDEX_MEMBER, error);
+                fetcher.remember_failure(&source, INDEX_MEMBER, error);
             }
             outcome
         };
-        self.indexing.run(&self.runtime, digest, work).await
+        self.indexing.run(&self.runtime, key, work).await
+    }
+
+    /// Bytes `range` of a layer's blob as the registry has them, **not verified**.
+    ///
+    /// # Errors
+    /// Those of the registry client; [`Error::Malformed`] if the registry does not have the blob.
+    pub async fn blob(&self, source: &Source, range: Range<u64>) -> Result<BlobBody> {
+        let Descriptor { digest, size, .. } = &source.descriptor;
+        let body = self.client.blob(&source.repository, digest, range, *size).await;
+        body.map_err(|error| source.blame(error))
     }
 
     /// The layer's table of contents as the registry has it, verified by the digest that was noted when it was indexed.
@@ -60,7 +73,8 @@ impl Fetcher {
         let compressed = self
             .client
             .blob_bytes(repository, &descriptor.digest, range, descriptor.size)
-            .await?;
+            .await
+            .map_err(|error| source.blame(error))?;
         let toc = blocking(&self.runtime, move || layer::toc(summary.format, &compressed)).await?;
         let actual = Digest::of(&toc);
         if actual != summary.toc_digest {
@@ -74,9 +88,9 @@ impl Fetcher {
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub async fn stored_layer(&self, digest: Digest) -> Result<Option<Arc<Layer>>> {
-        let store = Arc::clone(&self.store);
-        blocking(&self.runtime, move || store.layer(&digest)).await
+    pub async fn stored_layer(&self, source: &Source) -> Result<Option<Arc<Layer>>> {
+        let (store, key) = (Arc::clone(&self.store), source.key());
+        blocking(&self.runtime, move || store.layer(&key)).await
     }
 
     async fn index(self: &Arc<Self>, source: &Source) -> Result<Arc<Layer>> {
@@ -84,7 +98,7 @@ impl Fetcher {
             repository,
             descriptor,
         } = source;
-        let what = format!("{repository} layer {}", descriptor.digest);
+        let what = source.name();
         let mut indexer = layer::indexer(descriptor).map_err(|error| name(&what, error))?;
         let mut have = None;
         for _ in 0..STEPS_MAX {
@@ -103,8 +117,8 @@ impl Fetcher {
                 }
                 Step::Done(index) => {
                     self.counters.layers_indexed.fetch_add(1, Ordering::Relaxed);
-                    let (store, digest) = (Arc::clone(&self.store), descriptor.digest);
-                    return blocking(&self.runtime, move || store.add_layer(&digest, &index)).await;
+                    let (store, key) = (Arc::clone(&self.store), source.key());
+                    return blocking(&self.runtime, move || store.add_layer(&key, &index)).await;
                 }
             }
         }

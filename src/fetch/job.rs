@@ -11,17 +11,16 @@ use tokio::sync::mpsc;
 
 use crate::error::{Error, Result};
 use crate::fetch::flight::Landing;
+use crate::fetch::sink::StoreSink;
 use crate::fetch::{Fetcher, Source};
-use crate::layer::index::Chunk;
 use crate::layer::{self, ChunkSink};
+use crate::registry::BlobBody;
 use crate::store::layer::Layer;
 
 /// A batch goes to a core when it has this many compressed bytes, or when nothing more has arrived yet.
 const BATCH_BYTES: usize = 256 << 10;
 /// A longer member is decoded while it arrives instead of being collected.
 const COLLECTED_MEMBER_BYTES_MAX: u64 = 16 << 20;
-/// A longer chunk goes to its place on the disk while it is decoded instead of being collected.
-const COLLECTED_CHUNK_BYTES_MAX: u64 = 8 << 20;
 /// Pieces of the body that may wait for the decoder of a long member.
 const PIECES_WAITING_MAX: usize = 16;
 
@@ -70,12 +69,34 @@ impl Job {
                 Err(error) => context.land(landing, Err(error)),
             }
         }
-        if let Err(error) = context.stream(range, &mut arriving).await {
-            tracing::debug!(layer = %context.layer.digest(), %error, "a request for chunks failed");
+        let streamed = context.stream(range, &mut arriving).await;
+        if let Err(error) = streamed.map_err(|error| context.source.blame(error)) {
+            tracing::debug!(layer = %context.source.descriptor.digest, %error, "a request for chunks failed");
             for member in arriving {
                 context.land(member.landing, Err(error.clone()));
             }
         }
+    }
+}
+
+/// How far a body has been cut into members.
+#[derive(Default)]
+struct Cut {
+    /// The position in the blob.
+    at: u64,
+    /// The beginning of a member whose rest has not come yet.
+    collected: BytesMut,
+    /// Members that are complete.
+    batch: Vec<Arrived>,
+    batch_bytes: usize,
+}
+
+impl Cut {
+    /// Takes from `piece` what lies before `end`.
+    fn split(&mut self, piece: &mut Bytes, end: u64) -> Bytes {
+        let part = piece.split_to(end.saturating_sub(self.at).min(piece.len() as u64) as usize);
+        self.at += part.len() as u64;
+        part
     }
 }
 
@@ -89,64 +110,32 @@ struct Context {
 impl Context {
     /// Streams the body and takes the members off `arriving` as they are complete.
     async fn stream(&self, range: Range<u64>, arriving: &mut VecDeque<Arriving>) -> Result<()> {
-        let Source {
-            repository,
-            descriptor,
-        } = &*self.source;
-        let counters = &self.fetcher.counters;
-        counters.requests.fetch_add(1, Ordering::Relaxed);
-        let mut at = range.start;
-        let mut body = self
-            .fetcher
-            .client
-            .blob(repository, &descriptor.digest, range, descriptor.size)
-            .await?;
-        let mut collected = BytesMut::new();
-        let mut batch: Vec<Arrived> = Vec::new();
-        let mut batch_bytes = 0;
-        while let Some(mut piece) = body.next().await? {
-            counters
-                .fetched_bytes
-                .fetch_add(piece.len() as u64, Ordering::Relaxed);
-            while !piece.is_empty() {
-                let Some(member) = arriving.front() else {
-                    return Ok(());
-                };
-                let wanted = member.range.clone();
-                if at < wanted.start {
-                    let gap = piece.split_to((wanted.start - at).min(piece.len() as u64) as usize);
-                    at += gap.len() as u64;
-                    continue;
-                }
-                if wanted.end - wanted.start > COLLECTED_MEMBER_BYTES_MAX {
-                    self.dispatch(&mut batch, &mut batch_bytes).await;
-                    self.stream_member(arriving, &mut at, &mut piece, &mut body)
-                        .await?;
-                    continue;
-                }
-                let part = piece.split_to((wanted.end - at).min(piece.len() as u64) as usize);
-                at += part.len() as u64;
-                let whole = match (collected.is_empty(), at == wanted.end) {
-                    (true, true) => part,
-                    (_, complete) => {
-                        collected.extend_from_slice(&part);
-                        if !complete {
-                            continue;
-                        }
-                        collected.split().freeze()
+        self.fetcher.counters.requests.fetch_add(1, Ordering::Relaxed);
+        let mut cut = Cut {
+            at: range.start,
+            ..Cut::default()
+        };
+        let mut body = self.fetcher.blob(&self.source, range).await?;
+        loop {
+            match body.next().await {
+                Ok(Some(mut piece)) => {
+                    self.count_fetched(&piece);
+                    while !piece.is_empty() && !arriving.is_empty() {
+                        self.take(&mut cut, &mut piece, arriving, &mut body).await?;
                     }
-                };
-                batch_bytes += whole.len();
-                batch.extend(arriving.pop_front().map(|member| (member.landing, whole)));
-                if batch_bytes >= BATCH_BYTES {
-                    self.dispatch(&mut batch, &mut batch_bytes).await;
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    // What has arrived has arrived.
+                    self.dispatch(&mut cut).await;
+                    return Err(error);
                 }
             }
-            if batch.iter().any(|(landing, _)| landing.is_awaited()) {
-                self.dispatch(&mut batch, &mut batch_bytes).await;
+            if cut.batch.iter().any(|(landing, _)| landing.is_awaited()) {
+                self.dispatch(&mut cut).await;
             }
         }
-        self.dispatch(&mut batch, &mut batch_bytes).await;
+        self.dispatch(&mut cut).await;
         match arriving.front() {
             None => Ok(()),
             Some(_) => Err(Error::malformed(
@@ -156,13 +145,59 @@ impl Context {
         }
     }
 
-    /// Hands a batch to a core; waits while all are busy.
-    async fn dispatch(&self, batch: &mut Vec<Arrived>, batch_bytes: &mut usize) {
-        *batch_bytes = 0;
-        if batch.is_empty() {
+    /// Takes from `piece` what belongs to the next member, or the gap before it.
+    async fn take(
+        &self,
+        cut: &mut Cut,
+        piece: &mut Bytes,
+        arriving: &mut VecDeque<Arriving>,
+        body: &mut BlobBody,
+    ) -> Result<()> {
+        let Some(wanted) = arriving.front().map(|member| member.range.clone()) else {
+            return Ok(());
+        };
+        if cut.at < wanted.start {
+            cut.split(piece, wanted.start);
+            return Ok(());
+        }
+        if wanted.end - wanted.start > COLLECTED_MEMBER_BYTES_MAX {
+            self.dispatch(cut).await;
+            return self.stream_member(arriving, cut, piece, body).await;
+        }
+        let part = cut.split(piece, wanted.end);
+        let whole = match (cut.collected.is_empty(), cut.at == wanted.end) {
+            (true, true) => part,
+            (_, complete) => {
+                cut.collected.extend_from_slice(&part);
+                if !complete {
+                    return Ok(());
+                }
+                cut.collected.split().freeze()
+            }
+        };
+        cut.batch_bytes += whole.len();
+        cut.batch
+            .extend(arriving.pop_front().map(|member| (member.landing, whole)));
+        if cut.batch_bytes >= BATCH_BYTES {
+            self.dispatch(cut).await;
+        }
+        Ok(())
+    }
+
+    fn count_fetched(&self, piece: &Bytes) {
+        self.fetcher
+            .counters
+            .fetched_bytes
+            .fetch_add(piece.len() as u64, Ordering::Relaxed);
+    }
+
+    /// Hands what is complete to a core; waits while all are busy.
+    async fn dispatch(&self, cut: &mut Cut) {
+        cut.batch_bytes = 0;
+        if cut.batch.is_empty() {
             return;
         }
-        let batch = std::mem::take(batch);
+        let batch = std::mem::take(&mut cut.batch);
         let permit = Arc::clone(&self.fetcher.decoders).acquire_owned().await;
         let context = self.clone();
         self.fetcher.runtime.spawn_blocking(move || {
@@ -178,9 +213,9 @@ impl Context {
     async fn stream_member(
         &self,
         arriving: &mut VecDeque<Arriving>,
-        at: &mut u64,
+        cut: &mut Cut,
         piece: &mut Bytes,
-        body: &mut crate::registry::BlobBody,
+        body: &mut BlobBody,
     ) -> Result<()> {
         let Some(member) = arriving.pop_front() else {
             return Ok(());
@@ -201,20 +236,16 @@ impl Context {
         let feeding = async {
             let mut wanted_more = true;
             loop {
-                let part = piece.split_to((member.range.end - *at).min(piece.len() as u64) as usize);
-                *at += part.len() as u64;
+                let part = cut.split(piece, member.range.end);
                 // The decoder ends before the member's bytes do, or at the first error; the rest is passed over.
                 wanted_more = wanted_more && (part.is_empty() || sender.send(part).await.is_ok());
-                if *at == member.range.end {
+                if cut.at == member.range.end {
                     drop(sender);
                     return Ok(());
                 }
                 let next = body.next().await?;
                 *piece = next.ok_or_else(|| Error::malformed(self.what(), "the answer ended early"))?;
-                let counters = &self.fetcher.counters;
-                counters
-                    .fetched_bytes
-                    .fetch_add(piece.len() as u64, Ordering::Relaxed);
+                self.count_fetched(piece);
             }
         };
         let fed: Result<()> = feeding.await;
@@ -232,10 +263,7 @@ impl Context {
         feed: impl FnOnce(&mut dyn layer::MemberDecoder, &mut dyn ChunkSink) -> Result<bool>,
     ) -> Result<()> {
         let mut decoder = layer::decoder(self.layer.index(), member)?;
-        let mut sink = StoreSink {
-            context: self,
-            current: None,
-        };
+        let mut sink = StoreSink::new(&self.fetcher, &self.layer);
         let complete = feed(&mut *decoder, &mut sink)?;
         self.layer.note_progress();
         if complete {
@@ -249,11 +277,11 @@ impl Context {
         let outcome = outcome.map_err(|error| self.name_layer(error));
         if let Err(error) = &outcome {
             if matches!(error, Error::Verification { .. } | Error::Malformed { .. }) {
-                tracing::warn!(repository = %self.source.repository, layer = %self.layer.digest(), %error, "refused bytes");
+                tracing::warn!(repository = %self.source.repository, layer = %self.source.descriptor.digest, %error, "refused bytes");
             }
             if landing.is_awaited() {
                 self.fetcher
-                    .remember_failure(self.layer.digest(), landing.member(), error);
+                    .remember_failure(&self.source, landing.member(), error);
             }
         }
         landing.done(outcome);
@@ -281,84 +309,6 @@ impl Context {
     }
 
     fn what(&self) -> String {
-        format!("{} layer {}", self.source.repository, self.layer.digest())
-    }
-}
-
-/// Puts verified chunks into the store.
-struct StoreSink<'a> {
-    context: &'a Context,
-    current: Option<Current>,
-}
-
-/// The chunk being received.
-struct Current {
-    number: u32,
-    chunk: Chunk,
-    collected: Vec<u8>,
-}
-
-impl StoreSink<'_> {
-    fn current(&mut self, number: u32) -> Result<&mut Current> {
-        let fresh = self
-            .current
-            .as_ref()
-            .is_none_or(|current| current.number != number);
-        if fresh {
-            let chunk = self.context.layer.index().chunk(number)?;
-            let room = if chunk.bytes <= COLLECTED_CHUNK_BYTES_MAX {
-                chunk.bytes as usize
-            } else {
-                0
-            };
-            self.current = Some(Current {
-                number,
-                chunk,
-                collected: Vec::with_capacity(room),
-            });
-        }
-        self.current
-            .as_mut()
-            .ok_or_else(|| Error::malformed("chunk", "none is being received"))
-    }
-}
-
-impl ChunkSink for StoreSink<'_> {
-    fn piece(&mut self, chunk: u32, offset: u64, bytes: &[u8]) -> Result<()> {
-        let context = self.context;
-        let current = self.current(chunk)?;
-        if current.chunk.bytes > COLLECTED_CHUNK_BYTES_MAX {
-            return context
-                .layer
-                .write(current.chunk.data_offset.saturating_add(offset), bytes);
-        }
-        current.collected.extend_from_slice(bytes);
-        Ok(())
-    }
-
-    fn verified(&mut self, chunk: u32) -> Result<()> {
-        let Some(current) = self.current.take().filter(|current| current.number == chunk) else {
-            return Err(Error::malformed("chunk", "verified without having been received"));
-        };
-        let Context { fetcher, layer, .. } = self.context;
-        fetcher.counters.chunks_decoded.fetch_add(1, Ordering::Relaxed);
-        fetcher
-            .counters
-            .decoded_bytes
-            .fetch_add(current.chunk.bytes, Ordering::Relaxed);
-        if current.chunk.bytes > COLLECTED_CHUNK_BYTES_MAX {
-            return layer.mark(chunk);
-        }
-        let kept = layer
-            .write(current.chunk.data_offset, &current.collected)
-            .and_then(|()| layer.mark(chunk));
-        if let Err(error) = kept {
-            // A full or broken disk must not fail the read.
-            tracing::warn!(layer = %layer.digest(), %error, "a chunk stays in memory");
-            fetcher
-                .overflow
-                .put(layer.digest(), chunk, Bytes::from(current.collected));
-        }
-        Ok(())
+        self.source.name()
     }
 }

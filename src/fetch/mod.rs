@@ -11,6 +11,7 @@ mod overflow;
 pub mod plan;
 pub mod readahead;
 pub mod single_flight;
+mod sink;
 
 use std::num::NonZeroUsize;
 use std::ops::Range;
@@ -31,7 +32,7 @@ use crate::fetch::indexing::Indexing;
 use crate::fetch::job::Job;
 use crate::fetch::overflow::Overflow;
 use crate::fetch::readahead::Streams;
-use crate::layer::Descriptor;
+use crate::layer::{self, Descriptor};
 use crate::registry::Client;
 use crate::registry::reference::Repository;
 use crate::store::Store;
@@ -57,6 +58,38 @@ pub struct Source {
     pub repository: Repository,
     /// What the manifest says of it.
     pub descriptor: Descriptor,
+}
+
+impl Source {
+    /// What the layer is stored under. Equal keys mean equal content, whoever serves it: the blob's digest alone does not,
+    /// because a lazy reader never gets to check it. What the manifest promises of the index decides the content; where it
+    /// promises nothing, only the repository vouches for itself.
+    #[must_use]
+    pub fn key(&self) -> Digest {
+        let Descriptor { digest, size, .. } = &self.descriptor;
+        let voucher = match layer::index_promise(&self.descriptor) {
+            Some(promise) => format!("index {promise}"),
+            None => format!("repository {}", self.repository),
+        };
+        Digest::of(format!("layer {digest} size {size} {voucher}").as_bytes())
+    }
+
+    /// The layer in words, for messages.
+    #[must_use]
+    pub fn name(&self) -> String {
+        format!("{} layer {}", self.repository, self.descriptor.digest)
+    }
+
+    /// A blob that the registry does not have although a manifest names it is broken content, not an absent name.
+    pub(crate) fn blame(&self, error: Error) -> Error {
+        match error {
+            Error::NotFound { why, .. } => Error::malformed(
+                self.name(),
+                format!("the manifest names it, but the registry does not have it: {why}"),
+            ),
+            other => other,
+        }
+    }
 }
 
 /// Counters since the start.
@@ -92,6 +125,9 @@ pub struct CounterValues {
     pub in_flight: usize,
 }
 
+/// A member of a layer (by key) that a repository failed to give.
+type FailureKey = (Digest, u32, Repository);
+
 /// Brings chunks and indexes into the store. Shared by all images and mounts.
 #[derive(Debug)]
 pub struct Fetcher {
@@ -101,7 +137,7 @@ pub struct Fetcher {
     timeout: Duration,
     flights: Flights,
     indexing: Indexing,
-    failures: Mutex<LruCache<(Digest, u32), (Instant, Error)>>,
+    failures: Mutex<LruCache<FailureKey, (Instant, Error)>>,
     followed: Mutex<LruCache<Digest, Streams>>,
     overflow: Overflow,
     /// One permit for each batch being decoded: the cores are busy and the memory bounded.
@@ -198,7 +234,7 @@ impl Fetcher {
                 return Ok(bytes);
             }
         }
-        let what = format!("layer {}", at.layer.digest());
+        let what = at.source.name();
         Err(Error::Io {
             what,
             errno: libc::ENOSPC,
@@ -250,26 +286,51 @@ impl Fetcher {
         self.counters.misses.fetch_add(1, Ordering::Relaxed);
         let start = layer.index().member(first)?.blob_start;
         let end = layer.index().member(last)?.blob_end;
-        let ahead = self.follow(layer, start, end, true);
-        let waiters = self.launch(source, layer, &needed, ahead)?;
-        let arrival = async {
-            for waiter in waiters {
-                waiter.await?;
-            }
-            Ok(())
-        };
-        if end - start > DEADLINE_BYTES_MAX {
+        let arrival = self.bring(source, layer, &needed, start..end);
+        if end.saturating_sub(start) > DEADLINE_BYTES_MAX {
             return arrival.await;
         }
-        tokio::time::timeout(self.timeout, arrival)
-            .await
-            .unwrap_or_else(|_| {
-                let waited_ms = u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX);
-                Err(Error::Timeout {
-                    what: format!("{} layer {}", source.repository, layer.digest()),
-                    waited_ms,
-                })
-            })
+        let arrived = tokio::time::timeout(self.timeout, arrival).await;
+        arrived.unwrap_or_else(|_| {
+            let waited_ms = u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX);
+            let error = Error::Timeout {
+                what: source.name(),
+                waited_ms,
+            };
+            for member in needed {
+                self.remember_failure(source, member, &error);
+            }
+            Err(error)
+        })
+    }
+
+    /// Waits for the needed members, which lie within `place` of the blob. One that somebody else fetches, from a source
+    /// that refuses him, is asked of our own.
+    async fn bring(
+        self: &Arc<Self>,
+        source: &Arc<Source>,
+        layer: &Arc<Layer>,
+        needed: &[u32],
+        place: Range<u64>,
+    ) -> Result<()> {
+        let ahead = self.follow(layer, &place, true);
+        let mut refused_elsewhere = false;
+        for waiter in self.launch(source, layer, needed, ahead)? {
+            match waiter.arrival.await {
+                Err(Error::Denied { .. } | Error::Malformed { .. } | Error::Verification { .. })
+                    if waiter.foreign =>
+                {
+                    refused_elsewhere = true;
+                }
+                outcome => outcome?,
+            }
+        }
+        if refused_elsewhere {
+            for waiter in self.launch(source, layer, needed, None)? {
+                waiter.arrival.await?;
+            }
+        }
+        Ok(())
     }
 
     /// Starts requests for the needed members that nobody fetches yet, and for those in `ahead` that are missing.
@@ -279,23 +340,19 @@ impl Fetcher {
         source: &Arc<Source>,
         layer: &Arc<Layer>,
         needed: &[u32],
-        ahead: Option<Range<u64>>,
+        ahead: Option<Ahead>,
     ) -> Result<Vec<Waiter>> {
-        self.recent_failure(layer.digest(), needed)?;
+        self.recent_failure(source, needed)?;
         let mut candidates = needed.to_vec();
-        // Taken before the flights are opened: a flight that is open for others to join must happen.
-        let permit = ahead
-            .as_ref()
-            .and_then(|_| Arc::clone(&self.read_ahead).try_acquire_owned().ok());
-        if let (Some(range), Some(_)) = (&ahead, &permit) {
-            candidates.extend(plan::members_in(layer.index(), range)?);
+        if let Some(ahead) = &ahead {
+            candidates.extend(plan::members_in(layer.index(), &ahead.range)?);
         }
         candidates.sort_unstable();
         candidates.dedup();
         let (waiters, mut mine) = self.flights.join(layer, needed, &candidates)?;
         let mut members: Vec<u32> = mine.keys().copied().collect();
         members.sort_unstable();
-        let permit = permit.map(Arc::new);
+        let permit = ahead.map(|ahead| Arc::new(ahead.permit));
         for request in plan::requests(layer.index(), &members)? {
             let job = Job {
                 fetcher: Arc::clone(self),
@@ -317,47 +374,73 @@ impl Fetcher {
         Ok(waiters)
     }
 
-    /// Tells the read-ahead where a reader is; answers what to fetch ahead of it.
-    fn follow(&self, layer: &Layer, start: u64, end: u64, missed: bool) -> Option<Range<u64>> {
+    /// Tells the read-ahead where in the blob a reader is; answers what to fetch ahead of it. Without a permit the window
+    /// stays where it is, and nobody counts on what is not fetched.
+    fn follow(&self, layer: &Layer, place: &Range<u64>, missed: bool) -> Option<Ahead> {
+        let permit = Arc::clone(&self.read_ahead).try_acquire_owned().ok()?;
         let mut followed = self.followed.lock();
-        followed
-            .get_or_insert_mut(*layer.digest(), Streams::default)
-            .observe(start, end, missed)
+        let streams = followed.get_or_insert_mut(*layer.key(), Streams::default);
+        let range = streams.observe(place.start, place.end, missed)?;
+        Some(Ahead { range, permit })
     }
 
     /// A reader found its chunks in the store: it may still be one that goes on, and soon miss.
     fn follow_hit(self: &Arc<Self>, at: &FileAt, chunks: &Range<u32>) {
-        let place = || -> Result<(u64, u64)> {
+        let place = || -> Result<Range<u64>> {
             let index = at.layer.index();
             let first = index.member(index.chunk(chunks.start)?.member)?;
             let last = index.member(index.chunk(chunks.end.saturating_sub(1))?.member)?;
-            Ok((first.blob_start, last.blob_end))
+            Ok(first.blob_start..last.blob_end)
         };
-        let Ok((start, end)) = place() else { return };
-        if let Some(ahead) = self.follow(&at.layer, start, end, false) {
-            // What fails here fails again, with a reader to tell, when it is needed.
-            let _ = self.launch(&at.source, &at.layer, &[], Some(ahead));
+        let Ok(place) = place() else { return };
+        if let Some(ahead) = self.follow(&at.layer, &place, false) {
+            let (fetcher, at) = (Arc::clone(self), at.clone());
+            // Planning a large window takes a while, and this is the thread of a hit. What fails here fails again, with a
+            // reader to tell, when it is needed.
+            self.runtime
+                .spawn(async move { fetcher.launch(&at.source, &at.layer, &[], Some(ahead)).map(drop) });
         }
     }
 
-    fn recent_failure(&self, layer: &Digest, members: &[u32]) -> Result<()> {
+    /// Keeps a verified chunk that the disk would not take.
+    fn keep_in_memory(&self, layer: &Layer, chunk: u32, bytes: bytes::Bytes, error: &Error) {
+        // The first one says it; a full disk makes thousands.
+        if self.overflow.put(layer.key(), chunk, bytes) {
+            tracing::warn!(%error, "the cache cannot keep what is fetched: it stays in memory for the moment");
+        }
+    }
+
+    fn recent_failure(&self, source: &Source, members: &[u32]) -> Result<()> {
         let mut failures = self.failures.lock();
         for member in members {
-            if let Some((at, error)) = failures.get(&(*layer, *member)) {
+            let key = failure_key(source, *member);
+            if let Some((at, error)) = failures.get(&key) {
                 if at.elapsed() < FAILURE_MEMORY {
                     return Err(error.clone());
                 }
-                failures.pop(&(*layer, *member));
+                failures.pop(&key);
             }
         }
         Ok(())
     }
 
-    fn remember_failure(&self, layer: &Digest, member: u32, error: &Error) {
+    fn remember_failure(&self, source: &Source, member: u32, error: &Error) {
         self.failures
             .lock()
-            .put((*layer, member), (Instant::now(), error.clone()));
+            .put(failure_key(source, member), (Instant::now(), error.clone()));
     }
+}
+
+fn failure_key(source: &Source, member: u32) -> FailureKey {
+    (source.key(), member, source.repository.clone())
+}
+
+/// What to fetch ahead of a reader.
+struct Ahead {
+    /// The bytes of the blob.
+    range: Range<u64>,
+    /// One of a few: held until they are there.
+    permit: tokio::sync::OwnedSemaphorePermit,
 }
 
 /// A regular file in a layer.
@@ -369,6 +452,8 @@ pub struct FileAt {
     pub layer: Arc<Layer>,
     /// The entry in its index.
     pub entry: u32,
+    /// Its size in bytes, as whoever names the entry knows it.
+    pub size: u64,
 }
 
 /// A piece of a file, as places in the layer.
@@ -383,6 +468,12 @@ impl FileAt {
     /// The place of bytes `offset..offset + len`, cut at the end of the file; `None` where nothing is left.
     fn span(&self, offset: u64, len: usize) -> Result<Option<Span>> {
         let entry = self.layer.index().entry(self.entry)?;
+        if entry.size != self.size {
+            return Err(Error::malformed(
+                self.source.name(),
+                "its index is not the one that the image was built from",
+            ));
+        }
         let end = offset.saturating_add(len as u64).min(entry.size);
         if offset >= end {
             return Ok(None);
@@ -422,4 +513,55 @@ pub async fn blocking<T: Send + 'static>(
             why: error.to_string(),
         })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(repository: &str, digest: &[u8], promise: Option<&str>) -> Source {
+        let annotation = |toc: &str| {
+            (
+                "containerd.io/snapshot/stargz/toc.digest".to_owned(),
+                toc.to_owned(),
+            )
+        };
+        let descriptor = Descriptor {
+            media_type: String::new(),
+            digest: Digest::of(digest),
+            size: 10,
+            annotations: promise.map(annotation).into_iter().collect(),
+        };
+        Source {
+            repository: Repository::new("h.io", repository).unwrap(),
+            descriptor,
+        }
+    }
+
+    #[test]
+    fn layers_are_shared_only_where_the_same_content_is_promised() {
+        let mine = source("mine", b"blob", Some("toc"));
+        assert_eq!(
+            mine.key(),
+            source("yours", b"blob", Some("toc")).key(),
+            "the promise vouches, whoever serves it"
+        );
+        for other in [
+            source("mine", b"blob", Some("another")),
+            source("mine", b"other", Some("toc")),
+        ] {
+            assert_ne!(mine.key(), other.key());
+        }
+        // Without a promise nobody can check what the other one serves under this digest.
+        let unpromised = source("mine", b"blob", None);
+        assert_ne!(unpromised.key(), mine.key());
+        assert_ne!(unpromised.key(), source("yours", b"blob", None).key());
+        assert_eq!(unpromised.key(), source("mine", b"blob", None).key());
+    }
+
+    #[test]
+    fn a_blob_that_is_missing_is_broken_content() {
+        let missing = source("mine", b"blob", None).blame(Error::not_found("blob", "404"));
+        assert_eq!((missing.errno(), missing.exit_code()), (libc::EIO, 7));
+    }
 }

@@ -35,9 +35,10 @@ impl Default for Overflow {
 }
 
 impl Overflow {
-    /// Keeps a chunk.
-    pub(super) fn put(&self, layer: &Digest, chunk: u32, bytes: Bytes) {
+    /// Keeps a chunk. Answers whether it is the first one here.
+    pub(super) fn put(&self, layer: &Digest, chunk: u32, bytes: Bytes) -> bool {
         let mut kept = self.0.lock();
+        let is_first = kept.chunks.is_empty();
         kept.bytes += bytes.len();
         if let Some((_, old)) = kept.chunks.push((*layer, chunk), bytes) {
             kept.bytes -= old.len();
@@ -48,6 +49,7 @@ impl Overflow {
             };
             kept.bytes -= oldest.len();
         }
+        is_first
     }
 
     /// Puts a span together from chunks kept here and, for the others, from the store. `None` if one is in neither, or
@@ -63,7 +65,7 @@ impl Overflow {
             let from = span.data_offset.max(chunk.data_offset);
             let to = end.min(chunk.data_offset.saturating_add(chunk.bytes));
             let len = to.saturating_sub(from) as usize;
-            let here = self.0.lock().chunks.get(&(*layer.digest(), number)).cloned();
+            let here = self.0.lock().chunks.get(&(*layer.key(), number)).cloned();
             let start = (from - chunk.data_offset) as usize;
             let piece = match here.as_ref().and_then(|kept| kept.get(start..start + len)) {
                 Some(piece) => Some(piece.to_vec()),

@@ -192,10 +192,28 @@ impl NameNode {
     }
 }
 
+/// The inodes that are held.
+#[derive(Debug)]
+struct Table {
+    nodes: HashMap<u64, Arc<NameNode>>,
+    /// By path, the numbers that are not the path's first choice. They outlive the inode that had that.
+    displaced: HashMap<String, Vec<u64>>,
+}
+
+impl Table {
+    /// The inodes whose number follows from `path` and `image`, the first choice first.
+    fn of_path(&self, path: &str, image: Option<&Digest>) -> impl Iterator<Item = &Arc<NameNode>> {
+        let first = std::iter::once(ino::of_name(path, image));
+        let others = self.displaced.get(path).into_iter().flatten().copied();
+        let held = first.chain(others).filter_map(|number| self.nodes.get(&number));
+        held.filter(move |node| node.path == path)
+    }
+}
+
 /// The table of name inodes.
 #[derive(Debug)]
 pub(super) struct Nodes {
-    nodes: RwLock<HashMap<u64, Arc<NameNode>>>,
+    table: RwLock<Table>,
     /// Numbers for files that are made anew at each lookup.
     next_snapshot: AtomicU64,
 }
@@ -226,15 +244,19 @@ impl Nodes {
             node(ROOT_INO, "", Kind::Root),
             node(STATE_INO, ".registryfs", Kind::State),
         ];
+        let table = Table {
+            nodes: fixed.into(),
+            displaced: HashMap::new(),
+        };
         Self {
-            nodes: RwLock::new(fixed.into()),
+            table: RwLock::new(table),
             next_snapshot: AtomicU64::new(FIRST_SNAPSHOT_INO),
         }
     }
 
     /// The inode with this number.
     pub(super) fn get(&self, ino: u64) -> Result<Arc<NameNode>> {
-        let found = self.nodes.read().get(&ino).cloned();
+        let found = self.table.read().nodes.get(&ino).cloned();
         found.ok_or_else(|| Error::posix(format!("inode {ino:#x}"), libc::ESTALE))
     }
 
@@ -245,16 +267,7 @@ impl Nodes {
 
     /// The inodes that are held for a path: more than one when a tag has moved.
     pub(super) fn held(&self, path: &str) -> Vec<Arc<NameNode>> {
-        let nodes = self.nodes.read();
-        let mut held = Vec::new();
-        let mut number = ino::of_name(path, None);
-        while let Some(node) = nodes.get(&number) {
-            if node.path == path {
-                held.push(Arc::clone(node));
-            }
-            number = next_number(path, number);
-        }
-        held
+        self.table.read().of_path(path, None).cloned().collect()
     }
 
     /// Counts a lookup of `path` (with `image`, where what is there depends on an image) in directory `parent`: of the
@@ -269,18 +282,22 @@ impl Nodes {
         same: impl Fn(&Kind) -> bool,
         kind: impl FnOnce() -> Kind,
     ) -> Arc<NameNode> {
-        let mut nodes = self.nodes.write();
-        let mut number = ino::of_name(&path, image);
-        loop {
-            match nodes.get(&number) {
-                Some(held) if held.path == path && held.parent == parent && same(&held.kind) => {
-                    held.lookups.fetch_add(1, Ordering::AcqRel);
-                    return Arc::clone(held);
-                }
-                // Held by another meaning of the path, or (once in 2^63) by another path.
-                Some(_) => number = next_number(&path, number),
-                None => break,
-            }
+        let mut table = self.table.write();
+        let held = table
+            .of_path(&path, image)
+            .find(|held| held.parent == parent && same(&held.kind));
+        if let Some(held) = held {
+            held.lookups.fetch_add(1, Ordering::AcqRel);
+            return Arc::clone(held);
+        }
+        let first_choice = ino::of_name(&path, image);
+        let mut number = first_choice;
+        // Held by another meaning of the path, or (once in 2^63) by another path.
+        while table.nodes.contains_key(&number) {
+            number = next_number(&path, number);
+        }
+        if number != first_choice {
+            table.displaced.entry(path.clone()).or_default().push(number);
         }
         let (listing, lookups) = (Mutex::default(), AtomicU64::new(1));
         let node = Arc::new(NameNode {
@@ -291,13 +308,13 @@ impl Nodes {
             listing,
             lookups,
         });
-        nodes.insert(number, Arc::clone(&node));
+        table.nodes.insert(number, Arc::clone(&node));
         node
     }
 
     /// A file that is made anew at each lookup, counted once.
     pub(super) fn snapshot(&self, parent: u64, path: String, content: Bytes) -> Arc<NameNode> {
-        let mut nodes = self.nodes.write();
+        let nodes = &mut self.table.write().nodes;
         // Slot 0 has 2^32 numbers; they are taken round and round.
         let number = loop {
             let next = self.next_snapshot.fetch_add(1, Ordering::Relaxed) & u64::from(u32::MAX);
@@ -324,25 +341,84 @@ impl Nodes {
         if ino == ROOT_INO || ino == STATE_INO {
             return;
         }
-        let mut nodes = self.nodes.write();
-        let Some(node) = nodes.get(&ino) else { return };
+        let mut table = self.table.write();
+        let Some(node) = table.nodes.get(&ino) else { return };
         let take = |count: u64| Some(count.saturating_sub(lookups));
         let before = node
             .lookups
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, take)
             .unwrap_or(0);
-        if before <= lookups {
-            nodes.remove(&ino);
+        if before > lookups {
+            return;
+        }
+        let Some(node) = table.nodes.remove(&ino) else {
+            return;
+        };
+        if let Some(numbers) = table.displaced.get_mut(&node.path) {
+            numbers.retain(|number| *number != ino);
+            if numbers.is_empty() {
+                table.displaced.remove(&node.path);
+            }
         }
     }
 
     /// Number of inodes held.
     pub(super) fn len(&self) -> usize {
-        self.nodes.read().len()
+        self.table.read().nodes.len()
     }
 }
 
 /// The number to try for a path when another meaning of it, or another path, has `number`.
 fn next_number(path: &str, number: u64) -> u64 {
     ino::of_name(path, Some(&Digest::of(&number.to_le_bytes())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(content: &'static str) -> Kind {
+        Kind::Text(Bytes::from_static(content.as_bytes()))
+    }
+
+    fn is(content: &'static str) -> impl Fn(&Kind) -> bool {
+        move |kind| matches!(kind, Kind::Text(text) if text == content)
+    }
+
+    fn count(nodes: &Nodes, content: &'static str) -> u64 {
+        let path = "host/a:1".to_owned();
+        nodes
+            .count(ROOT_INO, path, None, is(content), || text(content))
+            .ino
+    }
+
+    #[test]
+    fn a_new_meaning_of_a_path_stays_itself_when_the_old_one_is_forgotten() {
+        let nodes = Nodes::new();
+        let old = count(&nodes, "old");
+        let new = count(&nodes, "new");
+        assert_ne!(old, new);
+        assert_eq!((count(&nodes, "old"), count(&nodes, "new")), (old, new));
+        assert_eq!(nodes.held("host/a:1").len(), 2);
+        nodes.forget(old, 2);
+        assert_eq!(count(&nodes, "new"), new);
+        assert_eq!(nodes.held("host/a:1").len(), 1);
+        // The number is free again for what comes next.
+        assert_eq!(count(&nodes, "newest"), old);
+        nodes.forget(old, 1);
+        nodes.forget(new, 3);
+        assert_eq!(nodes.len(), 2, "the root and .registryfs");
+        assert!(nodes.table.read().displaced.is_empty());
+        assert!(nodes.get(new).is_err());
+    }
+
+    #[test]
+    fn more_lookups_than_were_counted_are_taken_back_harmlessly() {
+        let nodes = Nodes::new();
+        let ino = count(&nodes, "x");
+        nodes.forget(ino, u64::MAX);
+        nodes.forget(ino, 1);
+        nodes.forget(ROOT_INO, u64::MAX);
+        assert_eq!(nodes.len(), 2);
+    }
 }

@@ -76,6 +76,7 @@ impl Rootfs {
             source: Arc::clone(&at.source),
             layer,
             entry: node.entry?,
+            size: node.size,
         })
     }
 
@@ -98,6 +99,7 @@ impl Rootfs {
             source: Arc::clone(&at.source),
             layer: Arc::clone(layer),
             entry,
+            size: node.size,
         })
     }
 }
@@ -285,11 +287,7 @@ impl Images {
     /// What keeps one of the layers from being indexed, and [`Error::Malformed`] from the merge.
     pub async fn rootfs(self: &Arc<Self>, image: &Arc<Image>) -> Result<Arc<Rootfs>> {
         let build = || async {
-            let layers: Vec<String> = image
-                .sources
-                .iter()
-                .map(|s| s.descriptor.digest.to_string())
-                .collect();
+            let layers: Vec<String> = image.sources.iter().map(|source| source.key().hex()).collect();
             let key = Digest::of(format!("rootfs {}", layers.join(" ")).as_bytes());
             self.build(image.name(), key, image.sources.clone(), Whiteouts::Apply)
                 .await
@@ -310,7 +308,7 @@ impl Images {
             ));
         };
         let build = || async {
-            let key = Digest::of(format!("layer {}", source.descriptor.digest).as_bytes());
+            let key = Digest::of(format!("layer {}", source.key().hex()).as_bytes());
             self.build(what, key, vec![Arc::clone(source)], Whiteouts::Show)
                 .await
         };

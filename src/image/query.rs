@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::fetch::{Fetcher, FileAt};
 use crate::image::answers::{FileInfo, ImageInfo, LayerInfo, Listing, Resolved};
 use crate::image::images::{Image, Images, Named, Rootfs};
+use crate::image::manifest::choose;
 use crate::image::platform::Platform;
 use crate::image::tree::Node;
 use crate::layer::entry::Kind;
@@ -155,13 +156,23 @@ impl Images {
     /// As [`Self::rootfs`].
     pub async fn info(self: &Arc<Self>, reference: &Reference, platform: &Platform) -> Result<ImageInfo> {
         let resolved = self.resolve(reference).await?;
-        let platforms = match self.named(&reference.repository, &resolved.digest).await? {
-            Named::Image(_) => Vec::new(),
-            Named::Index(index) => index.entries.iter().map(|entry| entry.platform.clone()).collect(),
-        };
         let image = self
             .image(&reference.repository, &resolved.digest, platform)
             .await?;
+        let (platforms, chosen) = match self.named(&reference.repository, &resolved.digest).await? {
+            Named::Image(_) => (Vec::new(), None),
+            Named::Index(index) => {
+                let chosen = choose(&index.entries, platform).map(|entry| entry.platform.clone());
+                (
+                    index.entries.iter().map(|entry| entry.platform.clone()).collect(),
+                    chosen,
+                )
+            }
+        };
+        let platform = match chosen {
+            Some(platform) => platform,
+            None => config_platform(&self.image_config(&image).await?).unwrap_or_else(|| platform.clone()),
+        };
         let rootfs = self.rootfs(&image).await?;
         let mut layers = Vec::with_capacity(image.sources().len());
         for source in image.sources() {
@@ -191,7 +202,7 @@ impl Images {
         Ok(ImageInfo {
             resolved,
             manifest: *image.digest(),
-            platform: platform.clone(),
+            platform,
             platforms,
             layers,
             inodes: totals.nodes,
@@ -299,6 +310,11 @@ impl Images {
         }
         Ok(info)
     }
+}
+
+/// The platform that an image's configuration says it is for.
+fn config_platform(config: &[u8]) -> Option<Platform> {
+    serde_json::from_slice(config).ok()
 }
 
 /// The digest of a file's content: what the layer says of the whole, or the digest of its only chunk.

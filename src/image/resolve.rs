@@ -100,24 +100,29 @@ impl Resolver {
             _ => None,
         };
         if let Some(record) = record {
+            let age = record.age();
             match record.digest {
-                Some(digest) if record.age() < self.tag_ttl => {
+                Some(digest) if age < self.tag_ttl => {
+                    let valid_for = self.tag_ttl.saturating_sub(age);
                     return Ok(TagDigest {
                         digest,
                         stale: false,
-                        valid_for: self.tag_ttl - record.age(),
+                        valid_for,
                     });
                 }
-                None if record.age() < ABSENT_TTL => return Err(no_such_tag(&name)),
+                None if age < ABSENT_TTL => return Err(no_such_tag(&name)),
                 _ => {}
             }
         }
         let check = self.check(repository, tag, known);
         let Some(digest) = known else {
-            return check
-                .await?
-                .map(|digest| self.fresh(digest))
-                .ok_or_else(|| no_such_tag(&name));
+            return match check.await {
+                Ok(Some(digest)) => Ok(self.fresh(digest)),
+                Ok(None) => Err(no_such_tag(&name)),
+                // What is known is that there was none.
+                Err(error) if error.is_network() && record.is_some() => Err(no_such_tag(&name)),
+                Err(error) => Err(error),
+            };
         };
         let key = (repository.clone(), tag.to_owned());
         if self
@@ -129,12 +134,9 @@ impl Resolver {
             return Ok(stale(digest));
         }
         match tokio::time::timeout(REVALIDATION_WAIT, check).await {
-            Ok(Ok(Some(digest))) => {
-                self.stale.lock().remove(&name);
-                Ok(self.fresh(digest))
-            }
+            Ok(Ok(Some(digest))) => Ok(self.fresh(digest)),
             Ok(Ok(None)) => Err(no_such_tag(&name)),
-            Ok(Err(error)) if !error.is_network() => Err(error),
+            Ok(Err(error)) if is_authoritative(&error) => Err(error),
             Ok(Err(_)) | Err(_) => {
                 self.resting.lock().put(key, Instant::now());
                 self.mark_stale(name);
@@ -188,6 +190,7 @@ impl Resolver {
                 },
             };
             let digest = answer?;
+            resolver.stale.lock().remove(&format!("{repository}:{tag}"));
             let store = Arc::clone(resolver.fetcher.store());
             let runtime = resolver.fetcher.runtime();
             let keep = move || store.db().put_tag(&repository.to_string(), &tag, digest.as_ref());
@@ -350,14 +353,11 @@ impl Resolver {
             });
         };
         match tokio::time::timeout(RELISTING_WAIT, asked).await {
-            Ok(Ok(names)) => {
-                self.stale.lock().remove(&of);
-                Ok(Listing {
-                    names: names.to_vec(),
-                    stale: false,
-                })
-            }
-            Ok(Err(error)) if !error.is_network() => Err(error),
+            Ok(Ok(names)) => Ok(Listing {
+                names: names.to_vec(),
+                stale: false,
+            }),
+            Ok(Err(error)) if is_authoritative(&error) => Err(error),
             Ok(Err(_)) | Err(_) => {
                 self.mark_stale(of);
                 Ok(Listing {
@@ -380,6 +380,7 @@ impl Resolver {
                 return Err(Error::unsupported(of, "it has more than a million names"));
             }
         }
+        self.stale.lock().remove(of);
         names.sort();
         names.dedup();
         let (store, of, kept) = (Arc::clone(self.fetcher.store()), of.to_owned(), names.clone());
@@ -405,6 +406,12 @@ fn stale(digest: Digest) -> TagDigest {
         stale: true,
         valid_for: STALE_REST,
     }
+}
+
+/// Whether a registry has said something about the name itself. Anything else, be it a broken network or a proxy's web
+/// page, leaves what is known as it is: an error would detach what is mounted or open below.
+fn is_authoritative(error: &Error) -> bool {
+    matches!(error, Error::NotFound { .. } | Error::Denied { .. })
 }
 
 fn no_such_tag(name: &str) -> Error {

@@ -3,7 +3,7 @@
 use std::ops::Deref;
 
 use crate::error::{Error, Result};
-use crate::layer::estargz::{EstargzIndexer, GzipMember, unpack_toc};
+use crate::layer::estargz::{EstargzIndexer, GzipMember, TOC_DIGEST_ANNOTATION, unpack_toc};
 use crate::layer::index::Index;
 use crate::layer::{Descriptor, Format, Indexer, MemberDecoder};
 
@@ -61,6 +61,16 @@ pub fn indexer(descriptor: &Descriptor) -> Result<Box<dyn Indexer>> {
         descriptor.media_type
     );
     Err(Error::unsupported(what, why))
+}
+
+/// What the manifest promises of a layer's index, in the words of its format; `None` if only the blob's digest is given,
+/// which a lazy reader never gets to check.
+#[must_use]
+pub fn index_promise(descriptor: &Descriptor) -> Option<&str> {
+    descriptor
+        .annotations
+        .get(TOC_DIGEST_ANNOTATION)
+        .map(String::as_str)
 }
 
 /// A decoder for member `member` of a layer. It holds what it needs of the index. When a member's range is used up before

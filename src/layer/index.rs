@@ -544,7 +544,13 @@ mod tests {
     #[test]
     fn what_no_layer_may_contain_is_refused() {
         type Step = fn(&mut IndexBuilder) -> Result<()>;
-        let cases: [(&str, Step); 9] = [
+        let cases: [(&str, Step); 10] = [
+            ("copies", |b| {
+                (0..17).try_for_each(|i| {
+                    b.entry(&file(&i.to_string(), 9))?;
+                    b.chunk(chunk(9, 1, 0))
+                })
+            }),
             ("gap", |b| {
                 b.entry(&file("a", 9)).and_then(|()| b.chunk(chunk(8, 1, 0)))
             }),

@@ -19,6 +19,8 @@ const PATH_BYTES_MAX: usize = 4095;
 const NAME_BYTES_MAX: usize = 255;
 /// The most components in a path.
 const DEPTH_MAX: usize = 1000;
+/// The most chunks of one layer that are the same bytes of the same member.
+const COPIES_MAX: usize = 16;
 /// The most decoded bytes before a chunk in its member: what one small chunk may cost to reach.
 pub const INNER_OFFSET_MAX: u64 = 1 << 30;
 
@@ -293,8 +295,10 @@ fn assemble(built: &IndexBuilder, summary: &Summary, data_end: u64) -> Result<Ve
 }
 
 /// Two chunks of one member may be the same bytes (then they say the same digest) or follow one another, never overlap.
+/// Only so many may be the same: each is a copy that one read of any of them has to write.
 fn check_overlaps(built: &IndexBuilder, order: &[u32], members: &[Member]) -> Result<()> {
     for member in members {
+        let mut copies = 1;
         let chunks = &order[member.first as usize..(member.first + member.count) as usize];
         for pair in chunks.windows(2) {
             let (a, b) = (
@@ -305,6 +309,14 @@ fn check_overlaps(built: &IndexBuilder, order: &[u32], members: &[Member]) -> Re
             if !same && a.inner_offset.saturating_add(a.bytes) > b.inner_offset {
                 let what = format!("member at {}", member.blob_start);
                 return Err(Error::malformed(what, "two chunks of it overlap or disagree"));
+            }
+            copies = if same { copies + 1 } else { 1 };
+            if copies > COPIES_MAX {
+                let what = format!("member at {}", member.blob_start);
+                return Err(Error::malformed(
+                    what,
+                    "more than 16 chunks of it are the same bytes",
+                ));
             }
         }
     }

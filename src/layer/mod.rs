@@ -19,7 +19,7 @@ use crate::digest::Digest;
 use crate::error::Result;
 
 use identify::without_lazy_reading;
-pub use identify::{decoder, format_of_media_type, indexer, toc};
+pub use identify::{decoder, format_of_media_type, index_promise, indexer, toc};
 
 /// How a layer's bytes are laid out, as shown in `layers/N/format`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

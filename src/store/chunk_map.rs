@@ -2,8 +2,9 @@
 //!
 //! The map is a hint about the data, and says so: it survives a crash of the process as it is, because the page cache
 //! holds data and map alike; after an unclean reboot neither is sure to have reached the disk, so every bit becomes a
-//! *suspect* that is verified by its digest before use. A clean shutdown syncs the data first and then says `clean`.
-//! The mark of a chunk is set only after its bytes were verified and written.
+//! *suspect* that is verified by its digest before use. The file keeps its bits and the old boot's id until no suspect is
+//! left, so that what nobody looked at is not lost. A clean shutdown syncs the data first and then says `clean`, and no
+//! mark is set in between. The mark of a chunk is set only after its bytes were verified and written.
 //!
 //! ```text
 //! magic 8 | version u32 | clean u32 | chunks u64 | boot id 16 | index id u32 | … | at 4096: bits, u64 little-endian words
@@ -13,10 +14,10 @@
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use memmap2::{MmapOptions, MmapRaw};
-use parking_lot::Mutex;
+use parking_lot::RwLock;
 
 use crate::error::{Error, Result};
 use crate::store::sigbus::Guard;
@@ -34,11 +35,20 @@ pub struct ChunkMap {
     _guard: Option<Guard>,
     map: MmapRaw,
     chunks: u32,
-    /// Bits that were set before an unclean reboot. Emptied as they are verified.
-    suspects: Option<Box<[AtomicU64]>>,
+    suspects: Option<Suspects>,
     /// Whether the file says `clean`, so that the first mark must take that back.
     clean: AtomicBool,
-    state: Mutex<()>,
+    /// Shared by those who mark, exclusive for who changes what the file says of itself.
+    state: RwLock<()>,
+}
+
+/// Bits that were set before an unclean reboot. Emptied as they are looked at.
+#[derive(Debug)]
+struct Suspects {
+    words: Box<[AtomicU64]>,
+    left: AtomicU32,
+    /// What the file says once none is left.
+    boot: [u8; 16],
 }
 
 impl ChunkMap {
@@ -64,7 +74,7 @@ impl ChunkMap {
             chunks,
             suspects: None,
             clean: AtomicBool::new(false),
-            state: Mutex::new(()),
+            state: RwLock::new(()),
         })
     }
 
@@ -98,7 +108,7 @@ impl ChunkMap {
             chunks,
             suspects: None,
             clean: AtomicBool::new(false),
-            state: Mutex::new(()),
+            state: RwLock::new(()),
         };
         map.adopt(boot);
         Ok(map)
@@ -107,29 +117,38 @@ impl ChunkMap {
     /// Decides what the bits are worth after the boot that the file names.
     fn adopt(&mut self, boot: [u8; 16]) {
         let clean = self.header_word(CLEAN_AT) == 1;
+        self.clean.store(clean, Ordering::Release);
         let mut recorded = [0; 16];
         for (i, word) in recorded.chunks_exact_mut(4).enumerate() {
             word.copy_from_slice(&self.header_word(BOOT_AT + 4 * i).to_le_bytes());
         }
-        if !clean && recorded != boot {
-            let taken = self
-                .words()
-                .iter()
-                .map(|word| AtomicU64::new(word.swap(0, Ordering::Relaxed)));
-            self.suspects = Some(taken.collect());
+        // A boot without an id is not known to be the same as any other.
+        let same_boot = recorded == boot && boot != [0; 16];
+        let load = |word: &AtomicU64| AtomicU64::new(word.load(Ordering::Relaxed));
+        let words: Box<[AtomicU64]> = self.words().iter().map(load).collect();
+        let left = count_ones(&words);
+        if clean || same_boot || left == 0 {
+            self.set_boot(boot);
+        } else {
+            let left = AtomicU32::new(left);
+            self.suspects = Some(Suspects { words, left, boot });
         }
+    }
+
+    fn set_boot(&self, boot: [u8; 16]) {
         for (i, word) in boot.chunks_exact(4).enumerate() {
             let word = u32::from_le_bytes([word[0], word[1], word[2], word[3]]);
             self.set_header_word(BOOT_AT + 4 * i, word);
         }
-        self.clean.store(clean, Ordering::Release);
     }
 
     /// Whether a chunk is in the data file, verified.
     #[must_use]
     pub fn is_present(&self, chunk: u32) -> bool {
-        self.word(chunk)
-            .is_some_and(|(word, bit)| word.load(Ordering::Acquire) & bit != 0)
+        let marked = self
+            .word(chunk)
+            .is_some_and(|(word, bit)| word.load(Ordering::SeqCst) & bit != 0);
+        marked && !self.is_suspect(chunk)
     }
 
     /// Whether a chunk was there before an unclean reboot, and has not been looked at since.
@@ -144,53 +163,75 @@ impl ChunkMap {
     /// # Errors
     /// [`Error::Io`] when the file cannot be told that it is not clean any more; the mark is not set then.
     pub fn mark(&self, chunk: u32) -> Result<()> {
+        let mut marking = self.state.read();
+        while self.clean.load(Ordering::Acquire) {
+            drop(marking);
+            self.take_clean_back()?;
+            marking = self.state.read();
+        }
+        if let Some((word, bit)) = self.word(chunk) {
+            word.fetch_or(bit, Ordering::SeqCst);
+        }
+        self.clear_suspect(chunk);
+        drop(marking);
+        Ok(())
+    }
+
+    fn take_clean_back(&self) -> Result<()> {
+        let _changing = self.state.write();
         if self.clean.load(Ordering::Acquire) {
-            let _state = self.state.lock();
             self.set_header_word(CLEAN_AT, 0);
             self.map
                 .flush_range(0, BITS_AT)
                 .map_err(|e| Error::io("chunk map", &e))?;
             self.clean.store(false, Ordering::Release);
         }
-        if let Some((word, bit)) = self.word(chunk) {
-            word.fetch_or(bit, Ordering::AcqRel);
-        }
-        self.clear_suspect(chunk);
         Ok(())
     }
 
-    /// Takes the mark of a chunk away.
-    pub fn clear(&self, chunk: u32) {
-        if let Some((word, bit)) = self.word(chunk) {
-            word.fetch_and(!bit, Ordering::AcqRel);
+    /// A suspect was found wanting: it is not there.
+    pub fn drop_suspect(&self, chunk: u32) {
+        if let (Some((word, bit)), true) = (self.word(chunk), self.is_suspect(chunk)) {
+            word.fetch_and(!bit, Ordering::SeqCst);
         }
+        self.clear_suspect(chunk);
     }
 
-    /// A suspect was looked at (and marked, or found wanting).
-    pub fn clear_suspect(&self, chunk: u32) {
-        if let Some((word, bit)) = self.suspect(chunk) {
-            word.fetch_and(!bit, Ordering::AcqRel);
+    fn clear_suspect(&self, chunk: u32) {
+        let (Some(suspects), Some((word, bit))) = (&self.suspects, self.suspect(chunk)) else {
+            return;
+        };
+        let was_suspect = word.fetch_and(!bit, Ordering::AcqRel) & bit != 0;
+        if was_suspect && suspects.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.set_boot(suspects.boot);
         }
     }
 
     /// Number of chunks that are present.
     #[must_use]
     pub fn count(&self) -> u32 {
-        self.words()
-            .iter()
-            .map(|word| word.load(Ordering::Relaxed).count_ones())
-            .sum()
+        let suspects = self
+            .suspects
+            .as_ref()
+            .map_or(0, |suspects| count_ones(&suspects.words));
+        count_ones(self.words()).saturating_sub(suspects)
     }
 
-    /// Says in the file that data and bits are on the disk. The data must have been synced before.
+    /// Syncs the data with `sync_data` and then says in the file that data and bits are on the disk. No mark is set
+    /// meanwhile. While suspects are left, the file stays as it is.
     ///
     /// # Errors
-    /// [`Error::Io`].
-    pub fn set_clean(&self) -> Result<()> {
-        let _state = self.state.lock();
-        if self.clean.load(Ordering::Acquire) || self.suspects.is_some() {
+    /// Those of `sync_data`; [`Error::Io`].
+    pub fn make_clean(&self, sync_data: impl FnOnce() -> Result<()>) -> Result<()> {
+        let _changing = self.state.write();
+        let suspects = self
+            .suspects
+            .as_ref()
+            .is_some_and(|suspects| suspects.left.load(Ordering::Acquire) > 0);
+        if suspects || self.clean.load(Ordering::Acquire) {
             return Ok(());
         }
+        sync_data()?;
         let flushed = self.map.flush().and_then(|()| {
             self.set_header_word(CLEAN_AT, 1);
             self.map.flush()
@@ -212,7 +253,7 @@ impl ChunkMap {
     }
 
     fn suspect(&self, chunk: u32) -> Option<(&AtomicU64, u64)> {
-        bit_of(self.suspects.as_deref()?, chunk)
+        bit_of(&self.suspects.as_ref()?.words, chunk)
     }
 
     fn header_atomic(&self, at: usize) -> &std::sync::atomic::AtomicU32 {
@@ -229,6 +270,13 @@ impl ChunkMap {
     fn set_header_word(&self, at: usize, value: u32) {
         self.header_atomic(at).store(value.to_le(), Ordering::Release);
     }
+}
+
+fn count_ones(words: &[AtomicU64]) -> u32 {
+    words
+        .iter()
+        .map(|word| word.load(Ordering::Relaxed).count_ones())
+        .sum()
 }
 
 fn bit_of(words: &[AtomicU64], chunk: u32) -> Option<(&AtomicU64, u64)> {
@@ -316,7 +364,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let map = open(&dir, BOOT);
         map.mark(5).unwrap();
-        map.set_clean().unwrap();
+        map.make_clean(|| Ok(())).unwrap();
         drop(map);
         let map = open(&dir, NEXT_BOOT);
         assert!(map.is_present(5));
@@ -324,6 +372,49 @@ mod tests {
         drop(map);
         let map = open(&dir, [3; 16]);
         assert!(map.is_suspect(5) && map.is_suspect(6) && !map.is_present(5));
+    }
+
+    #[test]
+    fn suspects_that_nobody_looked_at_outlive_the_map() {
+        let dir = tempfile::tempdir().unwrap();
+        let map = open(&dir, BOOT);
+        (5..8).for_each(|chunk| map.mark(chunk).unwrap());
+        drop(map);
+        let map = open(&dir, NEXT_BOOT);
+        map.mark(5).unwrap();
+        map.drop_suspect(6);
+        map.make_clean(|| Ok(())).unwrap();
+        assert_eq!(
+            (map.count(), map.is_present(5), map.is_suspect(7)),
+            (1, true, true)
+        );
+        drop(map);
+        // The same boot goes on, but the file still speaks of the one before: 5 is looked at once more.
+        let map = open(&dir, NEXT_BOOT);
+        assert!(map.is_suspect(5) && map.is_suspect(7) && !map.is_suspect(6) && !map.is_present(6));
+        map.mark(5).unwrap();
+        map.mark(7).unwrap();
+        drop(map);
+        let map = open(&dir, NEXT_BOOT);
+        assert!(map.is_present(5) && map.is_present(7));
+    }
+
+    #[test]
+    fn boots_without_an_id_are_not_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        open(&dir, [0; 16]).mark(5).unwrap();
+        assert!(open(&dir, [0; 16]).is_suspect(5));
+    }
+
+    #[test]
+    fn nothing_is_clean_whose_data_could_not_be_synced() {
+        let dir = tempfile::tempdir().unwrap();
+        let map = open(&dir, BOOT);
+        map.mark(5).unwrap();
+        let refused = Error::posix("sync", libc::EIO);
+        assert_eq!(map.make_clean(|| Err(refused.clone())), Err(refused));
+        drop(map);
+        assert!(open(&dir, NEXT_BOOT).is_suspect(5));
     }
 
     #[test]

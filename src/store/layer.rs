@@ -30,13 +30,12 @@ const NOWHERE: &str = "/dev/full";
 /// A layer whose index is known.
 #[derive(Debug)]
 pub struct Layer {
-    digest: Digest,
+    key: Digest,
     index: Index<Mapped>,
     data: File,
     map: ChunkMap,
     readers: [AtomicU32; STRIPES],
     complete: AtomicBool,
-    dirty: AtomicBool,
 }
 
 /// A count on some stripes of a layer: while it lives, none of their chunks is punched out.
@@ -59,49 +58,48 @@ impl Layer {
     ///
     /// # Errors
     /// [`Error::Malformed`] for a damaged index; [`Error::Io`].
-    pub(super) fn open(dir: &Path, digest: Digest) -> Result<Option<Self>> {
+    pub(super) fn open(dir: &Path, key: Digest) -> Result<Option<Self>> {
         let Some(mapped) = Mapped::open(&dir.join("index"))? else {
             return Ok(None);
         };
-        Self::of_index(dir, digest, mapped).map(Some)
+        Self::of_index(dir, key, mapped).map(Some)
     }
 
     /// The layer in `dir` whose index no file could take.
     ///
     /// # Errors
     /// [`Error::Malformed`] for a damaged index; [`Error::Io`].
-    pub(super) fn unkept(dir: &Path, digest: Digest, index: &[u8]) -> Result<Self> {
-        Self::of_index(dir, digest, Mapped::owned(index.to_vec()))
+    pub(super) fn unkept(dir: &Path, key: Digest, index: &[u8]) -> Result<Self> {
+        Self::of_index(dir, key, Mapped::owned(index.to_vec()))
     }
 
-    fn of_index(dir: &Path, digest: Digest, mapped: Mapped) -> Result<Self> {
+    fn of_index(dir: &Path, key: Digest, mapped: Mapped) -> Result<Self> {
         // The header holds a checksum of all the rest, so its hash names the whole index.
         let index_id = crc32fast::hash(mapped.get(..HEADER_BYTES).unwrap_or_default());
         let index = Index::open(mapped)?;
         let (data, map) = match open_files(dir, &index, index_id) {
             Ok(files) => files,
             Err(error) => {
-                tracing::warn!(layer = %digest, %error, "nothing of a layer can be kept");
+                tracing::warn!(layer = %key, %error, "nothing of a layer can be kept");
                 let data = File::options().read(true).write(true).open(NOWHERE);
                 let data = data.map_err(|e| Error::io(NOWHERE, &e))?;
                 (data, ChunkMap::in_memory(index.chunk_count())?)
             }
         };
         Ok(Self {
-            digest,
+            key,
             complete: AtomicBool::new(map.count() == index.chunk_count()),
             index,
             data,
             map,
             readers: [const { AtomicU32::new(0) }; STRIPES],
-            dirty: AtomicBool::new(false),
         })
     }
 
-    /// The blob's digest.
+    /// The key that the layer is stored under.
     #[must_use]
-    pub fn digest(&self) -> &Digest {
-        &self.digest
+    pub fn key(&self) -> &Digest {
+        &self.key
     }
 
     /// What the layer was parsed into.
@@ -125,7 +123,7 @@ impl Layer {
     /// Whether all of these chunks are present.
     #[must_use]
     pub fn all_present(&self, chunks: Range<u32>) -> bool {
-        self.is_complete() || chunks.into_iter().all(|chunk| self.map.is_present(chunk))
+        chunks.into_iter().all(|chunk| self.map.is_present(chunk))
     }
 
     /// The chunks of a file that hold its bytes `offset..end`, which must not be empty nor reach beyond its size.
@@ -166,7 +164,9 @@ impl Layer {
             stripe(chunks.end.saturating_sub(1).max(chunks.start)),
         );
         for counter in &self.readers[stripes.0..=stripes.1] {
-            counter.fetch_add(1, Ordering::AcqRel);
+            // Ordered against the marks that are looked at next: an evictor that clears a mark first and looks at the
+            // counts then, both as strictly, sees either this count or is seen by this reader.
+            counter.fetch_add(1, Ordering::SeqCst);
         }
         ReadGuard { layer: self, stripes }
     }
@@ -217,7 +217,6 @@ impl Layer {
     /// # Errors
     /// [`Error::Io`], with ENOSPC when the disk is full.
     pub fn write(&self, data_offset: u64, bytes: &[u8]) -> Result<()> {
-        self.dirty.store(true, Ordering::Release);
         self.data
             .write_all_at(bytes, data_offset)
             .map_err(|e| self.failed(&e))
@@ -238,6 +237,18 @@ impl Layer {
         }
     }
 
+    /// Reads back what was written of a chunk that is not marked yet, for whoever wrote it.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn read_back(&self, data_offset: u64, len: usize) -> Result<Vec<u8>> {
+        let mut buffer = vec![0; len];
+        self.data
+            .read_exact_at(&mut buffer, data_offset)
+            .map_err(|e| self.failed(&e))?;
+        Ok(buffer)
+    }
+
     /// Verifies a chunk that was there before an unclean reboot. Returns whether it is present now.
     ///
     /// # Errors
@@ -246,14 +257,15 @@ impl Layer {
         if !self.map.is_suspect(number) {
             return Ok(self.map.is_present(number));
         }
+        let _guard = self.hold(&(number..number + 1));
         let chunk = self.index.chunk(number)?;
         if self.digest_of(&chunk)? == chunk.digest {
             self.map.mark(number)?;
             self.note_progress();
             return Ok(true);
         }
-        tracing::warn!(layer = %self.digest, chunk = number, "a chunk did not survive the reboot");
-        self.map.clear_suspect(number);
+        tracing::warn!(layer = %self.key, chunk = number, "a chunk did not survive the reboot");
+        self.map.drop_suspect(number);
         Ok(false)
     }
 
@@ -307,14 +319,12 @@ impl Layer {
     /// # Errors
     /// [`Error::Io`].
     pub fn sync_clean(&self) -> Result<()> {
-        if self.dirty.swap(false, Ordering::AcqRel) {
-            self.data.sync_data().map_err(|e| self.failed(&e))?;
-        }
-        self.map.set_clean()
+        self.map
+            .make_clean(|| self.data.sync_data().map_err(|e| self.failed(&e)))
     }
 
     fn failed(&self, error: &std::io::Error) -> Error {
-        Error::io(format!("data of layer {}", self.digest), error)
+        Error::io(format!("data of layer {}", self.key), error)
     }
 }
 

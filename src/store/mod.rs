@@ -6,11 +6,12 @@
 //! DIR/VERSION                 layout version: another one is refused by name
 //! DIR/state.db                SQLite: tags and when they were checked, listings, inode slots
 //! DIR/documents/ab/abcd…      manifests and configs by digest, for ever
-//! DIR/layers/abcd…/index      what the layer was parsed into (memory-mapped)
-//! DIR/layers/abcd…/data       sparse: every regular file of the layer at its place
-//! DIR/layers/abcd…/map        which chunks of it are there (memory-mapped)
-//! DIR/trees/abcd…             merged trees (memory-mapped)
+//! DIR/layers/KEY/index      what the layer was parsed into (memory-mapped)
+//! DIR/layers/KEY/data       sparse: every regular file of the layer at its place
+//! DIR/layers/KEY/map        which chunks of it are there (memory-mapped)
+//! DIR/trees/KEY               merged trees (memory-mapped)
 //! ```
+//! The key of a layer is a digest of everything that decides what its content is, and whoever opens it says it.
 //! A file appears under its name only when it is complete (written aside, renamed); `data` and `map` are the exception
 //! and their rules stand in [`layer`] and [`chunk_map`]. Everything is checked when it is read: a store that was damaged
 //! is an error or a refetch, never wrong bytes.
@@ -108,27 +109,27 @@ impl Store {
         &self.documents
     }
 
-    /// The layer with this blob digest, if its index is in the store. An index or map that turns out to be damaged is
+    /// The layer under this key, if its index is in the store. An index or map that turns out to be damaged is
     /// removed, and the layer counts as unknown.
     ///
     /// # Errors
     /// [`Error::Io`] when the files cannot be read.
-    pub fn layer(&self, digest: &Digest) -> Result<Option<Arc<Layer>>> {
+    pub fn layer(&self, key: &Digest) -> Result<Option<Arc<Layer>>> {
         let mut layers = self.layers.lock();
-        if let Some(layer) = layers.get(digest).and_then(Weak::upgrade) {
+        if let Some(layer) = layers.get(key).and_then(Weak::upgrade) {
             return Ok(Some(layer));
         }
-        let dir = self.layer_dir(digest);
-        match Layer::open(&dir, *digest) {
+        let dir = self.layer_dir(key);
+        match Layer::open(&dir, *key) {
             Ok(Some(layer)) => {
                 let layer = Arc::new(layer);
                 layers.retain(|_, known| known.strong_count() > 0);
-                layers.insert(*digest, Arc::downgrade(&layer));
+                layers.insert(*key, Arc::downgrade(&layer));
                 Ok(Some(layer))
             }
             Ok(None) => Ok(None),
             Err(error @ Error::Malformed { .. }) => {
-                tracing::warn!(%digest, %error, "the index of a layer is damaged and will be built anew");
+                tracing::warn!(%key, %error, "the index of a layer is damaged and will be built anew");
                 self.discard_layer(&dir)?;
                 Ok(None)
             }
@@ -141,25 +142,25 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Malformed`] when `index` is none; [`Error::Io`].
-    pub fn add_layer(&self, digest: &Digest, index: &[u8]) -> Result<Arc<Layer>> {
-        let dir = self.layer_dir(digest);
+    pub fn add_layer(&self, key: &Digest, index: &[u8]) -> Result<Arc<Layer>> {
+        let dir = self.layer_dir(key);
         {
             // Under the lock, so that nobody opens the layer between the steps.
             let mut layers = self.layers.lock();
-            if layers.get(digest).and_then(Weak::upgrade).is_none() {
+            if layers.get(key).and_then(Weak::upgrade).is_none() {
                 let kept = fs::create_dir_all(&dir)
                     .map_err(|e| Error::io(dir.display().to_string(), &e))
                     .and_then(|()| write_whole(&self.dir.join("tmp"), &dir.join("index"), index));
                 if let Err(error) = kept {
-                    tracing::warn!(%digest, %error, "the index of a layer stays in memory");
-                    let layer = Arc::new(Layer::unkept(&dir, *digest, index)?);
-                    layers.insert(*digest, Arc::downgrade(&layer));
+                    tracing::warn!(%key, %error, "the index of a layer stays in memory");
+                    let layer = Arc::new(Layer::unkept(&dir, *key, index)?);
+                    layers.insert(*key, Arc::downgrade(&layer));
                     return Ok(layer);
                 }
             }
         }
-        self.layer(digest)?
-            .ok_or_else(|| Error::malformed(format!("layer {digest}"), "its new index is unreadable"))
+        self.layer(key)?
+            .ok_or_else(|| Error::malformed(format!("layer {key}"), "its new index is unreadable"))
     }
 
     /// Removes a damaged layer. Its data goes with its index: without the one, nobody knows what the other holds.
@@ -203,13 +204,13 @@ impl Store {
         let open: Vec<_> = self.layers.lock().values().filter_map(Weak::upgrade).collect();
         for layer in open {
             if let Err(error) = layer.sync_clean() {
-                tracing::warn!(digest = %layer.digest(), %error, "cannot mark a layer clean");
+                tracing::warn!(layer = %layer.key(), %error, "cannot mark a layer clean");
             }
         }
     }
 
-    fn layer_dir(&self, digest: &Digest) -> PathBuf {
-        self.dir.join("layers").join(digest.hex())
+    fn layer_dir(&self, key: &Digest) -> PathBuf {
+        self.dir.join("layers").join(key.hex())
     }
 
     fn tree_path(&self, key: &Digest) -> PathBuf {

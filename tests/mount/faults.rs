@@ -1,6 +1,7 @@
 //! A registry that lies, breaks off, limits, forgets and fails: bytes are right or there are none.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -62,6 +63,30 @@ fn a_flipped_byte_is_refused_and_forgotten_when_the_registry_heals() {
     until("the file can be read", || fs::read(&data).is_ok());
     assert!(started.elapsed() < Duration::from_secs(10));
     assert_eq!(fs::read(&data).unwrap(), noise(BYTES, 1));
+}
+
+#[test]
+fn a_bad_chunk_fails_its_own_readers_only() {
+    let (world, data) = indexed(Behaviour::default(), &[]);
+    // In the part that comes along with the first chunk.
+    world.handle().inject(blobs(), Fault::FlipByte(50_000));
+    let file = fs::File::open(&data).unwrap();
+    let mut bytes = vec![0; 4096];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    assert_eq!(bytes, noise(BYTES, 1)[..4096]);
+    let results: Vec<bool> = (0..12)
+        .map(|page| {
+            let result = file.read_exact_at(&mut bytes, page * 4096);
+            let start = usize::try_from(page).unwrap() * 4096;
+            assert!(
+                result.is_err() || bytes == noise(BYTES, 1)[start..start + 4096],
+                "{page}"
+            );
+            result.is_ok()
+        })
+        .collect();
+    assert_eq!(results, [true; 12], "{}", world.errors());
+    assert!(world.log().contains("verification failed"), "{}", world.log());
 }
 
 #[test]

@@ -1,8 +1,13 @@
 //! Tags that move, and a registry that does not answer while they are checked.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use registryfs::demo::{Behaviour, Content, Fault, Image, Scope};
@@ -68,6 +73,48 @@ fn a_moved_tag_shows_new_visitors_the_new_image_and_leaves_the_old_to_those_insi
         let seen = String::from_utf8(output.stdout).unwrap();
         let old_digest = release("old").digest();
         assert_eq!(seen, format!("etc\nonly-old\nold{old_digest}\n"), "{spelling}");
+    }
+}
+
+#[test]
+fn those_in_the_new_image_stay_in_their_place_when_the_last_one_leaves_the_old() {
+    for spelling in ["team/app/1.0", "team/app:1.0"] {
+        let world = world();
+        let rootfs = world.at(spelling).join("rootfs");
+        let path = rootfs.join("etc/release");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "old");
+        let waiting = |script: &str| {
+            let mut shell = Command::new("sh");
+            shell
+                .args(["-c", &format!("read go; {script}")])
+                .current_dir(&rootfs);
+            // It goes on when the end of its input is closed, which waiting for its output does.
+            start(shell.stdin(Stdio::piped()))
+        };
+        let in_old = waiting("cat etc/release");
+        world
+            .handle()
+            .edit(|content| content.add_tagged_image("team/app", "1.0", &release("new")));
+        until("the tag has its new digest", || {
+            fs::read_to_string(&path).unwrap() == "new"
+        });
+        let in_new = waiting("/bin/pwd && cat etc/release");
+        let number = |path: &Path| fs::metadata(path).unwrap().ino();
+        let numbers = [number(&world.at(spelling)), number(&rootfs)];
+        assert_eq!(finish(in_old).stdout, b"old");
+        // Every lookup asks anew after the entry's time, of an inode that has become the path's only one.
+        for _ in 0..5 {
+            std::thread::sleep(Duration::from_millis(400));
+            assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+            assert_eq!(
+                [number(&world.at(spelling)), number(&rootfs)],
+                numbers,
+                "{spelling}"
+            );
+        }
+        let output = finish(in_new);
+        let seen = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(seen, format!("{}\nnew", rootfs.display()), "{spelling}");
     }
 }
 
@@ -158,4 +205,82 @@ fn a_check_without_an_answer_holds_a_known_tag_up_for_half_a_second() {
         "{:?}",
         started.elapsed()
     );
+}
+
+#[test]
+fn a_registry_that_refuses_head_does_not_lose_its_tags() {
+    let world = world();
+    let path = world.at("team/app:1.0/rootfs/etc/release");
+    assert_eq!(fs::read_to_string(&path).unwrap(), "old");
+    for status in [405, 400, 501] {
+        let refusal = Fault::Status {
+            status,
+            retry_after: None,
+        };
+        world
+            .handle()
+            .inject(Scope::containing("/manifests/").method("HEAD"), refusal);
+        let text = format!("after {status}");
+        world
+            .handle()
+            .edit(|content| content.add_tagged_image("team/app", "1.0", &release(&text)));
+        until("the new image is seen", || {
+            fs::read_to_string(&path).unwrap() == text
+        });
+        world.handle().clear_faults();
+    }
+}
+
+#[test]
+fn a_directory_that_is_held_never_mixes_two_images() {
+    let behaviour = Behaviour {
+        failure_rate: 0.05,
+        seed: 11,
+        ..Behaviour::default()
+    };
+    let version = |number: u64| {
+        let entries: Vec<File> = (0..5)
+            .map(|n| file(&format!("d/f{n}"), noise(20_000, number * 10 + n)))
+            .chain([file("version", number.to_string())])
+            .collect();
+        image(&[&entries])
+    };
+    let versions: Vec<Image> = (0..6).map(version).collect();
+    let mut content = Content::new();
+    content.add_tagged_image("team/app", "1.0", &versions[0]);
+    let world = World::with(content, behaviour, &["--retries", "10"])
+        .configured("tag_ttl_s = 0\n")
+        .mounted();
+    let done = AtomicBool::new(false);
+    let seen = parking_lot::Mutex::new(BTreeSet::new());
+    std::thread::scope(|scope| {
+        for spelling in ["team/app/1.0", "team/app:1.0", "team/app/1.0", "team/app:1.0"] {
+            let (done, seen, rootfs) = (&done, &seen, world.at(spelling).join("rootfs"));
+            scope.spawn(move || {
+                while !done.load(Ordering::Relaxed) {
+                    let held = fs::File::open(&rootfs).unwrap();
+                    let at = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
+                    let number: u64 = fs::read_to_string(at.join("version")).unwrap().parse().unwrap();
+                    for n in 0..5 {
+                        let bytes = fs::read(at.join(format!("d/f{n}"))).unwrap();
+                        assert!(
+                            bytes == noise(20_000, number * 10 + n),
+                            "{spelling}: {number} f{n}"
+                        );
+                    }
+                    seen.lock().insert((spelling, number));
+                }
+            });
+        }
+        for (number, version) in (0..).zip(&versions) {
+            world
+                .handle()
+                .edit(|content| content.add_tagged_image("team/app", "1.0", version));
+            until("both spellings show the version", || {
+                let seen = seen.lock();
+                seen.contains(&("team/app/1.0", number)) && seen.contains(&("team/app:1.0", number))
+            });
+        }
+        done.store(true, Ordering::Relaxed);
+    });
 }

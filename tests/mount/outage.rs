@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
-use registryfs::demo::{Behaviour, Content, Fault, Scope};
+use registryfs::demo::{Behaviour, Content, DemoRegistry, Fault, Scope};
 
 use crate::support::{dir, file, image};
 use crate::world::{World, errno, finish, noise, pid, start, until};
@@ -175,4 +175,74 @@ fn offline_serves_what_is_cached_and_says_what_is_not() {
     });
     assert_eq!(requests.len(), 0);
     assert!(world.errors().contains("offline"), "{}", world.errors());
+}
+
+#[test]
+fn those_who_wait_for_a_silent_registry_hold_nobody_up() {
+    let many: Vec<_> = (0..300)
+        .map(|n| file(&format!("f{n:03}"), noise(5000, n)))
+        .collect();
+    let mut silent = Content::new();
+    silent.add_tagged_image("team/app", "1.0", &image(&[&many]));
+    let silent = DemoRegistry::start(silent, Behaviour::default()).unwrap();
+    let world = World::new(content()).mounted();
+    let cached = world.at("team/app/1.0/rootfs/d/f0");
+    fs::read(&cached).unwrap();
+    let cold = world.at("team/app/1.0/rootfs/d/f6");
+    // With an empty page cache, so that the kernel has to ask for all of it.
+    world.restart();
+    let rootfs = world.root().join(silent.host()).join("team/app/1.0/rootfs");
+    fs::metadata(rootfs.join("f000")).unwrap();
+    let silence = Fault::Stall {
+        after_bytes: 0,
+        pause: None,
+    };
+    silent.handle().inject(Scope::all(), silence);
+    let mut waiting: Vec<_> = (0..150)
+        .map(|n| match n % 3 {
+            0 => start(Command::new("stat").arg(world.root().join(silent.host()).join(format!("x{n}:1")))),
+            _ => start(Command::new("cat").arg(rootfs.join(format!("f{n:03}")))),
+        })
+        .collect();
+    until("all wait", || {
+        let requests = world.status()["mounts"][0]["requests"].clone();
+        let count = |name: &str| requests[name].as_u64().unwrap();
+        count("read") >= 100 && count("lookup") >= 150
+    });
+    let started = Instant::now();
+    assert_eq!(fs::read(&cached).unwrap(), noise(700_000, 10));
+    assert_eq!(fs::read(&cold).unwrap(), noise(700_000, 16));
+    let took = started.elapsed();
+    // All at once: each dies when its own wait is next looked at.
+    waiting.iter_mut().for_each(|child| child.kill().unwrap());
+    for mut child in waiting {
+        child.wait().unwrap();
+    }
+    assert!(took < Duration::from_secs(3), "{took:?}");
+}
+
+#[test]
+fn an_unmount_does_not_wait_for_a_silent_registry() {
+    let world = World::new(content()).mounted();
+    let rootfs = world.at("team/app/1.0/rootfs/d");
+    fs::metadata(rootfs.join("f0")).unwrap();
+    let silence = Fault::Stall {
+        after_bytes: 0,
+        pause: None,
+    };
+    world.handle().inject(Scope::all(), silence);
+    for path in [rootfs.join("f0"), world.at("team/app:2.0"), rootfs.join("f5")] {
+        let mut reader = start(Command::new("cat").arg(&path));
+        world.handle().clear_ledger();
+        until("the registry is asked", || !world.handle().ledger().is_empty());
+        reader.kill().unwrap();
+        reader.wait().unwrap();
+    }
+    let started = Instant::now();
+    world.umount();
+    assert!(
+        started.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        started.elapsed()
+    );
 }

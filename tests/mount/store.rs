@@ -234,7 +234,95 @@ fn files_cut_under_the_mount_do_not_end_the_daemon() {
     check(&world, "1.0", 10);
 }
 
-/// A small filesystem for the store, gone with the test.
+/// Makes the chunk maps those of an earlier boot: the boot's id stands in bytes 24 to 40 of each.
+fn pretend_a_reboot(world: &World) {
+    let maps = store_files(world, "layers").into_iter();
+    for path in maps.filter(|path| path.ends_with("map")) {
+        let map = fs::File::options().write(true).open(path).unwrap();
+        map.write_all_at(&[0xee; 16], 24).unwrap();
+    }
+}
+
+#[test]
+fn after_a_crash_of_the_machine_nothing_is_believed_unseen() {
+    let world = World::new(content()).mounted();
+    check(&world, "1.0", 10);
+    world.kill_daemon();
+    pretend_a_reboot(&world);
+    // Of the data some did not reach the disk.
+    for path in store_files(&world, "layers") {
+        if path.ends_with("data") {
+            let data = fs::File::options().write(true).open(&path).unwrap();
+            data.write_all_at(&[0; 5000], 0).unwrap();
+            data.write_all_at(&[0; 100], data.metadata().unwrap().len() / 2)
+                .unwrap();
+        }
+    }
+    let ((), requests) = world.requests(|| {
+        world.mount();
+        check(&world, "1.0", 10);
+    });
+    let fetched: u64 = requests.iter().map(|record| record.body_bytes).sum();
+    assert!(
+        fetched > 0 && fetched < 1_200_000,
+        "what survived is kept: {fetched} of 1.8 million bytes"
+    );
+}
+
+#[test]
+fn after_an_orderly_end_and_a_reboot_everything_is_believed() {
+    let world = World::new(content()).mounted();
+    check(&world, "1.0", 10);
+    world.umount();
+    pretend_a_reboot(&world);
+    let ((), requests) = world.requests(|| {
+        world.mount();
+        check(&world, "1.0", 10);
+    });
+    assert_eq!(requests.len(), 0, "{requests:#?}");
+}
+
+#[test]
+fn a_daemon_killed_while_it_fetches_leaves_right_bytes_only() {
+    let world = World::new(content()).mounted();
+    world
+        .handle()
+        .update(|behaviour| behaviour.total_bytes_per_s = 2_000_000);
+    for round in 0..3 {
+        let mut readers: Vec<_> = (0..FILES)
+            .map(|n| start(Command::new("cat").arg(world.at(&format!("team/app/1.0/rootfs/d/f{n}")))))
+            .collect();
+        let fetched = || {
+            world
+                .handle()
+                .ledger()
+                .iter()
+                .map(|record| record.body_bytes)
+                .sum::<u64>()
+        };
+        let before = fetched();
+        until("something was fetched", || {
+            fetched() > before + 100_000
+                || readers
+                    .iter_mut()
+                    .all(|reader| reader.try_wait().unwrap().is_some())
+        });
+        world.kill_daemon();
+        for (n, reader) in (0..).zip(readers) {
+            let output = finish(reader);
+            let expected = noise(300_000, 10 + n);
+            assert!(expected.starts_with(&output.stdout), "round {round}, f{n}");
+            assert!(
+                !output.status.success() || output.stdout == expected,
+                "round {round}, f{n}"
+            );
+        }
+        world.mount();
+    }
+    check(&world, "1.0", 10);
+}
+
+/// A small filesystem for the store, gone with the test, but not before the daemon that works on it.
 struct SmallDisk(PathBuf);
 
 impl SmallDisk {
@@ -257,13 +345,17 @@ impl SmallDisk {
 impl Drop for SmallDisk {
     fn drop(&mut self) {
         let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+        // What could not be removed as long as it was mounted.
+        let _ = self.0.parent().map(fs::remove_dir_all);
     }
 }
 
 #[test]
 fn a_full_disk_fails_no_read() {
+    // Declared first, so dropped last.
+    let disk;
     let world = World::new(content());
-    let disk = SmallDisk::new(&world, 1 << 20);
+    disk = SmallDisk::new(&world, 1 << 20);
     world.mount();
     check(&world, "1.0", 10);
     world.restart();

@@ -78,6 +78,35 @@ fn a_restarted_daemon_asks_nothing_for_what_it_knows() {
 }
 
 #[test]
+fn a_known_image_whose_tag_is_due_costs_one_request() {
+    let world = World::new(layers(3)).configured("tag_ttl_s = 1\n").mounted();
+    let small = world.at("team/app:1.0/rootfs/small0");
+    first_byte(&small);
+    world.restart();
+    // Until the tag is due for a check, and the kernel's entry too.
+    std::thread::sleep(Duration::from_millis(1200));
+    let (_, requests) = world.requests(|| first_byte(&small));
+    assert_eq!(requests.len(), 1, "{:#?}", summary(&requests));
+    assert_eq!((requests[0].method.as_str(), requests[0].body_bytes), ("HEAD", 0));
+}
+
+#[test]
+fn what_another_repository_has_brought_is_not_fetched_again() {
+    let mut content = layers(3);
+    let original = content.repository("team/app").unwrap();
+    let digest = original.resolve("1.0").unwrap();
+    let manifest = original.manifest(&digest).unwrap().clone();
+    content.put_manifest("copy/app", manifest.media_type, manifest.bytes);
+    content.tag("copy/app", "2.0", digest);
+    let world = World::new(content).mounted();
+    let of = |image: &str| world.at(image).join("rootfs/small0");
+    assert_eq!(first_byte(&of("team/app/1.0")), 0);
+    // The copy's blobs are not even there.
+    let (byte, requests) = world.requests(|| first_byte(&of("copy/app/2.0")));
+    assert_eq!((byte, requests.len()), (0, 1), "{:#?}", summary(&requests));
+}
+
+#[test]
 fn tokens_and_redirects_cost_six_round_trips_for_any_number_of_layers() {
     for count in [1, 12] {
         let mut behaviour = with_tokens("user", "secret");

@@ -1,0 +1,265 @@
+//! The main job on real input: Debian's docker-registry with images that `ctr-remote` converted, against what `umoci`
+//! unpacks of the originals. Needs the lab: `scripts/test` starts it and runs these with `--ignored`.
+#![allow(clippy::unwrap_used)]
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// A setting of the lab, as `scripts/lab env` prints it.
+fn lab(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: eval \"$(scripts/lab env)\" first"))
+}
+
+/// A mount of its own, with a store of its own.
+struct Mounted {
+    dir: tempfile::TempDir,
+    options: Vec<String>,
+}
+
+impl Mounted {
+    fn with(options: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("mnt")).unwrap();
+        let mounted = Self {
+            dir,
+            options: options.iter().map(ToString::to_string).collect(),
+        };
+        let mountpoint = mounted.root();
+        mounted.text(&["mount".as_ref(), mountpoint.as_os_str()]);
+        mounted
+    }
+
+    fn root(&self) -> PathBuf {
+        self.dir.path().join("mnt")
+    }
+
+    fn run<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_registryfs"));
+        command
+            .arg("--cache-dir")
+            .arg(self.dir.path().join("store"))
+            .args(&self.options)
+            .args(arguments);
+        command.output().unwrap()
+    }
+
+    fn text<S: AsRef<OsStr>>(&self, arguments: &[S]) -> String {
+        let output = self.run(arguments);
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Requests that the daemon has made of a registry.
+    fn requests(&self, host: &str) -> u64 {
+        let status: serde_json::Value =
+            serde_json::from_str(&self.text(&["status", "--format", "json"])).unwrap();
+        let hosts = status["hosts"].as_array().unwrap();
+        let host = hosts.iter().find(|known| known["host"] == host);
+        let kinds = host
+            .map(|host| host["requests"].as_object().unwrap().clone())
+            .unwrap_or_default();
+        kinds.values().filter_map(serde_json::Value::as_u64).sum()
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let root = self.root();
+        let _ = self.run(&["umount".as_ref(), root.as_os_str()]);
+        let _ = Command::new("umount").arg("-l").arg(root).output();
+    }
+}
+
+fn script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts").join(name)
+}
+
+fn assert_equal_trees(mounted: &Path, unpacked: &Path) {
+    let compared = Command::new(script("lab"))
+        .arg("compare")
+        .arg(mounted)
+        .arg(unpacked)
+        .output()
+        .unwrap();
+    assert!(
+        compared.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&compared.stdout),
+        String::from_utf8_lossy(&compared.stderr)
+    );
+}
+
+#[test]
+#[ignore = "needs the lab"]
+fn every_rootfs_equals_what_umoci_unpacks_of_the_original() {
+    let mounted = Mounted::with(&[]);
+    let registry = mounted.root().join(lab("LAB_PLAIN"));
+    let unpacked = PathBuf::from(lab("LAB_UNPACKED"));
+    for (image, original) in [
+        ("lab/debian/v1", "v1"),
+        ("lab/debian:v2", "v2"),
+        ("lab/debian/v1-smallchunk", "v1"),
+        ("lab/team/app:1", "app-1"),
+        ("lab/team/app/2", "app-2"),
+    ] {
+        assert_equal_trees(&registry.join(image).join("rootfs"), &unpacked.join(original));
+    }
+}
+
+#[test]
+#[ignore = "needs the lab"]
+fn the_first_byte_costs_five_requests_a_miss_one_and_a_restart_none() {
+    let mounted = Mounted::with(&[]);
+    let host = lab("LAB_PLAIN");
+    let rootfs = mounted.root().join(&host).join("lab/debian/v1/rootfs");
+    let read = |path: &str| std::fs::read(rootfs.join(path)).unwrap();
+    read("etc/debian_version");
+    assert_eq!(mounted.requests(&host), 5, "the manifest, three tails, one range");
+    read("usr/bin/ping");
+    assert_eq!(mounted.requests(&host), 6);
+    let root = mounted.root();
+    mounted.text(&["umount".as_ref(), root.as_os_str()]);
+    mounted.text(&["mount".as_ref(), root.as_os_str()]);
+    assert!(std::fs::read_dir(&rootfs).unwrap().count() > 10);
+    read("etc/debian_version");
+    assert_eq!(mounted.requests(&host), 0);
+}
+
+#[test]
+#[ignore = "needs the lab"]
+fn tls_of_an_own_authority_with_a_password_is_read_and_without_either_refused() {
+    let host = lab("LAB_TLS");
+    let credential = format!("{}:{}", lab("LAB_USER"), lab("LAB_PASSWORD"));
+    let authority = lab("LAB_CA");
+    let mounted = Mounted::with(&["--ca", &authority, "--credential", &credential]);
+    let rootfs = mounted.root().join(&host).join("lab/team/app:1/rootfs");
+    assert_equal_trees(&rootfs, &PathBuf::from(lab("LAB_UNPACKED")).join("app-1"));
+    let dir = tempfile::tempdir().unwrap();
+    let tags = |options: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_registryfs"));
+        command
+            .arg("--cache-dir")
+            .arg(dir.path())
+            .args(options)
+            .arg("tags")
+            .arg(format!("{host}/lab/debian"));
+        command.output().unwrap().status.code()
+    };
+    assert_eq!(tags(&[]), Some(5), "an untrusted certificate");
+    assert_eq!(tags(&["--ca", &authority]), Some(3), "no credential");
+    assert_eq!(tags(&["--ca", &authority, "--credential", "lab:wrong"]), Some(3));
+    assert_eq!(tags(&["--ca", &authority, "--credential", &credential]), Some(0));
+}
+
+#[test]
+#[ignore = "needs the lab"]
+fn an_image_of_plain_gzip_layers_says_so() {
+    let mounted = Mounted::with(&[]);
+    let image = mounted.root().join(lab("LAB_PLAIN")).join("lab/debian/v1-gzip");
+    let refused = std::fs::read_dir(image.join("rootfs")).unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(libc::EIO));
+    let errors = std::fs::read_to_string(mounted.root().join(".registryfs/errors")).unwrap();
+    assert!(errors.contains("plain gzip"), "{errors}");
+    assert_eq!(
+        std::fs::read_to_string(image.join("layers/0/format")).unwrap(),
+        "gzip\n"
+    );
+}
+
+#[test]
+#[ignore = "needs the lab"]
+fn tools_say_of_two_images_what_they_say_of_the_unpacked_ones() {
+    let mounted = Mounted::with(&[]);
+    let images = mounted.root().join(lab("LAB_PLAIN")).join("lab/team");
+    let unpacked = PathBuf::from(lab("LAB_UNPACKED"));
+    // Links of the same names in front of both, so that the names in what is printed are the same.
+    let (ours, theirs) = (mounted.dir.path().join("ours"), mounted.dir.path().join("theirs"));
+    for (side, targets) in [
+        (&ours, [images.join("app:1/rootfs"), images.join("app:2/rootfs")]),
+        (&theirs, [unpacked.join("app-1"), unpacked.join("app-2")]),
+    ] {
+        std::fs::create_dir(side).unwrap();
+        std::os::unix::fs::symlink(&targets[0], side.join("one")).unwrap();
+        std::os::unix::fs::symlink(&targets[1], side.join("two")).unwrap();
+    }
+    for command in [
+        // diff(1) calls special files equal whose times are; an unpacked one has a change time of its own.
+        "diff -r --no-dereference one/ two/ | grep -v 'special file'",
+        "rsync -naHAXi --checksum --delete one/ two/",
+        "git diff --no-index one/usr two/usr | grep -v ^index",
+        "grep -rc PATH= one/etc one/usr two/etc | sort",
+    ] {
+        let said = |side: &Path| {
+            let output = Command::new("sh")
+                .arg("-c")
+                .arg(command)
+                .current_dir(side)
+                .output()
+                .unwrap();
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        };
+        let (ours, theirs) = (said(&ours), said(&theirs));
+        assert!(!theirs.is_empty(), "{command} says nothing");
+        assert!(ours == theirs, "{command}:\n{ours}\nbut unpacked:\n{theirs}");
+    }
+}
+
+#[test]
+#[ignore = "needs the lab"]
+fn what_our_writer_writes_other_tools_unpack() {
+    use registryfs::demo::{Behaviour, DemoRegistry, sample_content};
+    let demo = DemoRegistry::start(sample_content().unwrap(), Behaviour::default()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let run = |program: &str, arguments: &[&str]| {
+        let output = Command::new(program)
+            .args(arguments)
+            .current_dir(dir.path())
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{program}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    };
+    let name = "team/search/api";
+    // From our registry into a real one, and from there to disk: each verifies every digest.
+    let (from, through) = (format!("docker://{}/{name}:2.0", demo.host()), lab("LAB_PLAIN"));
+    let through = format!("docker://{through}/lab/pushed:1");
+    run(
+        "skopeo",
+        &[
+            "copy",
+            "--src-tls-verify=false",
+            "--dest-tls-verify=false",
+            "--preserve-digests",
+            &from,
+            &through,
+        ],
+    );
+    run(
+        "skopeo",
+        &["copy", "--src-tls-verify=false", &through, "oci:layout:1"],
+    );
+    run("umoci", &["raw", "unpack", "--image", "layout:1", "unpacked"]);
+    let mounted = Mounted::with(&[]);
+    let rootfs = mounted.root().join(lab("LAB_PLAIN")).join("lab/pushed:1/rootfs");
+    // eStargz carries its landmark and its table of contents as files, which only a reader of it hides.
+    for extra in ["stargz.index.json", ".no.prefetch.landmark", ".prefetch.landmark"] {
+        let _ = std::fs::remove_file(dir.path().join("unpacked").join(extra));
+    }
+    let difference = Command::new("rsync")
+        .args(["-naHAXi", "--checksum", "--delete", "--omit-dir-times"])
+        .arg(format!("{}/", rootfs.display()))
+        .arg("unpacked/")
+        .current_dir(dir.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&difference.stdout).into_owned();
+    assert!(difference.status.success() && said.trim().is_empty(), "{said}");
+}
