@@ -196,7 +196,7 @@ async fn a_password_goes_to_the_token_service_only() {
     let health = client.health();
     assert_eq!(
         health[0].credentials.as_deref(),
-        Some("credentials of --credential")
+        Some("credentials of --credential (or REGISTRYFS_CREDENTIAL)")
     );
     assert_eq!((health[0].requests.manifests, health[0].requests.tokens), (2, 1));
 }
