@@ -56,7 +56,7 @@ impl Connection {
                 return Ok(None);
             }
             Ok(Err(error)) => return Err(failed(error)),
-            Err(_) => return Err(silent(socket.display().to_string())),
+            Err(_) => return Err(silent(socket.display().to_string(), SILENCE_MAX)),
         };
         let peer = stream.peer_cred().map_err(failed)?;
         if !is_trusted(peer.uid()) {
@@ -78,7 +78,7 @@ impl Connection {
         match timeout(SILENCE_MAX, frame.write(&mut self.stream)).await {
             Ok(Ok(()) | Err(Error::Io { .. })) => Ok(()),
             Ok(Err(error)) => Err(error),
-            Err(_) => Err(self.silent()),
+            Err(_) => Err(self.silent(SILENCE_MAX)),
         }
     }
 
@@ -93,7 +93,7 @@ impl Connection {
                 }
                 Ok(Ok(None)) => return Err(Error::busy("daemon", "it ended before it had answered")),
                 Ok(Err(error)) => return Err(error),
-                Err(_) => return Err(self.silent()),
+                Err(_) => return Err(self.silent(SILENCE_MAX)),
             };
             self.has_answered = true;
             match frame {
@@ -125,18 +125,19 @@ impl Connection {
         // Nothing is due any more, so whatever ends the wait, a reset included, is the close.
         match timeout(deadline, self.stream.read(&mut byte)).await {
             Ok(_) => Ok(()),
-            Err(_) => Err(self.silent()),
+            Err(_) => Err(self.silent(deadline)),
         }
     }
 
     /// The error for a daemon that shows no sign of life: it is stopped, or hangs.
-    fn silent(&self) -> Error {
-        silent(match self.daemon_pid {
+    fn silent(&self, waited: Duration) -> Error {
+        let who = match self.daemon_pid {
             Some(pid) => format!(
                 "the daemon (process {pid}; if it stays silent, end it with `kill -9 {pid}` and then take its mounts away with `umount -l`)"
             ),
             None => "the daemon".to_owned(),
-        })
+        };
+        silent(who, waited)
     }
 }
 
@@ -145,10 +146,10 @@ pub(super) fn is_trusted(uid: u32) -> bool {
     uid == 0 || uid == nix::unistd::geteuid().as_raw()
 }
 
-fn silent(what: impl Into<String>) -> Error {
+fn silent(what: impl Into<String>, waited: Duration) -> Error {
     Error::Timeout {
         what: what.into(),
-        waited_ms: u64::try_from(SILENCE_MAX.as_millis()).unwrap_or(u64::MAX),
+        waited_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),
     }
 }
 
@@ -162,7 +163,7 @@ mod tests {
         let socket = dir.path().join("s");
         let _listener = tokio::net::UnixListener::bind(&socket).unwrap();
         let connection = Connection::to(&socket).await.unwrap().unwrap();
-        let error = connection.silent();
+        let error = connection.silent(SILENCE_MAX);
         let text = error.to_string();
         assert_eq!(error.exit_code(), 6);
         for part in [format!("kill -9 {}", std::process::id()), "umount -l".to_owned()] {

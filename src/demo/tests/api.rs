@@ -63,7 +63,7 @@ fn manifests_are_served_by_tag_and_digest_with_their_headers() {
 fn blobs_are_served_whole_and_by_range_to_their_repository_only() {
     let (registry, blob, path) = with_blob(Behaviour::default());
     let host = registry.host();
-    assert_eq!(get(&host, &path).body, blob);
+    assert!(get(&host, &path).body == blob);
     let reply = get_range(&host, &path, "bytes=1000-1999");
     assert_eq!((reply.status, reply.body.as_slice()), (206, &blob[1000..2000]));
     assert_eq!(reply.header("content-range"), Some("bytes 1000-1999/800000"));
@@ -203,7 +203,7 @@ fn the_token_flow_grants_what_was_asked_for_until_it_expires() {
         (answer["access_token"].as_str(), answer["expires_in"].as_u64()),
         (Some(token), Some(300))
     );
-    assert_eq!(with_token(&host, &path, token).body, blob);
+    assert!(with_token(&host, &path, token).body == blob);
     let elsewhere = with_token(&host, "/v2/other/tags/list", token);
     let challenge = elsewhere.header("www-authenticate").unwrap();
     assert!(challenge.ends_with("error=\"insufficient_scope\""), "{challenge}");

@@ -17,10 +17,10 @@ fn bodies_end_where_a_fault_says() {
     let (host, handle) = (registry.host(), registry.handle());
     handle.inject(Scope::exact(&path).next(1), Fault::Cut(100_000));
     let cut = get(&host, &path);
-    assert_eq!(cut.body, &blob[..100_000]);
+    assert!(cut.body == &blob[..100_000]);
     assert_eq!(cut.header("content-length"), Some("800000"));
     assert_eq!(handle.ledger()[0].body_bytes, 100_000);
-    assert_eq!(get(&host, &path).body, blob);
+    assert!(get(&host, &path).body == blob);
 
     handle.inject(Scope::all().next(1), Fault::Cut(0));
     let cut = get(&host, &path);
@@ -48,7 +48,7 @@ fn a_stalled_body_goes_on_after_its_pause_or_ends_with_the_registry() {
     };
     handle.inject(Scope::all().next(1), stall(Some(pause)));
     let begun = Instant::now();
-    assert_eq!(get(&host, &path).body, blob);
+    assert!(get(&host, &path).body == blob);
     assert!(begun.elapsed() >= pause);
 
     handle.inject(Scope::all().next(1), stall(None));
@@ -61,7 +61,7 @@ fn a_stalled_body_goes_on_after_its_pause_or_ends_with_the_registry() {
         std::thread::sleep(Duration::from_millis(1));
     }
     handle.stop();
-    assert_eq!(reader.join().unwrap().body, &blob[..70_000]);
+    assert!(reader.join().unwrap().body == &blob[..70_000]);
 }
 
 #[test]
@@ -105,13 +105,13 @@ fn a_stopped_registry_refuses_and_comes_back_on_its_port() {
     let (registry, blob, path) = with_blob(Behaviour::default());
     let (host, handle) = (registry.host(), registry.handle().clone());
     for _ in 0..3 {
-        assert_eq!(get(&host, &path).body, blob);
+        assert!(get(&host, &path).body == blob);
         handle.stop();
         let refused = TcpStream::connect(&host).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
         handle.restart().unwrap();
     }
-    assert_eq!(get(&host, &path).body, blob);
+    assert!(get(&host, &path).body == blob);
     drop(registry);
     assert!(TcpStream::connect(&host).is_err());
 }
@@ -218,11 +218,11 @@ fn the_same_faults_happen_behind_tls() {
         "{challenge}"
     );
     registry.handle().update(|behaviour| behaviour.auth = Auth::None);
-    assert_eq!(get().body, blob);
+    assert!(get().body == blob);
     registry
         .handle()
         .inject(Scope::all().next(1), Fault::Cut(150_000));
-    assert_eq!(get().body, &blob[..150_000]);
+    assert!(get().body == &blob[..150_000]);
 }
 
 #[test]
