@@ -1,6 +1,6 @@
 //! The main job on real input: Debian's docker-registry with images that `ctr-remote` converted, against what `umoci`
 //! unpacks of the originals. Needs the lab: `scripts/test` starts it and runs these with `--ignored`.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
