@@ -17,7 +17,7 @@ fn bodies_end_where_a_fault_says() {
     let (host, handle) = (registry.host(), registry.handle());
     handle.inject(Scope::exact(&path).next(1), Fault::Cut(100_000));
     let cut = get(&host, &path);
-    assert!(cut.body == &blob[..100_000]);
+    assert!(cut.body == blob[..100_000]);
     assert_eq!(cut.header("content-length"), Some("800000"));
     assert_eq!(handle.ledger()[0].body_bytes, 100_000);
     assert!(get(&host, &path).body == blob);
@@ -61,7 +61,7 @@ fn a_stalled_body_goes_on_after_its_pause_or_ends_with_the_registry() {
         std::thread::sleep(Duration::from_millis(1));
     }
     handle.stop();
-    assert!(reader.join().unwrap().body == &blob[..70_000]);
+    assert!(reader.join().unwrap().body == blob[..70_000]);
 }
 
 #[test]
@@ -222,7 +222,7 @@ fn the_same_faults_happen_behind_tls() {
     registry
         .handle()
         .inject(Scope::all().next(1), Fault::Cut(150_000));
-    assert!(get().body == &blob[..150_000]);
+    assert!(get().body == blob[..150_000]);
 }
 
 #[test]
