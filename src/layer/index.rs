@@ -17,6 +17,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::layer::Format;
 use crate::layer::entry::{Kind, Time};
+use crate::layer::fields::Fields;
 use crate::layer::xattrs;
 
 pub(super) const MAGIC: [u8; 8] = *b"RFSLAYER";
@@ -186,41 +187,6 @@ impl Sections {
 
 fn damaged(why: &str) -> Error {
     Error::malformed("layer index", why)
-}
-
-/// Reads little-endian fields one after the other from a record whose length was checked.
-struct Fields<'a>(&'a [u8]);
-
-impl Fields<'_> {
-    fn take<const N: usize>(&mut self) -> [u8; N] {
-        match self.0.split_first_chunk::<N>() {
-            Some((head, rest)) => {
-                self.0 = rest;
-                *head
-            }
-            None => [0; N],
-        }
-    }
-
-    fn u8(&mut self) -> u8 {
-        u8::from_le_bytes(self.take())
-    }
-
-    fn u16(&mut self) -> u16 {
-        u16::from_le_bytes(self.take())
-    }
-
-    fn u32(&mut self) -> u32 {
-        u32::from_le_bytes(self.take())
-    }
-
-    fn u64(&mut self) -> u64 {
-        u64::from_le_bytes(self.take())
-    }
-
-    fn i64(&mut self) -> i64 {
-        i64::from_le_bytes(self.take())
-    }
 }
 
 /// A layer's index over its bytes, which may be a memory map.

@@ -5,6 +5,7 @@
 
 pub mod entry;
 pub mod estargz;
+pub(crate) mod fields;
 mod identify;
 pub mod index;
 pub mod index_builder;

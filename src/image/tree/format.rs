@@ -12,6 +12,7 @@ use crate::digest::Digest;
 use crate::error::Result;
 use crate::image::tree::damaged;
 use crate::layer::entry::{Kind, Time};
+use crate::layer::fields::Fields;
 
 pub(super) const MAGIC: [u8; 8] = *b"RFSMERGE";
 pub(super) const VERSION: u32 = 1;
@@ -233,36 +234,5 @@ impl DirentRecord {
             node: fields.u32(),
             name: (fields.u32(), fields.u16()),
         }
-    }
-}
-
-/// Reads little-endian fields one after the other from a record whose length was checked.
-struct Fields<'a>(&'a [u8]);
-
-impl Fields<'_> {
-    fn take<const N: usize>(&mut self) -> [u8; N] {
-        match self.0.split_first_chunk::<N>() {
-            Some((head, rest)) => {
-                self.0 = rest;
-                *head
-            }
-            None => [0; N],
-        }
-    }
-
-    fn u8(&mut self) -> u8 {
-        u8::from_le_bytes(self.take())
-    }
-
-    fn u16(&mut self) -> u16 {
-        u16::from_le_bytes(self.take())
-    }
-
-    fn u32(&mut self) -> u32 {
-        u32::from_le_bytes(self.take())
-    }
-
-    fn u64(&mut self) -> u64 {
-        u64::from_le_bytes(self.take())
     }
 }
