@@ -29,6 +29,7 @@ use parking_lot::Mutex;
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::fs::blob::Streams;
 use crate::fs::ino::{Place, place};
 use crate::fs::journal::Journal;
 use crate::fs::merged::no_attribute;
@@ -87,6 +88,7 @@ struct Inner {
     slots: Slots,
     journal: Journal,
     tocs: Mutex<LruCache<Digest, Bytes>>,
+    streams: Arc<Streams>,
     /// Shown as the time of what has none of its own.
     started: SystemTime,
 }
@@ -103,6 +105,7 @@ impl Filesystem {
             slots: Slots::default(),
             journal,
             tocs: Mutex::new(LruCache::new(NonZeroUsize::MIN.saturating_add(TOCS_MAX - 1))),
+            streams: Arc::default(),
             started: SystemTime::now(),
         }))
     }
@@ -133,6 +136,10 @@ impl Filesystem {
 
     fn slots(&self) -> &Slots {
         &self.0.slots
+    }
+
+    fn streams(&self) -> &Arc<Streams> {
+        &self.0.streams
     }
 
     fn tocs(&self) -> &Mutex<LruCache<Digest, Bytes>> {

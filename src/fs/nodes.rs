@@ -132,7 +132,7 @@ pub(super) enum Kind {
     /// `config.json`, fetched when it is read.
     Config { at: Arc<ImageAt>, size: u64 },
     /// `layers/N/blob`.
-    Blob(Box<BlobReader>),
+    Blob(Arc<BlobReader>),
     /// `layers/N/toc.json`, fetched when it is read.
     Toc {
         at: Arc<ImageAt>,

@@ -245,7 +245,7 @@ impl Filesystem {
                 let open = async move { images.layer_tree(&image, number).await };
                 return self.lookup_tree(dir, &at, own.name(), open);
             }
-            LayerName::Blob => Kind::Blob(Box::new(BlobReader::new(source))),
+            LayerName::Blob => Kind::Blob(Arc::new(BlobReader::new(source, Arc::clone(self.streams())))),
             LayerName::Digest => line(source.descriptor.digest.to_string()),
             LayerName::MediaType => line(source.descriptor.media_type.clone()),
             LayerName::Size => line(source.descriptor.size.to_string()),
