@@ -29,6 +29,7 @@ use parking_lot::Mutex;
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::fetch::single_flight::SingleFlight;
 use crate::fs::blob::Streams;
 use crate::fs::ino::{Place, place};
 use crate::fs::journal::Journal;
@@ -39,6 +40,7 @@ use crate::fs::slots::Slots;
 use crate::image::Images;
 use crate::image::platform::Platform;
 use crate::layer::entry::Time;
+use crate::registry::reference::Repository;
 
 /// The longest that a directory read or an attribute waits for the network: as a read of content.
 const READDIR_WAIT: Duration = Duration::from_secs(60);
@@ -76,6 +78,13 @@ impl fmt::Debug for Options {
     }
 }
 
+/// Tables of contents for readers of `toc.json`.
+#[derive(Debug)]
+struct Tocs {
+    ready: Mutex<LruCache<Digest, Bytes>>,
+    under_way: SingleFlight<(Repository, Digest), Bytes>,
+}
+
 /// The tree of one mount. A handle: clones are the same tree.
 #[derive(Debug, Clone)]
 pub struct Filesystem(Arc<Inner>);
@@ -87,7 +96,7 @@ struct Inner {
     nodes: Nodes,
     slots: Slots,
     journal: Journal,
-    tocs: Mutex<LruCache<Digest, Bytes>>,
+    tocs: Tocs,
     streams: Arc<Streams>,
     /// Shown as the time of what has none of its own.
     started: SystemTime,
@@ -104,7 +113,10 @@ impl Filesystem {
             nodes: Nodes::new(),
             slots: Slots::default(),
             journal,
-            tocs: Mutex::new(LruCache::new(NonZeroUsize::MIN.saturating_add(TOCS_MAX - 1))),
+            tocs: Tocs {
+                ready: Mutex::new(LruCache::new(NonZeroUsize::MIN.saturating_add(TOCS_MAX - 1))),
+                under_way: SingleFlight::default(),
+            },
             streams: Arc::default(),
             started: SystemTime::now(),
         }))
@@ -142,7 +154,7 @@ impl Filesystem {
         &self.0.streams
     }
 
-    fn tocs(&self) -> &Mutex<LruCache<Digest, Bytes>> {
+    fn tocs(&self) -> &Tocs {
         &self.0.tocs
     }
 

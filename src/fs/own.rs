@@ -355,15 +355,25 @@ impl Filesystem {
         })
     }
 
-    /// A layer's table of contents, as the registry has it, verified.
+    /// A layer's table of contents, as the registry has it, verified; fetched and unpacked once for all who read it.
     async fn toc(&self, source: &Arc<Source>) -> Result<Bytes> {
         let digest = source.descriptor.digest;
-        if let Some(toc) = self.tocs().lock().get(&digest) {
+        if let Some(toc) = self.tocs().ready.lock().get(&digest) {
             return Ok(toc.clone());
         }
-        let toc = self.images().fetcher().toc(source).await?;
-        self.tocs().lock().put(digest, toc.clone());
-        Ok(toc)
+        let (filesystem, source) = (self.clone(), Arc::clone(source));
+        let key = (source.repository.clone(), digest);
+        let work = async move {
+            // The one before may have ended in between.
+            if let Some(toc) = filesystem.tocs().ready.lock().get(&digest) {
+                return Ok(toc.clone());
+            }
+            let toc = filesystem.images().fetcher().toc(&source).await?;
+            filesystem.tocs().ready.lock().put(digest, toc.clone());
+            Ok(toc)
+        };
+        let runtime = self.images().fetcher().runtime();
+        self.tocs().under_way.run(runtime, key, work).await
     }
 }
 
