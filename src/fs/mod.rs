@@ -7,8 +7,10 @@
 
 mod blob;
 mod grammar;
+mod hosts;
 mod ino;
 pub mod journal;
+mod listings;
 mod merged;
 mod names;
 mod nodes;
@@ -31,6 +33,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fetch::single_flight::SingleFlight;
 use crate::fs::blob::Streams;
+use crate::fs::hosts::{HostPatterns, Hosts};
 use crate::fs::ino::{Place, place};
 use crate::fs::journal::Journal;
 use crate::fs::merged::no_attribute;
@@ -54,9 +57,9 @@ const TOCS_MAX: usize = 2;
 pub struct Options {
     /// The platform whose images are shown.
     pub platform: Platform,
-    /// Registries that may be looked up; all if empty.
+    /// Patterns (`*`: any text) of the registries that may be looked up; all if empty.
     pub allow: Vec<String>,
-    /// Registries that may not.
+    /// Patterns of those that may not.
     pub deny: Vec<String>,
     /// Registries that the configuration names: they are listed, and open to all users.
     pub configured: Vec<String>,
@@ -93,6 +96,7 @@ pub struct Filesystem(Arc<Inner>);
 struct Inner {
     images: Arc<Images>,
     options: Options,
+    hosts: Hosts,
     nodes: Nodes,
     slots: Slots,
     journal: Journal,
@@ -107,9 +111,15 @@ impl Filesystem {
     #[must_use]
     pub fn new(images: Arc<Images>, options: Options) -> Self {
         let journal = Journal::new(options.journal_entries);
+        let hosts = Hosts {
+            allow: HostPatterns::new(&options.allow),
+            deny: HostPatterns::new(&options.deny),
+            configured: HostPatterns::new(&options.configured),
+        };
         Self(Arc::new(Inner {
             images,
             options,
+            hosts,
             nodes: Nodes::new(),
             slots: Slots::default(),
             journal,
@@ -140,6 +150,10 @@ impl Filesystem {
 
     fn options(&self) -> &Options {
         &self.0.options
+    }
+
+    fn hosts(&self) -> &Hosts {
+        &self.0.hosts
     }
 
     fn nodes(&self) -> &Nodes {
@@ -211,7 +225,7 @@ impl Filesystem {
         if !self.is_changing(node) {
             return self.0.started;
         }
-        let taken = node.listing.lock().as_ref().map(|snapshot| snapshot.taken);
+        let taken = node.listings.lock().taken();
         let ttl = self.images().resolver().tag_ttl();
         taken
             .filter(|taken| taken.elapsed().is_ok_and(|age| age < ttl))

@@ -4,18 +4,45 @@
 //! of it or the first of an image's own names in it. From then on it stays that for as long as the kernel holds it; a tag
 //! that has moved is a new inode under the old name.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fs::grammar::{Meaning, OwnName, meaning};
-use crate::fs::nodes::{BareName, Bound, ImageAt, Kind, NameNode, Nodes, STATE_INO, Snapshot};
-use crate::fs::ops::{Answer, Caller, DirEntry, Entry, FOREVER, FileType, Lookup};
-use crate::fs::{CHANGING_TTL, Filesystem, READDIR_WAIT, within};
+use crate::fs::nodes::{BareName, Bound, ImageAt, Kind, Likeness, NameNode, STATE_INO};
+use crate::fs::ops::{Answer, Caller, Entry, FOREVER, Lookup};
+use crate::fs::{CHANGING_TTL, Filesystem, within};
+use crate::image::Named;
+use crate::image::manifest::choose;
 use crate::image::resolve::ABSENT_TTL;
 use crate::registry::reference::{Repository, Target, canonical_host, is_component, is_host};
+
+/// What is known now of the tag that a bare name may be.
+#[derive(Debug, Clone, Copy)]
+enum Tag {
+    /// Nobody asked.
+    Unchecked,
+    /// The repository above has no such tag.
+    Absent,
+    /// It names this digest, and need not be asked for again for so long.
+    Names(Digest, Duration),
+}
+
+impl Tag {
+    /// Whether an inode for the bare name still means it.
+    fn like(self, kind: &Kind) -> Likeness {
+        let Kind::Bare(bare) = kind else {
+            return Likeness::Different;
+        };
+        match (bare.bound(), self) {
+            (Some(Bound::Image(_)), Self::Absent) => Likeness::Different,
+            (Some(Bound::Image(at)), Self::Names(digest, _)) if *at.digest() != digest => Likeness::Different,
+            (Some(_), _) => Likeness::Same,
+            (None, _) => Likeness::Open,
+        }
+    }
+}
 
 impl Filesystem {
     pub(super) fn lookup_name(&self, caller: Caller, dir: &Arc<NameNode>, name: &[u8]) -> Answer<Lookup> {
@@ -72,29 +99,12 @@ impl Filesystem {
         };
         let node = self
             .nodes()
-            .count(dir.ino, dir.child_path(host), None, |_| true, kind);
+            .count(dir.ino, dir.child_path(host), None, |_| Likeness::Same, kind);
         Entry {
             attr: self.name_attr(&node),
             attr_ttl: self.name_attr_ttl(&node),
             entry_ttl: FOREVER,
         }
-    }
-
-    fn may_be_reached(&self, caller: Caller, host: &str) -> bool {
-        let options = self.options();
-        let named = |list: &[String]| list.iter().any(|pattern| matches(pattern, host));
-        let allowed = (options.allow.is_empty() || named(&options.allow)) && !named(&options.deny);
-        allowed && (caller.uid == options.owner_uid || self.is_configured(host))
-    }
-
-    /// Whether a registry is open to all users of the mount.
-    pub(super) fn is_configured(&self, host: &str) -> bool {
-        let options = self.options();
-        options
-            .configured
-            .iter()
-            .chain(&options.allow)
-            .any(|pattern| matches(pattern, host))
     }
 
     /// Looks a name up below a registry (`parent` none) or a repository path, where it is none of an image's own.
@@ -146,38 +156,33 @@ impl Filesystem {
             .as_ref()
             .and_then(|parent| Repository::new(host, parent).ok());
         let (Some(repository), true) = (repository, bound) else {
-            return Answer::Now(Ok(Lookup::Found(self.count_bare(dir, host, parent, name, None))));
+            return Answer::Now(Ok(Lookup::Found(self.count_bare(
+                dir,
+                host,
+                parent,
+                name,
+                Tag::Unchecked,
+            ))));
         };
         let (filesystem, dir) = (self.clone(), Arc::clone(dir));
         let (host, name) = (host.to_owned(), name.to_owned());
+        let wait = self.options().lookup_wait;
         self.journaled("lookup", move || path, async move {
-            let current = match filesystem.images().resolver().tag(&repository, &name).await {
-                Ok(current) => Some((current.digest, current.valid_for)),
-                Err(Error::NotFound { .. }) => None,
+            let what = format!("{repository}:{name}");
+            let check = filesystem.images().resolver().tag(&repository, &name);
+            let tag = match within(wait, || what, check).await {
+                Ok(current) => Tag::Names(current.digest, current.valid_for),
+                Err(Error::NotFound { .. }) => Tag::Absent,
                 Err(error) => return Err(error),
             };
             Ok(Lookup::Found(
-                filesystem.count_bare(&dir, &host, parent, &name, current),
+                filesystem.count_bare(&dir, &host, parent, &name, tag),
             ))
         })
     }
 
-    /// Counts a lookup of a bare name whose tag has the digest `current` by now, if anybody knows.
-    fn count_bare(
-        &self,
-        dir: &NameNode,
-        host: &str,
-        parent: Option<String>,
-        name: &str,
-        current: Option<(Digest, Duration)>,
-    ) -> Entry {
-        let same = |kind: &Kind| match kind {
-            Kind::Bare(bare) => match bare.bound() {
-                Some(Bound::Image(at)) => current.is_none_or(|(digest, _)| *at.digest() == digest),
-                Some(Bound::Repository) | None => true,
-            },
-            _ => false,
-        };
+    /// Counts a lookup of a bare name.
+    fn count_bare(&self, dir: &NameNode, host: &str, parent: Option<String>, name: &str, tag: Tag) -> Entry {
         let kind = || {
             let bound = parking_lot::Mutex::default();
             Kind::Bare(BareName {
@@ -189,13 +194,14 @@ impl Filesystem {
         };
         let node = self
             .nodes()
-            .count(dir.ino, dir.child_path(name), None, same, kind);
-        let entry_ttl = match (&node.kind, current) {
-            (Kind::Bare(bare), current) => match (bare.bound(), current) {
-                (Some(Bound::Image(_)), Some((_, valid_for))) => valid_for,
-                (Some(Bound::Repository), _) => self.images().resolver().tag_ttl(),
-                _ => CHANGING_TTL,
-            },
+            .count(dir.ino, dir.child_path(name), None, |kind| tag.like(kind), kind);
+        let bound = match &node.kind {
+            Kind::Bare(bare) => bare.bound(),
+            _ => None,
+        };
+        let entry_ttl = match (bound, tag) {
+            (Some(Bound::Image(_)), Tag::Names(_, valid_for)) => valid_for,
+            (Some(Bound::Repository), _) => self.images().resolver().tag_ttl(),
             _ => CHANGING_TTL,
         };
         Entry {
@@ -232,10 +238,15 @@ impl Filesystem {
                 }
                 Err(error) => return Err(error),
             };
-            let digest = *at.digest();
-            let same = |kind: &Kind| matches!(kind, Kind::Image(at) if *at.digest() == digest);
+            let (digest, has_image) = (*at.digest(), at.image.is_ok());
+            let like = |kind: &Kind| match kind {
+                Kind::Image(held) if *held.digest() == digest && held.image.is_ok() == has_image => {
+                    Likeness::Same
+                }
+                _ => Likeness::Different,
+            };
             let kind = || Kind::Image(at);
-            let node = filesystem.nodes().count(dir.ino, path, None, same, kind);
+            let node = filesystem.nodes().count(dir.ino, path, None, like, kind);
             let attr = filesystem.name_attr(&node);
             Ok(Lookup::Found(Entry {
                 attr,
@@ -256,10 +267,15 @@ impl Filesystem {
             }
         };
         let named = images.named(repository, &digest).await?;
-        let image = match images.image(repository, &digest, &self.options().platform).await {
+        let platform = &self.options().platform;
+        let is_offered = match &named {
+            Named::Image(_) => true,
+            Named::Index(index) => choose(&index.entries, platform).is_some(),
+        };
+        let image = match images.image(repository, &digest, platform).await {
             // An index without this platform still has the others.
-            Err(error @ Error::NotFound { .. }) => Err(error),
-            chosen => Ok(chosen?),
+            Err(error @ Error::NotFound { .. }) if !is_offered => Err(error),
+            chosen => Ok(chosen.map_err(missing_of_index)?),
         };
         Ok((Arc::new(ImageAt { named, image }), valid_for))
     }
@@ -275,26 +291,25 @@ impl Filesystem {
         self.journaled("lookup", move || path, async move {
             let what = dir.path.clone();
             let deciding = async {
-                let at = filesystem.decide_image(&dir).await?;
+                let at = match filesystem.decide_image(&dir).await {
+                    Err(error @ Error::NotFound { .. }) => {
+                        let path = dir.child_path(own.name());
+                        filesystem.journal().record("lookup", &path, &error);
+                        return Ok(Lookup::Absent(CHANGING_TTL));
+                    }
+                    decided => decided?,
+                };
                 match filesystem.lookup_own(&dir, at, own) {
                     Answer::Now(result) => result,
                     Answer::Later(work) => work.await,
                 }
             };
-            match within(wait, || what, deciding).await {
-                Err(error @ Error::NotFound { .. }) => {
-                    filesystem
-                        .journal()
-                        .record("lookup", &dir.child_path(own.name()), &error);
-                    Ok(Lookup::Absent(CHANGING_TTL))
-                }
-                answer => answer,
-            }
+            within(wait, || what, deciding).await
         })
     }
 
     /// Reads a bare name as a tag, and binds the directory to the image if it is one.
-    async fn decide_image(&self, dir: &NameNode) -> Result<Arc<ImageAt>> {
+    pub(super) async fn decide_image(&self, dir: &NameNode) -> Result<Arc<ImageAt>> {
         let Kind::Bare(bare) = &dir.kind else {
             return Err(Error::posix(dir.path.as_str(), libc::ENOENT));
         };
@@ -332,200 +347,6 @@ impl Filesystem {
         }
     }
 
-    pub(super) fn readdir_name(
-        &self,
-        dir: &Arc<NameNode>,
-        offset: u64,
-        limit: usize,
-    ) -> Answer<Vec<DirEntry>> {
-        if !dir.is_dir() {
-            return Answer::Now(Err(Error::posix(dir.path.as_str(), libc::ENOTDIR)));
-        }
-        if offset > 0
-            && let Some(snapshot) = &*dir.listing.lock()
-        {
-            return Answer::Now(Ok(page(&snapshot.entries, offset, limit)));
-        }
-        let (filesystem, dir) = (self.clone(), Arc::clone(dir));
-        let path = dir.path.clone();
-        self.journaled("readdir", move || path, async move {
-            let what = dir.path.clone();
-            let mut entries = vec![
-                DirEntry {
-                    name: b".".to_vec(),
-                    ino: dir.ino,
-                    kind: FileType::Dir,
-                    next: 0,
-                },
-                DirEntry {
-                    name: b"..".to_vec(),
-                    ino: dir.parent,
-                    kind: FileType::Dir,
-                    next: 0,
-                },
-            ];
-            entries.extend(within(READDIR_WAIT, || what, filesystem.list(&dir)).await?);
-            for (position, entry) in entries.iter_mut().enumerate() {
-                entry.next = position as u64 + 1;
-            }
-            let entries = Arc::new(entries);
-            let taken = SystemTime::now();
-            *dir.listing.lock() = Some(Snapshot {
-                entries: Arc::clone(&entries),
-                taken,
-            });
-            Ok(page(&entries, offset, limit))
-        })
-    }
-
-    /// The names in a directory, without `.` and `..`.
-    async fn list(&self, dir: &Arc<NameNode>) -> Result<Vec<DirEntry>> {
-        if let Some(at) = dir.image() {
-            return Ok(self.own_entries(dir, &at));
-        }
-        let names = match &dir.kind {
-            Kind::Root => self.list_registries().await?,
-            Kind::State => return Ok(self.state_entries()),
-            Kind::Registry { host } => self.list_registry(host).await?,
-            Kind::Bare(bare) => match self.decide(dir, bare).await? {
-                Bound::Image(at) => return Ok(self.own_entries(dir, &at)),
-                Bound::Repository => self.list_repository(dir, bare).await?,
-            },
-            Kind::Platforms(at) => return Ok(self.platform_entries(dir, at)),
-            Kind::Layers(at) => return Ok(self.layer_entries(dir, at)),
-            Kind::Layer { at, number } => return self.layer_name_entries(dir, at, *number).await,
-            _ => return Err(Error::posix(dir.path.as_str(), libc::ENOTDIR)),
-        };
-        let entry = |name: String| {
-            let ino = if name == ".registryfs" {
-                STATE_INO
-            } else {
-                Nodes::number_of(&dir.child_path(&name))
-            };
-            DirEntry {
-                name: name.into_bytes(),
-                ino,
-                kind: FileType::Dir,
-                next: 0,
-            }
-        };
-        // A tag that has the name of one of an image's own is reached by `name:tag` only.
-        let is_root = matches!(dir.kind, Kind::Root);
-        let can_be_found =
-            |name: &String| is_root || matches!(meaning(name.as_bytes()), Meaning::Bare { .. });
-        Ok(names.into_iter().filter(can_be_found).map(entry).collect())
-    }
-
-    async fn list_registries(&self) -> Result<BTreeSet<String>> {
-        let visited = self.images().resolver().visited("").await?;
-        let mut hosts: BTreeSet<String> = visited.iter().filter_map(|name| host_of(name)).collect();
-        hosts.extend(
-            self.options()
-                .configured
-                .iter()
-                .filter(|name| is_host(name))
-                .cloned(),
-        );
-        hosts.retain(|host| {
-            let owner = Caller {
-                pid: 0,
-                uid: self.options().owner_uid,
-                gid: 0,
-            };
-            self.may_be_reached(owner, host)
-        });
-        hosts.insert(".registryfs".to_owned());
-        Ok(hosts)
-    }
-
-    async fn list_registry(&self, host: &str) -> Result<BTreeSet<String>> {
-        // A registry without a catalog still has what was visited; one that cannot be reached too.
-        let listing = match self.images().repos(host).await {
-            Ok(listing) => listing.names,
-            Err(error) if error.is_network() => return Err(error),
-            Err(_) => Vec::new(),
-        };
-        Ok(listing
-            .iter()
-            .filter_map(|path| path.split('/').next())
-            .map(str::to_owned)
-            .collect())
-    }
-
-    /// Decides what a bare name is: a tag if the repository above has that tag, else a repository or a prefix of some.
-    async fn decide(&self, dir: &NameNode, bare: &BareName) -> Result<Bound> {
-        if let Some(bound) = bare.bound() {
-            return Ok(bound);
-        }
-        let mut refusals = Vec::new();
-        if bare.parent.is_some() {
-            match self.decide_image(dir).await {
-                Ok(at) => return Ok(Bound::Image(at)),
-                Err(error @ (Error::NotFound { .. } | Error::Denied { .. })) => {
-                    refusals.push(error.to_string());
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        if is_component(&bare.name) {
-            let repository = Repository::new(&bare.host, &bare.path())?;
-            let is_repository = match self.images().tags(&repository).await {
-                Ok(_) => true,
-                Err(error @ (Error::NotFound { .. } | Error::Denied { .. })) => {
-                    refusals.push(error.to_string());
-                    !self.children_known(&bare.host, &bare.path()).await?.is_empty()
-                }
-                Err(error) => return Err(error),
-            };
-            if is_repository {
-                return Ok(bare.bound.lock().get_or_insert(Bound::Repository).clone());
-            }
-        }
-        Err(Error::NotListable {
-            what: dir.path.clone(),
-            why: refusals.join("; "),
-        })
-    }
-
-    async fn list_repository(&self, dir: &NameNode, bare: &BareName) -> Result<BTreeSet<String>> {
-        let repository = Repository::new(&bare.host, &bare.path())?;
-        let mut names = self.children_known(&bare.host, &bare.path()).await?;
-        match self.images().tags(&repository).await {
-            Ok(listing) => names.extend(listing.names),
-            Err(Error::NotFound { .. } | Error::Denied { .. }) if !names.is_empty() => {}
-            Err(Error::NotFound { what, why }) => {
-                return Err(Error::NotListable {
-                    what: dir.path.clone(),
-                    why: format!("{what}: {why}"),
-                });
-            }
-            Err(error) => return Err(error),
-        }
-        Ok(names)
-    }
-
-    /// The next components of all known repositories below a path: from the catalog as it was last heard, and visits.
-    async fn children_known(&self, host: &str, path: &str) -> Result<BTreeSet<String>> {
-        let resolver = self.images().resolver();
-        let prefix = format!("{path}/");
-        let below = |name: &str| {
-            let rest = name.strip_prefix(&prefix)?;
-            rest.split('/').next().map(str::to_owned)
-        };
-        let mut children = BTreeSet::new();
-        if let Some(catalog) = resolver.known_catalog(host).await? {
-            children.extend(catalog.names.iter().filter_map(|name| below(name)));
-        }
-        let host_prefix = format!("{host}/");
-        let visited = resolver.visited(host).await?;
-        children.extend(
-            visited
-                .iter()
-                .filter_map(|name| below(name.strip_prefix(&host_prefix)?)),
-        );
-        Ok(children)
-    }
-
     /// What a lookup of a listed name would answer, where no waiting is needed.
     pub(super) fn remember_name(&self, dir: &Arc<NameNode>, name: &[u8]) -> Option<Entry> {
         let text = std::str::from_utf8(name).ok()?;
@@ -535,7 +356,7 @@ impl Filesystem {
                 let Meaning::Bare { .. } = meaning(name) else {
                     return None;
                 };
-                Some(self.count_bare(dir, host, None, text, None))
+                Some(self.count_bare(dir, host, None, text, Tag::Unchecked))
             }
             Kind::Bare(bare) if dir.image().is_none() => {
                 let Meaning::Bare { .. } = meaning(name) else {
@@ -546,27 +367,20 @@ impl Filesystem {
                 if held.iter().any(|node| node.image().is_some()) {
                     return None;
                 }
-                Some(self.count_bare(dir, &bare.host, Some(bare.path()), text, None))
+                Some(self.count_bare(dir, &bare.host, Some(bare.path()), text, Tag::Unchecked))
             }
             _ => None,
         }
     }
 }
 
-/// The registry in `HOST/PATH`.
-fn host_of(repository: &str) -> Option<String> {
-    repository.split_once('/').map(|(host, _)| host.to_owned())
-}
-
-/// Whether a host pattern of the configuration means `host`: the same name, or `*.DOMAIN`.
-fn matches(pattern: &str, host: &str) -> bool {
-    match pattern.strip_prefix("*.") {
-        Some(domain) => host.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.')),
-        None => pattern == host || pattern == "*",
+/// The error for an image that its index names and the registry does not have: the reference is there all the same.
+pub(super) fn missing_of_index(error: Error) -> Error {
+    match error {
+        Error::NotFound { what, why } => Error::malformed(
+            what,
+            format!("the index names it, the registry does not have it: {why}"),
+        ),
+        error => error,
     }
-}
-
-fn page(entries: &[DirEntry], offset: u64, limit: usize) -> Vec<DirEntry> {
-    let start = usize::try_from(offset).unwrap_or(usize::MAX);
-    entries.iter().skip(start).take(limit.max(1)).cloned().collect()
 }

@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
@@ -13,7 +12,8 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fs::blob::BlobReader;
 use crate::fs::ino;
-use crate::fs::ops::{DirEntry, ROOT_INO};
+use crate::fs::listings::Listings;
+use crate::fs::ops::ROOT_INO;
 use crate::image::{Image, Named};
 
 /// An image as it stands at a path: what its reference names, for good.
@@ -145,23 +145,37 @@ pub(super) enum Kind {
 #[derive(Debug)]
 pub(super) struct NameNode {
     pub(super) ino: u64,
-    pub(super) parent: u64,
+    /// The directory that it was last looked up in: one of those that are held for the path above.
+    parent: AtomicU64,
     /// The path in the mount, without a leading slash.
     pub(super) path: String,
+    /// The image that what is here depends on, for an image's own names.
+    image: Option<Digest>,
     pub(super) kind: Kind,
-    /// What a reader of the directory is being given, page by page, and when it was asked for.
-    pub(super) listing: Mutex<Option<Snapshot>>,
+    /// What readers of the directory are being given, page by page.
+    pub(super) listings: Mutex<Listings>,
     lookups: AtomicU64,
 }
 
-/// A directory listing as it was when a reader began.
-#[derive(Debug, Clone)]
-pub(super) struct Snapshot {
-    pub(super) entries: Arc<Vec<DirEntry>>,
-    pub(super) taken: SystemTime,
-}
-
 impl NameNode {
+    /// An inode that was looked up once.
+    fn new(ino: u64, parent: u64, path: String, image: Option<Digest>, kind: Kind) -> Arc<Self> {
+        Arc::new(Self {
+            ino,
+            parent: AtomicU64::new(parent),
+            path,
+            image,
+            kind,
+            listings: Mutex::default(),
+            lookups: AtomicU64::new(1),
+        })
+    }
+
+    /// The directory above.
+    pub(super) fn parent(&self) -> u64 {
+        self.parent.load(Ordering::Acquire)
+    }
+
     /// The path of a name in this directory.
     pub(super) fn child_path(&self, name: &str) -> String {
         if self.path.is_empty() {
@@ -192,22 +206,15 @@ impl NameNode {
     }
 }
 
-/// The inodes that are held.
-#[derive(Debug)]
-struct Table {
-    nodes: HashMap<u64, Arc<NameNode>>,
-    /// By path, the numbers that are not the path's first choice. They outlive the inode that had that.
-    displaced: HashMap<String, Vec<u64>>,
-}
-
-impl Table {
-    /// The inodes whose number follows from `path` and `image`, the first choice first.
-    fn of_path(&self, path: &str, image: Option<&Digest>) -> impl Iterator<Item = &Arc<NameNode>> {
-        let first = std::iter::once(ino::of_name(path, image));
-        let others = self.displaced.get(path).into_iter().flatten().copied();
-        let held = first.chain(others).filter_map(|number| self.nodes.get(&number));
-        held.filter(move |node| node.path == path)
-    }
+/// How well a held inode answers what is looked up now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Likeness {
+    /// It means something else.
+    Different,
+    /// Nobody has found out yet what it is.
+    Open,
+    /// It means the same.
+    Same,
 }
 
 /// The table of name inodes.
@@ -218,6 +225,33 @@ pub(super) struct Nodes {
     next_snapshot: AtomicU64,
 }
 
+#[derive(Debug, Default)]
+struct Table {
+    by_ino: HashMap<u64, Arc<NameNode>>,
+    /// The numbers that are held for each path, oldest first. Snapshot files are not in it: none is found by its path.
+    by_path: HashMap<String, Vec<u64>>,
+}
+
+impl Table {
+    /// The inodes that are held for a path, oldest first.
+    fn held<'a>(&'a self, path: &str) -> impl DoubleEndedIterator<Item = &'a Arc<NameNode>> {
+        let numbers = self.by_path.get(path).map_or(&[][..], Vec::as_slice);
+        numbers.iter().filter_map(|number| self.by_ino.get(number))
+    }
+
+    fn remove(&mut self, ino: u64) {
+        let Some(node) = self.by_ino.remove(&ino) else {
+            return;
+        };
+        if let Some(numbers) = self.by_path.get_mut(&node.path) {
+            numbers.retain(|number| *number != ino);
+            if numbers.is_empty() {
+                self.by_path.remove(&node.path);
+            }
+        }
+    }
+}
+
 /// `.registryfs` has a fixed number: the slot of the tree of names, which no merged tree uses.
 pub(super) const STATE_INO: u64 = 2;
 /// Snapshot files count up from here, below slot 1.
@@ -226,113 +260,85 @@ const FIRST_SNAPSHOT_INO: u64 = 16;
 impl Nodes {
     /// The table with the root and `.registryfs` in it, which are held for good.
     pub(super) fn new() -> Self {
-        let node = |ino, path: &str, kind| {
-            let (path, listing, lookups) = (path.to_owned(), Mutex::default(), AtomicU64::new(1));
-            (
-                ino,
-                Arc::new(NameNode {
-                    ino,
-                    parent: ROOT_INO,
-                    path,
-                    kind,
-                    listing,
-                    lookups,
-                }),
-            )
-        };
         let fixed = [
-            node(ROOT_INO, "", Kind::Root),
-            node(STATE_INO, ".registryfs", Kind::State),
+            NameNode::new(ROOT_INO, ROOT_INO, String::new(), None, Kind::Root),
+            NameNode::new(STATE_INO, ROOT_INO, ".registryfs".to_owned(), None, Kind::State),
         ];
-        let table = Table {
-            nodes: fixed.into(),
-            displaced: HashMap::new(),
-        };
+        let by_ino = fixed.map(|node| (node.ino, node)).into();
+        let by_path = HashMap::new();
         Self {
-            table: RwLock::new(table),
+            table: RwLock::new(Table { by_ino, by_path }),
             next_snapshot: AtomicU64::new(FIRST_SNAPSHOT_INO),
         }
     }
 
     /// The inode with this number.
     pub(super) fn get(&self, ino: u64) -> Result<Arc<NameNode>> {
-        let found = self.table.read().nodes.get(&ino).cloned();
+        let found = self.table.read().by_ino.get(&ino).cloned();
         found.ok_or_else(|| Error::posix(format!("inode {ino:#x}"), libc::ESTALE))
     }
 
-    /// The number that a name would have: for listings.
-    pub(super) fn number_of(path: &str) -> u64 {
-        ino::of_name(path, None)
+    /// The number that a name which depends on no image has, or would have: for listings.
+    pub(super) fn number_of(&self, path: &str) -> u64 {
+        let table = self.table.read();
+        let newest = table.held(path).next_back();
+        newest.map_or_else(|| ino::of_name(path, None), |node| node.ino)
     }
 
     /// The inodes that are held for a path: more than one when a tag has moved.
     pub(super) fn held(&self, path: &str) -> Vec<Arc<NameNode>> {
-        self.table.read().of_path(path, None).cloned().collect()
+        self.table.read().held(path).cloned().collect()
     }
 
     /// Counts a lookup of `path` (with `image`, where what is there depends on an image) in directory `parent`: of the
-    /// inode that is held already if `same` accepts it, else of a new one.
+    /// inode that is held already and most like it, the newest of several, else of a new one.
     ///
-    /// A path whose inode is held but means something else by now (a tag that has moved) gets a number of its own.
+    /// A path whose inode is held but means something else by now (a tag that has moved) gets a number of its own. Below
+    /// it, what means the same is the same inode as before, in whichever of the two it was found first: the kernel gives
+    /// a directory one place, and moves it to where it was looked up last.
     pub(super) fn count(
         &self,
         parent: u64,
         path: String,
         image: Option<&Digest>,
-        same: impl Fn(&Kind) -> bool,
+        like: impl Fn(&Kind) -> Likeness,
         kind: impl FnOnce() -> Kind,
     ) -> Arc<NameNode> {
         let mut table = self.table.write();
-        let held = table
-            .of_path(&path, image)
-            .find(|held| held.parent == parent && same(&held.kind));
-        if let Some(held) = held {
+        let alike = table
+            .held(&path)
+            .filter(|held| held.image.as_ref() == image)
+            .map(|held| (like(&held.kind), held))
+            .filter(|(likeness, _)| *likeness > Likeness::Different)
+            .max_by_key(|(likeness, _)| *likeness);
+        if let Some((_, held)) = alike {
             held.lookups.fetch_add(1, Ordering::AcqRel);
+            held.parent.store(parent, Ordering::Release);
             return Arc::clone(held);
         }
-        let first_choice = ino::of_name(&path, image);
-        let mut number = first_choice;
+        let mut number = ino::of_name(&path, image);
         // Held by another meaning of the path, or (once in 2^63) by another path.
-        while table.nodes.contains_key(&number) {
+        while table.by_ino.contains_key(&number) {
             number = next_number(&path, number);
         }
-        if number != first_choice {
-            table.displaced.entry(path.clone()).or_default().push(number);
-        }
-        let (listing, lookups) = (Mutex::default(), AtomicU64::new(1));
-        let node = Arc::new(NameNode {
-            ino: number,
-            parent,
-            path,
-            kind: kind(),
-            listing,
-            lookups,
-        });
-        table.nodes.insert(number, Arc::clone(&node));
+        let node = NameNode::new(number, parent, path.clone(), image.copied(), kind());
+        table.by_ino.insert(number, Arc::clone(&node));
+        table.by_path.entry(path).or_default().push(number);
         node
     }
 
     /// A file that is made anew at each lookup, counted once.
     pub(super) fn snapshot(&self, parent: u64, path: String, content: Bytes) -> Arc<NameNode> {
-        let nodes = &mut self.table.write().nodes;
+        let mut table = self.table.write();
         // Slot 0 has 2^32 numbers; they are taken round and round.
         let number = loop {
             let next = self.next_snapshot.fetch_add(1, Ordering::Relaxed) & u64::from(u32::MAX);
-            if next >= FIRST_SNAPSHOT_INO && !nodes.contains_key(&next) {
+            if next >= FIRST_SNAPSHOT_INO && !table.by_ino.contains_key(&next) {
                 break next;
             }
         };
-        let (listing, lookups) = (Mutex::default(), AtomicU64::new(1));
-        let kind = Kind::Text(content);
-        let node = Arc::new(NameNode {
-            ino: number,
-            parent,
-            path,
-            kind,
-            listing,
-            lookups,
-        });
-        nodes.insert(number, Arc::clone(&node));
+        let node = NameNode::new(number, parent, path, None, Kind::Text(content));
+        table.by_ino.insert(number, Arc::clone(&node));
         node
     }
 
@@ -342,29 +348,22 @@ impl Nodes {
             return;
         }
         let mut table = self.table.write();
-        let Some(node) = table.nodes.get(&ino) else { return };
+        let Some(node) = table.by_ino.get(&ino) else {
+            return;
+        };
         let take = |count: u64| Some(count.saturating_sub(lookups));
         let before = node
             .lookups
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, take)
             .unwrap_or(0);
-        if before > lookups {
-            return;
-        }
-        let Some(node) = table.nodes.remove(&ino) else {
-            return;
-        };
-        if let Some(numbers) = table.displaced.get_mut(&node.path) {
-            numbers.retain(|number| *number != ino);
-            if numbers.is_empty() {
-                table.displaced.remove(&node.path);
-            }
+        if before <= lookups {
+            table.remove(ino);
         }
     }
 
     /// Number of inodes held.
     pub(super) fn len(&self) -> usize {
-        self.table.read().nodes.len()
+        self.table.read().by_ino.len()
     }
 }
 
@@ -377,48 +376,68 @@ fn next_number(path: &str, number: u64) -> u64 {
 mod tests {
     use super::*;
 
-    fn text(content: &'static str) -> Kind {
-        Kind::Text(Bytes::from_static(content.as_bytes()))
+    /// Counts a lookup of a text file, which stands for any inode: what it says is what it means.
+    fn count(nodes: &Nodes, parent: u64, path: &str, text: &'static str) -> u64 {
+        let same = |kind: &Kind| match kind {
+            Kind::Text(held) if held == text => Likeness::Same,
+            Kind::Text(held) if held.is_empty() => Likeness::Open,
+            _ => Likeness::Different,
+        };
+        let kind = || Kind::Text(Bytes::from_static(text.as_bytes()));
+        nodes.count(parent, path.to_owned(), None, same, kind).ino
     }
 
-    fn is(content: &'static str) -> impl Fn(&Kind) -> bool {
-        move |kind| matches!(kind, Kind::Text(text) if text == content)
-    }
-
-    fn count(nodes: &Nodes, content: &'static str) -> u64 {
-        let path = "host/a:1".to_owned();
-        nodes
-            .count(ROOT_INO, path, None, is(content), || text(content))
-            .ino
+    fn held(nodes: &Nodes, path: &str) -> Vec<u64> {
+        nodes.held(path).iter().map(|node| node.ino).collect()
     }
 
     #[test]
-    fn a_new_meaning_of_a_path_stays_itself_when_the_old_one_is_forgotten() {
+    fn a_meaning_of_a_path_is_one_inode_whatever_is_forgotten_before() {
         let nodes = Nodes::new();
-        let old = count(&nodes, "old");
-        let new = count(&nodes, "new");
+        let old = count(&nodes, ROOT_INO, "a", "old");
+        let new = count(&nodes, ROOT_INO, "a", "new");
         assert_ne!(old, new);
-        assert_eq!((count(&nodes, "old"), count(&nodes, "new")), (old, new));
-        assert_eq!(nodes.held("host/a:1").len(), 2);
-        nodes.forget(old, 2);
-        assert_eq!(count(&nodes, "new"), new);
-        assert_eq!(nodes.held("host/a:1").len(), 1);
-        // The number is free again for what comes next.
-        assert_eq!(count(&nodes, "newest"), old);
+        assert_eq!(held(&nodes, "a"), [old, new]);
         nodes.forget(old, 1);
-        nodes.forget(new, 3);
-        assert_eq!(nodes.len(), 2, "the root and .registryfs");
-        assert!(nodes.table.read().displaced.is_empty());
-        assert!(nodes.get(new).is_err());
+        assert_eq!(held(&nodes, "a"), [new]);
+        assert_eq!(nodes.number_of("a"), new);
+        assert_eq!(count(&nodes, ROOT_INO, "a", "new"), new, "it is found again");
+        nodes.forget(new, 2);
+        assert_eq!(held(&nodes, "a"), [0; 0]);
+        assert!(nodes.table.read().by_path.is_empty());
+        assert_eq!(
+            count(&nodes, ROOT_INO, "a", "new"),
+            old,
+            "the number is that of the path again"
+        );
+    }
+
+    #[test]
+    fn below_two_meanings_of_a_directory_the_same_is_one_inode() {
+        let nodes = Nodes::new();
+        let (old, new) = (count(&nodes, 1, "a", "old"), count(&nodes, 1, "a", "new"));
+        let below = count(&nodes, old, "a/b", "b");
+        assert_eq!(count(&nodes, new, "a/b", "b"), below);
+        assert_eq!(nodes.get(below).unwrap().parent(), new);
+        nodes.forget(below, 1);
+        assert_eq!(held(&nodes, "a/b"), [below]);
+    }
+
+    #[test]
+    fn what_means_the_same_goes_before_what_is_open() {
+        let nodes = Nodes::new();
+        let (same, open) = (count(&nodes, 1, "a", "x"), count(&nodes, 1, "a", ""));
+        assert_eq!(count(&nodes, 1, "a", "x"), same);
+        assert_eq!(count(&nodes, 1, "a", "y"), open);
     }
 
     #[test]
     fn more_lookups_than_were_counted_are_taken_back_harmlessly() {
         let nodes = Nodes::new();
-        let ino = count(&nodes, "x");
+        let ino = count(&nodes, ROOT_INO, "a", "x");
         nodes.forget(ino, u64::MAX);
         nodes.forget(ino, 1);
         nodes.forget(ROOT_INO, u64::MAX);
-        assert_eq!(nodes.len(), 2);
+        assert_eq!(nodes.len(), 2, "the root and .registryfs");
     }
 }

@@ -6,12 +6,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fetch::{Source, blocking};
 use crate::fs::Filesystem;
 use crate::fs::blob::BlobReader;
 use crate::fs::grammar::OwnName;
-use crate::fs::nodes::{ImageAt, Kind, LayerName, NameNode, Nodes};
+use crate::fs::ino::{in_slot, of_name};
+use crate::fs::names::missing_of_index;
+use crate::fs::nodes::{ImageAt, Kind, LayerName, Likeness, NameNode};
 use crate::fs::ops::{Answer, DirEntry, Entry, FOREVER, FileType, Lookup};
 use crate::fs::slots::Slot;
 use crate::image::platform::Platform;
@@ -74,7 +77,7 @@ impl Filesystem {
             dir.ino,
             dir.child_path(name),
             Some(at.digest()),
-            |_| true,
+            |_| Likeness::Same,
             || kind,
         );
         Entry {
@@ -106,17 +109,8 @@ impl Filesystem {
         let wait = self.options().lookup_wait;
         let work = async move {
             let rootfs = crate::fs::within(wait, || what, open).await?;
-            let fetcher = filesystem.images().fetcher();
-            let (store, key) = (Arc::clone(fetcher.store()), *rootfs.key());
-            let platform = filesystem.options().platform.clone();
-            let view_key = format!("dirs {path} {digest} {platform}");
-            let numbers = blocking(fetcher.runtime(), move || {
-                Ok((
-                    store.db().slot(&view_key)?,
-                    store.db().slot(&format!("files {key}"))?,
-                ))
-            });
-            let (dirs, files) = numbers.await?;
+            let dirs = filesystem.slot(filesystem.view_key(&path, &digest)).await?;
+            let files = filesystem.slot(format!("files {}", rootfs.key())).await?;
             let files = Slot::files(files, rootfs);
             let slot = Slot::view(dirs, path, parent_ino, files);
             let root = slot.rootfs.tree().node(crate::image::tree::ROOT)?;
@@ -125,27 +119,44 @@ impl Filesystem {
         self.journaled("lookup", move || journal_path, work)
     }
 
+    /// What the slot of a merged tree's directories is known by.
+    fn view_key(&self, path: &str, digest: &Digest) -> String {
+        format!("dirs {path} {digest} {}", self.options().platform)
+    }
+
+    async fn slot(&self, key: String) -> Result<u32> {
+        let fetcher = self.images().fetcher();
+        let store = Arc::clone(fetcher.store());
+        blocking(fetcher.runtime(), move || store.db().slot(&key)).await
+    }
+
     /// What an image's directory lists.
-    pub(super) fn own_entries(&self, dir: &NameNode, at: &ImageAt) -> Vec<DirEntry> {
+    pub(super) async fn own_entries(&self, dir: &NameNode, at: &ImageAt) -> Result<Vec<DirEntry>> {
         let is_index = matches!(at.named, Named::Index(_));
         let shown = |own: &OwnName| match own {
             OwnName::Digest => true,
             own if own.of_index() => is_index,
             _ => at.image.is_ok(),
         };
-        let entry = |own: OwnName| self.own_entry(dir, own.name(), own.is_dir());
-        OwnName::ALL.into_iter().filter(shown).map(entry).collect()
+        let mut entries = Vec::new();
+        for own in OwnName::ALL.into_iter().filter(shown) {
+            entries.push(match own {
+                OwnName::Rootfs => self.tree_entry(dir, at, own.name()).await?,
+                own => own_entry(dir, at, own.name(), own.is_dir()),
+            });
+        }
+        Ok(entries)
     }
 
-    fn own_entry(&self, dir: &NameNode, name: &str, is_dir: bool) -> DirEntry {
-        let kind = if is_dir { FileType::Dir } else { FileType::File };
-        let ino = Nodes::number_of(&dir.child_path(name));
-        DirEntry {
-            name: name.as_bytes().to_vec(),
-            ino,
-            kind,
-            next: 0,
-        }
+    /// The entry of a merged tree's root, which has the number that a lookup would give it.
+    async fn tree_entry(&self, dir: &NameNode, at: &ImageAt, name: &str) -> Result<DirEntry> {
+        let slot = self
+            .slot(self.view_key(&dir.child_path(name), at.digest()))
+            .await?;
+        Ok(DirEntry {
+            ino: in_slot(slot, crate::image::tree::ROOT),
+            ..own_entry(dir, at, name, true)
+        })
     }
 
     pub(super) fn lookup_platform(
@@ -169,7 +180,8 @@ impl Filesystem {
         let wait = self.options().lookup_wait;
         self.journaled("lookup", move || path, async move {
             let named =
-                crate::fs::within(wait, || what, filesystem.images().named(&repository, &digest)).await?;
+                crate::fs::within(wait, || what, filesystem.images().named(&repository, &digest)).await;
+            let named = named.map_err(missing_of_index)?;
             let Named::Image(image) = named.clone() else {
                 return Err(Error::unsupported(
                     format!("{repository}@{digest}"),
@@ -196,7 +208,7 @@ impl Filesystem {
             .collect();
         names.sort();
         names.dedup();
-        names.iter().map(|name| self.own_entry(dir, name, true)).collect()
+        names.iter().map(|name| own_entry(dir, at, name, true)).collect()
     }
 
     pub(super) fn lookup_layer(&self, dir: &NameNode, at: &Arc<ImageAt>, name: &[u8]) -> Lookup {
@@ -216,7 +228,7 @@ impl Filesystem {
 
     pub(super) fn layer_entries(&self, dir: &NameNode, at: &ImageAt) -> Vec<DirEntry> {
         (0..layer_count(at))
-            .map(|number| self.own_entry(dir, &number.to_string(), true))
+            .map(|number| own_entry(dir, at, &number.to_string(), true))
             .collect()
     }
 
@@ -316,9 +328,14 @@ impl Filesystem {
         let shown = LayerName::ALL
             .into_iter()
             .filter(|own| has_toc || *own != LayerName::Toc);
-        Ok(shown
-            .map(|own| self.own_entry(dir, own.name(), own == LayerName::Fs))
-            .collect())
+        let mut entries = Vec::new();
+        for own in shown {
+            entries.push(match own {
+                LayerName::Fs => self.tree_entry(dir, at, own.name()).await?,
+                own => own_entry(dir, at, own.name(), false),
+            });
+        }
+        Ok(entries)
     }
 
     /// Reads a file of the tree of names.
@@ -374,6 +391,16 @@ impl Filesystem {
         };
         let runtime = self.images().fetcher().runtime();
         self.tocs().under_way.run(runtime, key, work).await
+    }
+}
+
+/// The entry of a name inode below an image.
+fn own_entry(dir: &NameNode, at: &ImageAt, name: &str, is_dir: bool) -> DirEntry {
+    DirEntry {
+        name: name.as_bytes().to_vec(),
+        ino: of_name(&dir.child_path(name), Some(at.digest())),
+        kind: if is_dir { FileType::Dir } else { FileType::File },
+        next: 0,
     }
 }
 

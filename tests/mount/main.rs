@@ -9,6 +9,7 @@ mod faults;
 mod freshness;
 mod merge;
 mod names;
+mod names_more;
 mod oddities;
 mod outage;
 mod readers;
