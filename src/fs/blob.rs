@@ -251,7 +251,7 @@ impl BlobReader {
         let follows = (prefix.bytes..=prefix.bytes.saturating_add(SKIP_BYTES_MAX)).contains(&offset);
         let position = if follows { prefix.bytes } else { offset };
         Ok(Stream {
-            body: Some(self.body(fetcher, position).await?),
+            body: Some(fetcher.blob(&self.source, position..self.size()).await?),
             window: BytesMut::new(),
             position,
             hashed_from: (position <= prefix.bytes).then_some(prefix.bytes),
@@ -261,18 +261,6 @@ impl BlobReader {
 
     fn note_change(&self) {
         *self.changed.lock() = Some(SystemTime::now());
-    }
-
-    async fn body(&self, fetcher: &Fetcher, start: u64) -> Result<BlobBody> {
-        let Source {
-            repository,
-            descriptor,
-        } = &*self.source;
-        let range = start..descriptor.size;
-        fetcher
-            .client()
-            .blob(repository, &descriptor.digest, range, descriptor.size)
-            .await
     }
 
     /// Compares the digests, where all bytes were hashed.
