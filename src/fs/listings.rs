@@ -178,10 +178,22 @@ impl Filesystem {
         match catalog {
             Ok(listing) => names.extend(listing.names.iter().filter_map(|name| first_component(name))),
             Err(Error::NotFound { .. } | Error::Unsupported { .. }) => {}
+            // Docker Hub, for one, shows its catalog to nobody: without credentials a refusal says only that.
+            Err(error @ Error::Denied { .. }) if !self.has_credentials(host) => {
+                self.journal().record("readdir", host, &error);
+            }
             Err(error) if names.is_empty() => return Err(error),
             Err(error) => self.journal().record("readdir", host, &error),
         }
         Ok(names)
+    }
+
+    /// Whether credentials were sent to a registry.
+    fn has_credentials(&self, host: &str) -> bool {
+        let hosts = self.images().fetcher().client().health();
+        hosts
+            .iter()
+            .any(|known| known.host == host && known.credentials.is_some())
     }
 
     /// Decides what a bare name is: a tag if the repository above has that tag, else a repository or a prefix of some.
