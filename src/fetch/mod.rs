@@ -225,11 +225,14 @@ impl Fetcher {
             return Ok(Vec::new());
         };
         self.counters.reads.fetch_add(1, Ordering::Relaxed);
-        for _ in 0..=EVICTED_RETRIES {
+        for attempt in 0..=EVICTED_RETRIES {
+            if attempt > 0 {
+                self.ensure(&at.source, &at.layer, span.chunks.clone()).await?;
+            }
             if let Some(bytes) = self.copy(&at.layer, &span).await? {
                 return Ok(bytes);
             }
-            self.ensure(&at.source, &at.layer, span.chunks.clone()).await?;
+            // Looked at before anything is fetched: on a full disk a chunk serves many reads from there.
             if let Some(bytes) = self.overflow.assemble(&at.layer, &span)? {
                 return Ok(bytes);
             }

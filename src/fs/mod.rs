@@ -138,12 +138,6 @@ impl Filesystem {
         &self.0.journal
     }
 
-    /// Name inodes that the kernel holds.
-    #[must_use]
-    pub fn names_held(&self) -> usize {
-        self.0.nodes.len()
-    }
-
     fn images(&self) -> &Arc<Images> {
         &self.0.images
     }

@@ -147,12 +147,6 @@ impl Image {
         &self.sources
     }
 
-    /// The merged tree, if it is ready.
-    #[must_use]
-    pub fn rootfs_now(&self) -> Option<&Arc<Rootfs>> {
-        self.rootfs.get()
-    }
-
     fn name(&self) -> String {
         format!("{}@{}", self.repository, self.digest)
     }
