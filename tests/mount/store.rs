@@ -379,3 +379,37 @@ fn a_full_disk_fails_no_read() {
             .success()
     });
 }
+
+#[test]
+fn on_a_full_disk_a_chunk_is_fetched_once_for_all_its_reads() {
+    let disk;
+    let payload = noise(3_500_000, 5);
+    let options = registryfs::layer::estargz::writer::Options::default();
+    let layer = registryfs::demo::Layer::estargz(&[file("big", payload.clone())], options).unwrap();
+    let mut content = content();
+    let big = registryfs::demo::ImageBuilder::new(vec![layer]).build();
+    content.add_tagged_image("team/big", "1", &big);
+    let world = World::new(content);
+    disk = SmallDisk::new(&world, 1 << 20);
+    world.mount();
+    let path = world.at("team/big/1/rootfs/big");
+    fs::metadata(&path).unwrap();
+    let filler = fs::File::create(disk.0.join("filler")).unwrap();
+    let mut at = 0;
+    while filler.write_at(&[7; 4096], at).is_ok_and(|written| written > 0) {
+        at += 4096;
+    }
+    let (bytes, requests) = world.requests(|| {
+        let mut bytes = vec![0; payload.len()];
+        let big = fs::File::open(&path).unwrap();
+        // Pieces far enough apart that the kernel asks for each on its own.
+        for start in (0..payload.len()).step_by(500_000).rev() {
+            let end = payload.len().min(start + 500_000);
+            big.read_exact_at(&mut bytes[start..end], start as u64).unwrap();
+        }
+        bytes
+    });
+    assert!(bytes == payload);
+    assert_eq!(requests.len(), 1, "{requests:#?}");
+    world.umount();
+}
