@@ -63,6 +63,7 @@ impl Mount {
             allow_other: options.allow_other.unwrap_or_else(allow_other_default),
             allow: config.allow.clone(),
             deny: config.deny.clone(),
+            share_private: config.share_private,
         })
     }
 }

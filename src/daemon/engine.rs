@@ -117,6 +117,7 @@ impl Engine {
             Some(text) => text.parse()?,
             None => Platform::host(),
         };
+        self.images.resolver().openness().load()?;
         let tree = Filesystem::new(
             Arc::clone(&self.images),
             self.tree_options(request, platform.clone(), status),
@@ -145,6 +146,7 @@ impl Engine {
             platform,
             allow: request.allow.clone(),
             deny: request.deny.clone(),
+            hides_private: request.allow_other && !request.share_private,
             configured: config.registries.keys().map(canonical).collect(),
             owner_uid: nix::unistd::geteuid().as_raw(),
             lookup_wait: config.lookup_wait,

@@ -258,6 +258,7 @@ impl Mounts {
                     "allow_other": request.allow_other,
                     "allow": request.allow,
                     "deny": request.deny,
+                    "share_private": request.share_private,
                     "mounted_s": since.elapsed().as_secs(),
                     "requests": mounted.requests(),
                 }));

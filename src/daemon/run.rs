@@ -66,6 +66,7 @@ pub fn daemon(config: &Config, notice: fn(&str)) -> Result<()> {
                 allow_other: entry.allow_other.unwrap_or_else(allow_other_default),
                 allow: config.allow.clone(),
                 deny: config.deny.clone(),
+                share_private: entry.share_private.unwrap_or(config.share_private),
             })
         })
         .collect::<Result<Vec<_>>>()?;

@@ -6,6 +6,7 @@
 pub mod answers;
 pub mod images;
 pub mod manifest;
+pub mod openness;
 pub mod platform;
 pub mod query;
 pub mod resolve;

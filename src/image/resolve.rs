@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::fetch::single_flight::SingleFlight;
 use crate::fetch::{Fetcher, blocking};
 use crate::image::answers::Listing;
+use crate::image::openness::Openness;
 use crate::registry::reference::{Repository, Target};
 use crate::store::db::{ListingRecord, TagRecord};
 
@@ -49,6 +50,7 @@ pub struct TagDigest {
 #[derive(Debug)]
 pub struct Resolver {
     fetcher: Arc<Fetcher>,
+    openness: Arc<Openness>,
     tag_ttl: Duration,
     checks: SingleFlight<(Repository, String), Option<Digest>>,
     documents: SingleFlight<(Repository, Digest), Bytes>,
@@ -62,6 +64,7 @@ impl Resolver {
     #[must_use]
     pub fn new(fetcher: Arc<Fetcher>, tag_ttl: Duration) -> Arc<Self> {
         Arc::new(Self {
+            openness: Openness::new(Arc::clone(&fetcher)),
             fetcher,
             tag_ttl,
             checks: SingleFlight::default(),
@@ -70,6 +73,12 @@ impl Resolver {
             resting: Mutex::new(LruCache::new(NonZeroUsize::MIN.saturating_add(RESTING_MAX - 1))),
             stale: Mutex::default(),
         })
+    }
+
+    /// What is open to everyone.
+    #[must_use]
+    pub fn openness(&self) -> &Arc<Openness> {
+        &self.openness
     }
 
     /// How long a tag's digest is trusted.
@@ -180,6 +189,8 @@ impl Resolver {
                 Some(_) => client.tag_digest(&repository, &tag).await,
                 None => match client.manifest(&repository, &Target::Tag(tag.clone())).await {
                     Ok(manifest) => {
+                        let image = (repository.clone(), manifest.digest);
+                        resolver.openness.came(image, manifest.with_credentials).await;
                         resolver
                             .keep_document(manifest.digest, manifest.bytes, manifest.media_type)
                             .await?;
@@ -214,6 +225,8 @@ impl Resolver {
         let work = async move {
             let target = Target::Digest(digest);
             let manifest = resolver.fetcher.client().manifest(&repository, &target).await?;
+            let image = (repository, digest);
+            resolver.openness.came(image, manifest.with_credentials).await;
             resolver
                 .keep_document(digest, manifest.bytes.clone(), manifest.media_type)
                 .await?;
@@ -286,8 +299,9 @@ impl Resolver {
     pub async fn tags(self: &Arc<Self>, repository: &Repository) -> Result<Listing> {
         let repository = repository.clone();
         let of = format!("tags {repository}");
+        let host = repository.host().to_owned();
         let pager = move |fetcher: &Fetcher| fetcher.client().tags(&repository);
-        self.listing(of, pager).await
+        self.listing(&host, of, pager).await
     }
 
     /// The repositories that a registry's catalog lists, sorted.
@@ -295,10 +309,10 @@ impl Resolver {
     /// # Errors
     /// As [`Self::tags`]; [`Error::Unsupported`] or [`Error::Denied`] too from a registry without a catalog.
     pub async fn catalog(self: &Arc<Self>, host: &str) -> Result<Listing> {
-        let host = host.to_owned();
         let of = format!("catalog {host}");
-        let pager = move |fetcher: &Fetcher| fetcher.client().catalog(&host);
-        self.listing(of, pager).await
+        let asked = host.to_owned();
+        let pager = move |fetcher: &Fetcher| fetcher.client().catalog(&asked);
+        self.listing(host, of, pager).await
     }
 
     /// What was last heard of a repository's tags, whatever its age. Asks the network nothing.
@@ -331,7 +345,7 @@ impl Resolver {
         blocking(self.fetcher.runtime(), move || store.db().listing(&of)).await
     }
 
-    async fn listing<P>(self: &Arc<Self>, of: String, pager: P) -> Result<Listing>
+    async fn listing<P>(self: &Arc<Self>, host: &str, of: String, pager: P) -> Result<Listing>
     where
         P: FnOnce(&Fetcher) -> crate::registry::Pager + Send + 'static,
     {
@@ -343,8 +357,8 @@ impl Resolver {
             });
         }
         let resolver = Arc::clone(self);
-        let name = of.clone();
-        let work = async move { resolver.fetch_listing(&name, pager).await.map(Arc::new) };
+        let (host, name) = (host.to_owned(), of.clone());
+        let work = async move { resolver.fetch_listing(&host, &name, pager).await.map(Arc::new) };
         let asked = self.listings.run(self.fetcher.runtime(), of.clone(), work);
         let Some(record) = known else {
             return Ok(Listing {
@@ -368,7 +382,7 @@ impl Resolver {
         }
     }
 
-    async fn fetch_listing<P>(&self, of: &str, pager: P) -> Result<Vec<String>>
+    async fn fetch_listing<P>(&self, host: &str, of: &str, pager: P) -> Result<Vec<String>>
     where
         P: FnOnce(&Fetcher) -> crate::registry::Pager + Send + 'static,
     {
@@ -380,6 +394,7 @@ impl Resolver {
                 return Err(Error::unsupported(of, "it has more than a million names"));
             }
         }
+        self.openness.host_answered(host, pager.with_credentials()).await;
         self.stale.lock().remove(of);
         names.sort();
         names.dedup();

@@ -38,6 +38,8 @@ pub(super) struct Authorization {
     pub(super) header: HeaderValue,
     /// Where the credentials came from, for messages.
     pub(super) source: String,
+    /// Whether it says who we are, and not only that somebody asks.
+    pub(super) has_identity: bool,
     /// The token's number, which tells it from those fetched later. `None`: user and password, sent with each request.
     token: Option<u64>,
 }
@@ -263,6 +265,7 @@ async fn fetch(
             authorization: Authorization {
                 header,
                 source,
+                has_identity: true,
                 token: None,
             },
             renew_at: asked + Duration::from_secs(3600),
@@ -275,6 +278,7 @@ async fn fetch(
         authorization: Authorization {
             header,
             source,
+            has_identity: found.identity != Identity::Anonymous,
             token: None,
         },
         renew_at: asked + token.good_for,
@@ -300,6 +304,7 @@ pub(super) fn basic(found: &Credentials) -> Option<Authorization> {
     Some(Authorization {
         header: authorization("Basic", &pair)?,
         source: found.describe(),
+        has_identity: true,
         token: None,
     })
 }

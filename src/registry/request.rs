@@ -41,6 +41,8 @@ pub(super) struct Reached {
     pub(super) answer: Answer,
     /// It came from another origin than the registry's.
     pub(super) elsewhere: bool,
+    /// It was asked for with credentials. The registry may give it to everyone all the same.
+    pub(super) with_credentials: bool,
 }
 
 /// The scope for reading from `repository`.
@@ -137,7 +139,11 @@ impl Core {
         for _ in 0..=HOPS_MAX {
             let mut answer = send(&host, &call, attempts).await?;
             if !redirect::is_redirect(answer.status()) {
-                return Ok(Reached { answer, elsewhere });
+                return Ok(Reached {
+                    answer,
+                    elsewhere,
+                    with_credentials: authorization.is_some_and(|sent| sent.has_identity),
+                });
             }
             let url = redirect::target(&self.transport, &attempts.what, &answer)?;
             if url.origin() != answer.url().origin() {

@@ -14,6 +14,7 @@ mod oddities;
 mod outage;
 mod readers;
 mod secrets;
+mod sharing;
 mod store;
 #[path = "../support/mod.rs"]
 mod support;
