@@ -64,15 +64,20 @@ impl Openness {
         })
     }
 
-    /// Reads which registries were ever asked with credentials. Blocks on the disk.
+    /// Reads which registries have answered before, and which of them were asked with credentials. Blocks on the disk.
     ///
     /// # Errors
     /// [`crate::error::Error::Io`].
     pub fn load(&self) -> Result<()> {
-        let known = self.fetcher.store().db().hosts_with_credentials()?;
-        self.hosts
-            .lock()
-            .extend(known.into_iter().map(|host| (host, true)));
+        let db = self.fetcher.store().db();
+        let (visited, private) = (db.visited("")?, db.hosts_with_credentials()?);
+        let mut hosts = self.hosts.lock();
+        for (host, _) in visited.iter().filter_map(|repository| repository.split_once('/')) {
+            if !hosts.contains_key(host) {
+                hosts.insert(host.to_owned(), false);
+            }
+        }
+        hosts.extend(private.into_iter().map(|host| (host, true)));
         Ok(())
     }
 

@@ -480,6 +480,26 @@ mod tests {
     }
 
     #[test]
+    fn what_is_open_to_everyone_is_known_by_repository_and_digest() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, two) = (Digest::of(b"1"), Digest::of(b"2"));
+        let db = open(&dir);
+        db.put_open_image("h.io/a", &one).unwrap();
+        db.put_open_image("h.io/a", &one).unwrap();
+        db.put_host_with_credentials("h.io").unwrap();
+        db.put_host_with_credentials("h.io").unwrap();
+        drop(db);
+        let db = open(&dir);
+        assert!(db.is_open_image("h.io/a", &one).unwrap());
+        assert!(!db.is_open_image("h.io/a", &two).unwrap());
+        assert!(
+            !db.is_open_image("h.io/b", &one).unwrap(),
+            "the same image elsewhere"
+        );
+        assert_eq!(db.hosts_with_credentials().unwrap(), ["h.io"]);
+    }
+
+    #[test]
     fn slots_are_small_and_stable() {
         let dir = tempfile::tempdir().unwrap();
         let (a, b) = (open(&dir).slot("a").unwrap(), open(&dir).slot("b").unwrap());

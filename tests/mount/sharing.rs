@@ -198,6 +198,20 @@ fn a_mount_without_credentials_hides_nothing_and_asks_no_more_than_before() {
     assert_eq!(manifests(&requests), 2, "the challenge, and the manifest");
     assert_eq!(read(&world.at("team/open")).unwrap(), "1.0\n");
     assert_eq!(mode(&world.at("team/open")), 0o555);
+    world.umount();
+    // After a restart nothing has to be asked to know that: the kernel may keep what it is told.
+    world.mount_with(&["-o", &options]);
+    assert_eq!(read(&path).as_deref(), Some("open"));
+    let getattrs = || {
+        world.status()["mounts"][0]["requests"]["getattr"]
+            .as_u64()
+            .unwrap_or(0)
+    };
+    let before = getattrs();
+    for _ in 0..20 {
+        assert_eq!(fs::read_to_string(&path).unwrap(), "open");
+    }
+    assert!(getattrs() - before < 20, "{} requests", getattrs() - before);
 }
 
 #[test]
