@@ -9,7 +9,7 @@ use registryfs::error::Error;
 use registryfs::registry::{Client, ClientOptions, Secret};
 
 use super::server::{Reply, Request, Server};
-use super::{blob, client, quick, repository, tag};
+use super::{blob, client, docker_config, quick, repository, tag};
 
 const MANIFEST: &str = r#"{"schemaVersion":2,"layers":[]}"#;
 
@@ -219,7 +219,7 @@ async fn basic_credentials_are_read_anew_when_they_are_refused() {
     };
     login("old");
     let client = Client::new(ClientOptions {
-        docker_config: Some(path.clone()),
+        credential_environment: docker_config(folder.path()),
         ..quick()
     })
     .unwrap();

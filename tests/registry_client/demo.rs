@@ -16,7 +16,7 @@ use registryfs::error::{Error, Result};
 use registryfs::registry::reference::{Repository, Target};
 use registryfs::registry::{Client, ClientOptions, Pager, Secret};
 
-use super::{quick, tag};
+use super::{docker_config, quick, tag};
 
 /// Layers are read in ranges of this length, so that each takes a few.
 const RANGE_BYTES: u64 = 20_000;
@@ -130,7 +130,7 @@ async fn docker_config_is_where_credentials_are() {
     );
     std::fs::write(&path, json).unwrap();
     let client = Client::new(ClientOptions {
-        docker_config: Some(path),
+        credential_environment: docker_config(folder.path()),
         ..quick()
     })
     .unwrap();
