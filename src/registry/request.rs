@@ -145,8 +145,8 @@ impl Core {
         };
         if let Some(authorization) = authorization {
             call.headers.insert(AUTHORIZATION, authorization.header.clone());
-            host.note_credentials(authorization.source.as_deref());
         }
+        host.note_credentials(authorization.and_then(|authorization| authorization.source.as_deref()));
         let mut host = Arc::clone(host);
         let mut elsewhere = false;
         for _ in 0..=HOPS_MAX {

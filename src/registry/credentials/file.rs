@@ -158,8 +158,8 @@ fn bytes_of(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The error is the line that cannot be understood: the parser's own message could quote a secret.
-fn parse(kind: Kind, bytes: &[u8]) -> Result<Entries, usize> {
+/// Reads the text of a file. The error is the line that cannot be understood: the parser's own message could quote a secret.
+pub(super) fn parse(kind: Kind, bytes: &[u8]) -> Result<Entries, usize> {
     let mut entries = Entries {
         kind,
         auths: BTreeMap::new(),

@@ -163,6 +163,7 @@ struct Plan {
     passed_over: Vec<String>,
     /// The files that are there, without a word about the repository.
     silent: Vec<PathBuf>,
+    absent: Vec<PathBuf>,
 }
 
 enum Look {
@@ -310,10 +311,11 @@ impl Sources {
             candidates: Vec::new(),
             passed_over: Vec::new(),
             silent: Vec::new(),
+            absent: Vec::new(),
         };
         for place in &self.places {
             match file::read(place) {
-                Content::Absent => {}
+                Content::Absent => plan.absent.push(place.path.clone()),
                 Content::Broken(why) => plan.passed_over.push(format!("{}: {why}", place.path.display())),
                 Content::Entries(entries) => {
                     let candidates = entries.candidates(host, path);
@@ -370,7 +372,8 @@ impl Sources {
                 break;
             }
         }
-        let (identity, source) = taken.unwrap_or_else(|| (Identity::Anonymous, self.nowhere(host, &silent)));
+        let (identity, source) =
+            taken.unwrap_or_else(|| (Identity::Anonymous, nowhere(host, &silent, &plan.absent)));
         let found = Arc::new(self.credentials(identity, source, passed_over));
         let known = Known {
             found: Arc::clone(&found),
@@ -399,20 +402,17 @@ impl Sources {
             _ => Err(Failure(why)),
         }
     }
+}
 
-    fn nowhere(&self, host: &str, silent: &[String]) -> String {
-        if !silent.is_empty() {
-            return format!("nothing for {host} in {}", silent.join(", "));
-        }
-        let places: Vec<String> = self
-            .places
-            .iter()
-            .map(|place| place.path.display().to_string())
-            .collect();
-        match places.is_empty() {
-            true => "there is no place to look for them".to_owned(),
-            false => format!("no file of them can be used, of {}", places.join(", ")),
-        }
+/// Why there are none for `host`: what had nothing, or which files are not there.
+fn nowhere(host: &str, silent: &[String], absent: &[PathBuf]) -> String {
+    if !silent.is_empty() {
+        return format!("nothing for {host} in {}", silent.join(", "));
+    }
+    let absent: Vec<String> = absent.iter().map(|path| path.display().to_string()).collect();
+    match absent.is_empty() {
+        true => "there is no file of them that can be used".to_owned(),
+        false => format!("there is no {}", absent.join(", no ")),
     }
 }
 

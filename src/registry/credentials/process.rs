@@ -81,7 +81,12 @@ pub(super) async fn ask(
         Ok(Ok(Ok(child))) => child,
         Ok(Ok(Err(why))) => return Said::Failed(why),
         Ok(Err(_)) => return failed("could not be started"),
-        Err(_) => return Said::Failed(format!("could not be started within {} s", within.as_secs())),
+        Err(_) => {
+            return Said::Failed(format!(
+                "could not be started within {:.0} s",
+                within.as_secs_f32()
+            ));
+        }
     };
     // Dropped before the child is: until then its number, which names the group, is nobody else's.
     let group = Group::of(&child);
@@ -93,8 +98,8 @@ pub(super) async fn ask(
         }
         Ok(Err(why)) => Said::Failed(why),
         Err(_) => Said::Failed(format!(
-            "did not answer within {} s and was killed",
-            within.as_secs()
+            "did not answer within {:.0} s and was killed",
+            within.as_secs_f32()
         )),
     }
 }

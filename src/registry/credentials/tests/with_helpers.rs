@@ -139,10 +139,10 @@ async fn a_helper_that_hangs_is_killed_with_all_that_it_started() {
         "sleep 1000 & echo $! > \"$0.child\"; echo $$ > \"$0.self\"; wait",
     );
     let environment = home.environment();
-    let said = process::ask(&environment, "hang", "h.io", Duration::from_secs(1)).await;
+    let said = process::ask(&environment, "hang", "h.io", Duration::from_secs(2)).await;
     assert_eq!(
         said,
-        Said::Failed("did not answer within 1 s and was killed".to_owned())
+        Said::Failed("did not answer within 2 s and was killed".to_owned())
     );
     for name in ["child", "self"] {
         let pid = fs::read_to_string(home.path(&format!("bin/docker-credential-hang.{name}"))).unwrap();
@@ -222,11 +222,17 @@ async fn many_that_ask_at_once_start_one_helper() {
 #[tokio::test]
 async fn who_asked_first_may_go_away() {
     let home = Home::new();
+    let script = format!(
+        "until [ -e \"$0.go\" ]; do sleep 0.02; done; {}",
+        says("me", "pw")
+    );
     home.write(DOCKER, json!({"credsStore": "slow"}).to_string())
-        .helper("slow", &format!("sleep 0.3; {}", says("me", "pw")));
+        .helper("slow", &script);
     let sources = home.sources();
-    let impatient = tokio::time::timeout(Duration::from_millis(100), sources.find("h.io", "a", false)).await;
+    let first = sources.find("h.io", "a", false);
+    let impatient = tokio::time::timeout(Duration::from_millis(100), first).await;
     assert!(impatient.is_err());
+    home.write("bin/docker-credential-slow.go", "");
     assert_eq!(user(&sources.find("h.io", "a", false).await.unwrap()), "me");
     assert_eq!(home.runs("slow"), 1);
 }
