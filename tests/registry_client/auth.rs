@@ -95,6 +95,26 @@ async fn many_requests_share_one_token() {
     assert_eq!(server.count("/token"), 1);
 }
 
+/// A registry is often its own token service. Those that wait for a token must leave a place to fetch it in.
+#[tokio::test]
+async fn more_first_requests_than_places_do_not_block_each_other() {
+    let server = registry(|_| true).await;
+    let client = Client::new(ClientOptions {
+        concurrency: 2,
+        ..quick()
+    })
+    .unwrap();
+    let mut running = tokio::task::JoinSet::new();
+    for n in 0..8 {
+        let (client, repository) = (client.clone(), repository(&server, &format!("r{n}")));
+        running.spawn(async move { client.manifest(&repository, &tag("1")).await });
+    }
+    while let Some(done) = running.join_next().await {
+        done.unwrap().unwrap();
+    }
+    assert_eq!(server.count("/token"), 8);
+}
+
 #[tokio::test]
 async fn a_refused_token_is_renewed_exactly_once() {
     let server = registry(|n| n == 2).await;
