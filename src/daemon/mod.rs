@@ -20,6 +20,7 @@ mod run;
 mod server;
 mod session;
 mod socket;
+mod source;
 mod spawn;
 
 pub use control::{mount, unmount};
@@ -27,3 +28,4 @@ pub use protocol::MountRequest;
 pub use query::{ImageName, Query};
 pub use run::{SHUTDOWN_WITHIN, allow_other_default, daemon, foreground, runtime, spawned};
 pub use session::Session;
+pub use source::MountSource;
