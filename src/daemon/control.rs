@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::connection::Connection;
-use super::engine::unmount_dead;
 use super::log::Verbosity;
 use super::protocol::{Given, MountRequest, Outcome, Request};
 use super::socket::all_sockets;
 use super::spawn::{Orders, log_file, spawn};
 use crate::config::Loaded;
 use crate::error::{Error, Result};
+use crate::fuse::{Unmount, unmount_all_dead, unmount_path};
 use crate::store::lock::Lock;
 
 /// How often a lock or a socket that is about to change is looked at.
@@ -94,11 +94,16 @@ async fn mount_once(loaded: &Loaded, request: &Request, verbosity: Verbosity) ->
     }
 }
 
-/// Unmounts. Returns when the daemon has ended, if this was the last mount that it was there for.
+/// Unmounts. Of an idle mount it returns when the daemon has ended, if that was the last mount that it was there for.
+/// The other ways ask no daemon, which may hang: it notices that its mount is gone.
 ///
 /// # Errors
 /// [`Error::NotFound`] where nothing of ours is mounted; [`Error::Busy`] naming who uses the mount.
-pub async fn unmount(loaded: &Loaded, mountpoint: &Path) -> Result<()> {
+pub async fn unmount(loaded: &Loaded, mountpoint: &Path, how: Unmount) -> Result<()> {
+    if how != Unmount::Idle {
+        let mountpoint = mountpoint.to_owned();
+        return blocking(move || unmount_path(&mountpoint, how)).await;
+    }
     let mountpoint = resolve(mountpoint)?;
     let request = Request::Unmount {
         mountpoint: mountpoint.clone(),
@@ -119,7 +124,21 @@ pub async fn unmount(loaded: &Loaded, mountpoint: &Path) -> Result<()> {
             Err(error) => return Err(error),
         }
     }
-    unmount_dead(mountpoint).await
+    blocking(move || unmount_path(&mountpoint, Unmount::Idle)).await
+}
+
+/// Removes every mount of ours whose daemon is gone, and returns where they were.
+///
+/// # Errors
+/// One that could not be looked at or removed; the others are gone all the same.
+pub async fn unmount_dead() -> Result<Vec<PathBuf>> {
+    blocking(unmount_all_dead).await
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| Err(Error::busy("unmount", error.to_string())))
 }
 
 /// Whether the daemon had this mount and has unmounted it; then it also has ended, if it was to.

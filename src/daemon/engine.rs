@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::fetch::Fetcher;
 use crate::fs::{Filesystem, Options};
-use crate::fuse::{Mount, MountOptions, unmount_path};
+use crate::fuse::{Mount, MountOptions};
 use crate::image::Images;
 use crate::image::platform::Platform;
 use crate::image::resolve::Resolver;
@@ -226,9 +226,24 @@ pub(super) struct Mounted {
 }
 
 impl Mounted {
-    /// Unmounts; blocks. A busy mount is [`Error::Busy`] naming who is busy, unless `lazy`.
-    pub(super) fn unmount(&self, lazy: bool) -> Result<()> {
-        self.mount.unmount(lazy)
+    /// Unmounts; blocks. A busy mount is [`Error::Busy`] naming who is busy.
+    pub(super) fn unmount(&self) -> Result<()> {
+        self.mount.unmount(false)
+    }
+
+    /// Unmounts whoever uses it; blocks.
+    pub(super) fn abort(&self) -> Result<()> {
+        self.mount.abort()
+    }
+
+    /// Whether it still has its place in the tree; one that was unmounted lazily has not.
+    pub(super) fn is_attached(&self) -> bool {
+        self.mount.is_attached()
+    }
+
+    /// Sees that it answers; blocks. Needs no network.
+    pub(super) fn see_it_answers(&self) -> Result<()> {
+        self.mount.see_it_answers()
     }
 
     /// Waits until the kernel has ended the session, whoever unmounted.
@@ -250,11 +265,4 @@ impl Mounted {
             .map(|failure| json!(failure))
             .collect()
     }
-}
-
-/// Unmounts what no daemon answers for any more; what is not ours is left alone.
-pub(super) async fn unmount_dead(mountpoint: PathBuf) -> Result<()> {
-    tokio::task::spawn_blocking(move || unmount_path(&mountpoint, false))
-        .await
-        .unwrap_or_else(|error| Err(Error::busy("unmount", error.to_string())))
 }

@@ -25,7 +25,7 @@ use crate::error::{Error, Result};
 /// The hidden subcommand.
 pub(super) const SUBCOMMAND: &str = "mount-helper";
 /// The type of our mounts in the mount table.
-const FS_TYPE: &str = "fuse.registryfs";
+pub(super) const FS_TYPE: &str = "fuse.registryfs";
 /// The source of our mounts in the mount table.
 const SOURCE: &str = "registryfs";
 /// How many symbolic links in a row a mountpoint may be, as for the kernel's own path walk.
@@ -67,7 +67,7 @@ pub(super) enum Request {
 /// Ways to unmount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Unmount {
+pub enum Unmount {
     /// Only if nobody uses it.
     Idle,
     /// From the tree at once; who uses it goes on.

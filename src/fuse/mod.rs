@@ -19,6 +19,6 @@ mod mountinfo;
 mod session_end;
 
 pub use counters::Counters;
-pub use helper::{helper_main_if_asked, resolve_new_mountpoint};
+pub use helper::{Unmount, helper_main_if_asked, resolve_new_mountpoint};
 pub use helper_process::Helper;
-pub use mount::{Mount, MountOptions, unmount_path};
+pub use mount::{Mount, MountOptions, unmount_all_dead, unmount_path};

@@ -10,8 +10,9 @@ use fuser::{Config, Session, SessionACL};
 
 use super::adapter::Adapter;
 use super::counters::{Counters, Requests};
-use super::helper::Unmount;
+use super::helper::{FS_TYPE, Unmount};
 use super::helper_process::{Helper, Mounted};
+use super::mountinfo;
 use super::session_end::SessionEnd;
 use crate::error::{Error, Result};
 use crate::fs::ops::Operations;
@@ -159,6 +160,34 @@ impl Mount {
         Ok(())
     }
 
+    /// Takes it out of the tree at once, lets every use of it fail, and waits for the session's end. Blocks.
+    pub fn abort(&self) -> Result<()> {
+        let how = if self.end.is_set() {
+            AFTER_END
+        } else {
+            Unmount::Abort
+        };
+        self.helper
+            .unmount_device(&self.mountpoint, Some(&self.device_number), how)?;
+        self.end.wait_blocking(END_WAIT);
+        Ok(())
+    }
+
+    /// Whether it still has its place in the tree. One that was unmounted lazily, by whomever, has not, and is served
+    /// until its last user is gone.
+    pub fn is_attached(&self) -> bool {
+        is_attached(&self.mountpoint, &self.device_number)
+    }
+
+    /// Sees that the mount answers, which takes no network. One that was covered or unmounted meanwhile is no failure.
+    /// Blocks.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`] where it does not; what keeps the helper from asking.
+    pub fn see_it_answers(&self) -> Result<()> {
+        self.helper.is_mounted(&self.mountpoint).map(drop)
+    }
+
     /// Resolves when the session has ended, for whatever reason: unmounted from here or outside, or failed.
     pub fn ended(&self) -> impl Future<Output = ()> + Send + 'static {
         self.end.wait()
@@ -195,7 +224,32 @@ impl Drop for Mount {
     }
 }
 
-/// Unmounts `mountpoint` when no daemon answers for it; `lazy` as in [`Mount::unmount`]. Refuses what is not ours.
-pub fn unmount_path(mountpoint: &Path, lazy: bool) -> Result<()> {
-    Helper::this_program().unmount(mountpoint, lazy)
+/// Unmounts what is mounted at `mountpoint` if it is ours, whoever serves it. Blocks.
+pub fn unmount_path(mountpoint: &Path, how: Unmount) -> Result<()> {
+    Helper::this_program().unmount_device(mountpoint, None, how)
+}
+
+/// Unmounts every mount of ours in this mount namespace that nobody serves any more, and returns where they were. One
+/// that cannot be looked at does not keep the others from being removed; it is the error. Blocks.
+pub fn unmount_all_dead() -> Result<Vec<PathBuf>> {
+    let helper = Helper::this_program();
+    let mounts = mountinfo::read().map_err(|error| Error::io("/proc/self/mountinfo", &error))?;
+    let (mut removed, mut failure) = (Vec::new(), None);
+    // Of several at one place the last one lies on top.
+    for mount in mounts.iter().rev().filter(|mount| mount.fs_type == FS_TYPE) {
+        let path = &mount.mountpoint;
+        match helper.unmount_device(path, Some(&mount.device), Unmount::Dead) {
+            Ok(()) if !is_attached(path, &mount.device) => removed.push(path.clone()),
+            Ok(()) => {}
+            Err(error) => failure = Some(error),
+        }
+    }
+    failure.map_or(Ok(removed), Err)
+}
+
+/// Whether the mount table still has this mount, covered by another one or not. What cannot be read counts as there.
+fn is_attached(mountpoint: &Path, device_number: &str) -> bool {
+    let is_it =
+        |mount: &mountinfo::MountEntry| mount.mountpoint == mountpoint && mount.device == device_number;
+    mountinfo::read().map_or(true, |mounts| mounts.iter().any(is_it))
 }
