@@ -21,7 +21,7 @@ const TYPES: [&str; 2] = ["registryfs", "fuse.registryfs"];
 
 /// Options of mount(8) and systemd that say when and by whom something is mounted, or what is so with every mount of
 /// ours anyway: read-only, without set-user-ID, device files and access times. mount(8) adds `rw` unasked.
-const WITHOUT_MEANING: [&str; 40] = [
+const WITHOUT_MEANING: [&str; 39] = [
     "_netdev",
     "async",
     "atime",
@@ -30,7 +30,6 @@ const WITHOUT_MEANING: [&str; 40] = [
     "dev",
     "diratime",
     "dirsync",
-    "exec",
     "group",
     "iversion",
     "lazytime",

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use tokio::time::timeout;
+
 use super::connection::Connection;
 use super::log::Verbosity;
 use super::protocol::{Given, MountRequest, Outcome, Request};
@@ -10,13 +12,15 @@ use super::socket::all_sockets;
 use super::spawn::{Orders, log_file, spawn};
 use crate::config::Loaded;
 use crate::error::{Error, Result};
-use crate::fuse::{Unmount, unmount_all_dead, unmount_path};
+use crate::fuse::{Guarded, Unmount, unmount_all_dead, unmount_path};
 use crate::store::lock::Lock;
 
 /// How often a lock or a socket that is about to change is looked at.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 /// How long a daemon may take to end after its last mount is gone.
 const END_WITHIN: Duration = Duration::from_secs(30);
+/// How long a fresh mount may take to answer where this process looks itself.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
 /// The mount namespace of this process, as the kernel names it.
 pub(super) fn mount_namespace() -> Result<String> {
@@ -32,22 +36,35 @@ pub(super) fn mount_namespace() -> Result<String> {
 /// [`Error::Busy`] naming the settings in conflict with the running daemon, or who holds the store; what the daemon
 /// says.
 pub async fn mount(loaded: &Loaded, mount: &MountRequest, verbosity: Verbosity) -> Result<()> {
+    // Held until the tree answers.
+    let guarded = Guarded::at(&mount.mountpoint)?;
     let request = Request::Mount {
-        mount: mount.clone(),
+        mount: MountRequest {
+            place: guarded.as_ref().map(Guarded::place),
+            ..mount.clone()
+        },
         given: Given::new(&loaded.given),
         namespace: mount_namespace()?,
     };
     let started = Instant::now();
     loop {
-        let busy = match mount_once(loaded, &request, verbosity).await? {
-            Attempt::Mounted => return Ok(()),
-            Attempt::Again(busy) => busy,
-        };
-        if started.elapsed() > loaded.config.timeout {
-            return Err(busy);
+        match mount_once(loaded, &request, verbosity).await? {
+            Attempt::Mounted => break,
+            Attempt::Again(busy) if started.elapsed() > loaded.config.timeout => return Err(busy),
+            Attempt::Again(_) => tokio::time::sleep(RETRY_INTERVAL).await,
         }
-        tokio::time::sleep(RETRY_INTERVAL).await;
     }
+    let Some(guarded) = guarded else {
+        return Ok(());
+    };
+    timeout(ANSWER_WITHIN, blocking(move || guarded.see_it_answers()))
+        .await
+        .unwrap_or_else(|_| {
+            Err(Error::Timeout {
+                what: mount.mountpoint.display().to_string(),
+                waited_ms: u64::try_from(ANSWER_WITHIN.as_millis()).unwrap_or(u64::MAX),
+            })
+        })
 }
 
 enum Attempt {

@@ -123,6 +123,8 @@ impl Engine {
         );
         let options = MountOptions {
             allow_other: request.allow_other,
+            no_exec: request.no_exec,
+            place: request.place.clone(),
             ..MountOptions::new(&request.mountpoint)
         };
         tracing::debug!(mountpoint = %request.mountpoint.display(), %platform, "mounting");

@@ -36,6 +36,12 @@ pub struct MountOptions {
     /// Whether users other than the daemon's may enter. Permissions are enforced then, and for root always; in a mount
     /// that an ordinary user has alone everything can be read.
     pub allow_other: bool,
+    /// Whether no program of it can be run.
+    pub no_exec: bool,
+    /// Where [`Guarded::place`] has the mountpoint, which then cannot be walked to before the mount is reported.
+    ///
+    /// [`Guarded::place`]: super::Guarded::place
+    pub place: Option<PathBuf>,
     /// Read-ahead in KiB.
     pub read_ahead_kib: u32,
     /// Threads that take requests from the kernel, at least 1.
@@ -51,6 +57,8 @@ impl MountOptions {
         Self {
             mountpoint: mountpoint.into(),
             allow_other: true,
+            no_exec: false,
+            place: None,
             read_ahead_kib: READ_AHEAD_KIB,
             threads: cores.clamp(*THREADS.start(), *THREADS.end()),
             helper: None,
@@ -63,6 +71,7 @@ impl MountOptions {
 pub struct Mount {
     mountpoint: PathBuf,
     device_number: String,
+    is_guarded: bool,
     helper: Helper,
     requests: Arc<Requests>,
     end: Arc<SessionEnd>,
@@ -85,10 +94,11 @@ impl Mount {
             device,
             mountpoint,
             device_number,
-        } = helper.mount(&options.mountpoint, options.allow_other)?;
+        } = helper.mount(options)?;
         let mut mount = Self {
             mountpoint,
             device_number,
+            is_guarded: options.place.is_some(),
             helper,
             requests: Arc::default(),
             end: Arc::new(SessionEnd::new()),
@@ -98,7 +108,7 @@ impl Mount {
         mount.serve(fs, device, options, runtime.clone())?;
         mount
             .helper
-            .check(&mount.mountpoint, &mount.device_number, options.read_ahead_kib)?;
+            .check(&mount.mountpoint, &mount.device_number, options)?;
         Ok(mount)
     }
 
@@ -181,12 +191,15 @@ impl Mount {
         is_attached(&self.mountpoint, &self.device_number)
     }
 
-    /// Sees that the mount answers, which takes no network. One that was covered or unmounted meanwhile is no failure.
-    /// Blocks.
+    /// Sees that the mount answers, which takes no network. One that was covered or unmounted meanwhile is no failure, and
+    /// one that autofs guards is not looked at: each look would begin its time of idleness anew. Blocks.
     ///
     /// # Errors
     /// [`Error::Timeout`] where it does not; what keeps the helper from asking.
     pub fn see_it_answers(&self) -> Result<()> {
+        if self.is_guarded {
+            return Ok(());
+        }
         self.helper.is_mounted(&self.mountpoint).map(drop)
     }
 
