@@ -205,6 +205,10 @@ pub struct MountRequest {
     pub platform: Option<String>,
     /// Whether other users reach the mount.
     pub allow_other: bool,
+    /// Whether no program of it can be run.
+    pub no_exec: bool,
+    /// Another way to the mountpoint, where autofs guards it: [`crate::fuse::Guarded`].
+    pub place: Option<PathBuf>,
     /// Patterns of the hosts that can be looked up; empty means all.
     pub allow: Vec<String>,
     /// Patterns of the hosts that cannot.

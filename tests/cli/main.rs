@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod daemon;
+mod helpers;
 mod world;
 
 use std::io::Read;
