@@ -18,7 +18,7 @@ use crate::image::Images;
 use crate::image::platform::Platform;
 use crate::image::resolve::Resolver;
 use crate::registry::reference::{canonical_host, is_host};
-use crate::registry::{Client, ClientOptions, HostOptions, Secret};
+use crate::registry::{Client, ClientOptions, CredentialEnvironment, HostOptions, Secret};
 use crate::store::Store;
 use crate::store::lock::Lock;
 
@@ -206,6 +206,7 @@ fn client_options(config: &Config, credential_host: Option<&str>) -> Result<Clie
     }
     Ok(ClientOptions {
         credential: for_all,
+        credential_environment: CredentialEnvironment::of_process(),
         ca_files: config.ca.clone(),
         insecure: config.insecure,
         plain_http: config.plain_http,

@@ -37,10 +37,11 @@ impl Client {
     /// # Errors
     /// [`crate::error::Error::Io`] or [`crate::error::Error::Usage`] for a CA file that cannot be used.
     pub fn new(options: ClientOptions) -> Result<Self> {
+        let transport = Transport::new(options)?;
         Ok(Self {
             core: Arc::new(Core {
-                transport: Transport::new(options)?,
-                auth: Auth::new(),
+                auth: Auth::new(&transport.options),
+                transport,
                 redirects: Redirects::new(),
             }),
         })
