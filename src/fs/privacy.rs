@@ -13,12 +13,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fs::Filesystem;
 use crate::fs::nodes::{ImageAt, Kind, NameNode, STATE_INO};
 use crate::fs::ops::{Caller, Entry, FOREVER};
-use crate::image::Named;
 use crate::image::openness::ImageId;
+use crate::image::{Image, Named};
+use crate::registry::reference::Repository;
 
 /// How long somebody waits for whether an image is open to everyone, whom it would be closed to otherwise.
 const STRANGER_WAIT: Duration = Duration::from_secs(2);
@@ -52,14 +54,18 @@ impl Privacy {
 }
 
 /// What must be open for an image to be so: what its reference names, and the image chosen from an index.
-fn images_of(at: &ImageAt) -> Vec<ImageId> {
-    let (repository, digest) = match &at.named {
-        Named::Image(image) => (image.repository(), image.digest()),
-        Named::Index(index) => (&index.repository, &index.digest),
+fn images_of(repository: &Repository, digest: &Digest, chosen: Option<&Image>) -> Vec<ImageId> {
+    let chosen = chosen.map(Image::digest).filter(|chosen| *chosen != digest);
+    let digests = std::iter::once(digest).chain(chosen);
+    digests.map(|digest| (repository.clone(), *digest)).collect()
+}
+
+fn images_at(at: &ImageAt) -> Vec<ImageId> {
+    let repository = match &at.named {
+        Named::Image(image) => image.repository(),
+        Named::Index(index) => &index.repository,
     };
-    let chosen = at.image.iter().map(|image| *image.digest());
-    let digests = std::iter::once(*digest).chain(chosen.filter(|chosen| chosen != digest));
-    digests.map(|digest| (repository.clone(), digest)).collect()
+    images_of(repository, at.digest(), at.image.as_deref().ok())
 }
 
 fn refused(path: &str) -> Error {
@@ -118,13 +124,29 @@ impl Filesystem {
             .is_some_and(|host| openness.may_be_private(host).is_none())
     }
 
+    /// Whether an image at the root of the mount is for its owner only. Its directory is the image's own, so no mode can say
+    /// that: nobody else may enter the mount at all.
+    pub(super) async fn is_closed_root(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        chosen: &Image,
+    ) -> bool {
+        if !self.options().hides_private {
+            return false;
+        }
+        let images = images_of(repository, digest, Some(chosen));
+        let check = self.images().resolver().openness().check(&images);
+        tokio::time::timeout(STRANGER_WAIT, check).await != Ok(true)
+    }
+
     /// Finds out whether an image that is hidden so far is open: at once if that is known, else in the background.
     pub(super) async fn settle(&self, at: &Arc<ImageAt>) {
         if !at.privacy.is_hidden() {
             return;
         }
         let openness = Arc::clone(self.images().resolver().openness());
-        let images = images_of(at);
+        let images = images_at(at);
         if openness.are_open(&images).await {
             return at.privacy.show();
         }
@@ -145,7 +167,7 @@ impl Filesystem {
         if !self.is_stranger(caller) || !at.privacy.is_hidden() {
             return Ok(());
         }
-        let images = images_of(at);
+        let images = images_at(at);
         let check = self.images().resolver().openness().check(&images);
         match tokio::time::timeout(STRANGER_WAIT, check).await {
             Ok(true) => {

@@ -4,12 +4,15 @@
 //! indexes, the merged trees. Only [`resolve`] knows about time.
 
 pub mod answers;
+pub mod copy;
 pub mod images;
 pub mod manifest;
 pub mod openness;
+pub mod plan;
 pub mod platform;
 pub mod query;
 pub mod resolve;
+pub mod select;
 pub mod tree;
 
 pub use images::{Image, Images, Named, Rootfs};

@@ -64,13 +64,14 @@ impl Openness {
         })
     }
 
-    /// Reads which registries have answered before, and which of them were asked with credentials. Blocks on the disk.
+    /// Reads which registries have answered before, and which of them were asked with credentials.
     ///
     /// # Errors
     /// [`crate::error::Error::Io`].
-    pub fn load(&self) -> Result<()> {
-        let db = self.fetcher.store().db();
-        let (visited, private) = (db.visited("")?, db.hosts_with_credentials()?);
+    pub async fn load(&self) -> Result<()> {
+        let store = Arc::clone(self.fetcher.store());
+        let read = move || Ok((store.db().visited("")?, store.db().hosts_with_credentials()?));
+        let (visited, private) = blocking(self.fetcher.runtime(), read).await?;
         let mut hosts = self.hosts.lock();
         for (host, _) in visited.iter().filter_map(|repository| repository.split_once('/')) {
             if !hosts.contains_key(host) {
@@ -114,7 +115,15 @@ impl Openness {
     /// where it has not answered yet.
     #[must_use]
     pub fn may_be_private(&self, host: &str) -> Option<bool> {
+        if self.is_layout(host) {
+            return Some(false);
+        }
         self.hosts.lock().get(host).copied()
+    }
+
+    /// Whether the images of `host` are files, which need no credentials.
+    fn is_layout(&self, host: &str) -> bool {
+        self.fetcher.client().layout_path(host).is_some()
     }
 
     async fn note_open(&self, image: ImageId) {
@@ -131,7 +140,7 @@ impl Openness {
     /// Whether all of them are known to be open. Asks the network nothing.
     pub async fn are_open(&self, images: &[ImageId]) -> bool {
         for image in images {
-            if self.open.lock().get(image).is_some() {
+            if self.is_layout(image.0.host()) || self.open.lock().get(image).is_some() {
                 continue;
             }
             let (store, asked) = (Arc::clone(self.fetcher.store()), image.clone());

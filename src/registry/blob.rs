@@ -319,6 +319,7 @@ impl BlobBody {
             answer,
             elsewhere: true,
             with_credentials: false,
+            scope: pull_scope(repository),
         };
         let registry = self.core.transport.registry(repository.host());
         Err(self

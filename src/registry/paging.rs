@@ -101,7 +101,6 @@ impl Pager {
         }
     }
 
-    /// Whether a page was asked for with credentials. The registry may give the list to everyone all the same.
     #[must_use]
     pub fn with_credentials(&self) -> bool {
         self.with_credentials

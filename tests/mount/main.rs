@@ -7,6 +7,9 @@
 mod contents;
 mod faults;
 mod freshness;
+#[path = "../support/layout.rs"]
+mod layout;
+mod layouts;
 mod merge;
 mod names;
 mod names_more;
@@ -15,6 +18,7 @@ mod outage;
 mod readers;
 mod secrets;
 mod sharing;
+mod sources;
 mod store;
 #[path = "../support/mod.rs"]
 mod support;

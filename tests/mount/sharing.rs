@@ -179,6 +179,30 @@ fn a_registry_that_is_only_for_who_is_known_is_roots() {
 }
 
 #[test]
+fn an_image_mounted_alone_is_for_all_only_if_it_is_open() {
+    let world = world(true, &[]);
+    let mountpoint = world.mountpoint("image");
+    for (name, options, is_shared) in [
+        ("team/open:1.0", "ro", true),
+        ("team/secret:1.0", "ro", false),
+        ("team/secret:1.0", "share_private", true),
+    ] {
+        let reference = format!("{}/{name}", world.registry.host());
+        let place = mountpoint.to_str().unwrap();
+        let mut mount = world.command(&["mount", "-o", options, &reference, place]);
+        let mounted = finish(start(mount.env("REGISTRYFS_CREDENTIAL", CREDENTIAL)));
+        assert!(mounted.status.success(), "{}", stderr(&mounted));
+        assert_eq!(
+            read(&mountpoint.join("a")).is_some(),
+            is_shared,
+            "{name} {options}"
+        );
+        assert!(fs::read_to_string(mountpoint.join("a")).is_ok());
+        world.text(&["umount", place]);
+    }
+}
+
+#[test]
 fn the_key_of_the_configuration_shares_too() {
     let world = world(false, &[]).configured("share_private = true\n");
     mount(&world, "");
