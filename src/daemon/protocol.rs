@@ -88,7 +88,7 @@ impl Frame {
         let mut body = from.take(u64::from(length));
         body.read_to_end(&mut bytes).await.map_err(io)?;
         if bytes.len() < length as usize {
-            return Err(broken("the stream ends inside a frame"));
+            return Err(io(std::io::ErrorKind::UnexpectedEof.into()));
         }
         Ok(Some(match kind[0] {
             KIND_MESSAGE => Self::Message(bytes),

@@ -4,9 +4,16 @@
 // Helper functions may fail a test too; clippy.toml allows it in test functions only.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod copies;
 mod credentials;
 mod daemon;
+mod get;
+mod get_faults;
 mod helpers;
+mod prefetch;
+mod progress;
+#[path = "../support/mod.rs"]
+mod support;
 mod world;
 
 use std::io::Read;
