@@ -86,6 +86,9 @@ fn start(log: &Path) -> Result<Child> {
     }
     command
         .args(["daemon", "--spawned"])
+        // It is not the service that its command may be part of, and must not speak for it.
+        .env_remove("NOTIFY_SOCKET")
+        .env_remove("WATCHDOG_USEC")
         .current_dir("/")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -31,6 +31,8 @@ pub struct ClientOptions {
     pub concurrency: usize,
     /// What differs for single registries, by their canonical names (`docker.io`, `localhost:5000`).
     pub hosts: BTreeMap<String, HostOptions>,
+    /// OCI image layouts on disk that are registries under these host names; no request goes to such a host.
+    pub layouts: BTreeMap<String, PathBuf>,
     /// The waits that users do not set.
     pub timing: Timing,
 }
@@ -48,6 +50,7 @@ impl Default for ClientOptions {
             timeout: Duration::from_secs(60),
             concurrency: 32,
             hosts: BTreeMap::new(),
+            layouts: BTreeMap::new(),
             timing: Timing::default(),
         }
     }
