@@ -110,12 +110,13 @@ impl MountSource {
         let short = reference
             .strip_prefix("docker.io/library/")
             .filter(|text| is_host(text));
-        match (short, error) {
-            (Some(short), Error::NotFound { what, why }) => Error::NotFound {
-                what,
-                why: format!("{why} (to mount a registry, write {short}/)"),
-            },
-            (_, error) => error,
+        let Some(short) = short else { return error };
+        let hinted = |why: String| format!("{why} (to mount a registry of this name, write {short}/)");
+        match error {
+            Error::NotFound { what, why } => Error::not_found(what, hinted(why)),
+            Error::Denied { what, why } => Error::denied(what, hinted(why)),
+            Error::Network { what, why } => Error::network(what, hinted(why)),
+            error => error,
         }
     }
 }
