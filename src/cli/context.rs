@@ -53,7 +53,7 @@ impl Context {
     }
 
     /// Someone who answers questions.
-    pub(super) fn session(&self) -> Session<'_> {
+    pub(super) fn session(&self) -> Session {
         Session::new(&self.loaded, note)
     }
 

@@ -67,6 +67,8 @@ impl Mount {
             source,
             platform: config.platform.clone(),
             allow_other: options.allow_other.unwrap_or_else(allow_other_default),
+            no_exec: options.no_exec,
+            place: None,
             allow: config.allow.clone(),
             deny: config.deny.clone(),
         })

@@ -15,12 +15,12 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fetch::Fetcher;
 use crate::fs::{Filesystem, Options, Root};
-use crate::fuse::{Mount, MountOptions, unmount_path};
+use crate::fuse::{Mount, MountOptions};
 use crate::image::Images;
 use crate::image::platform::Platform;
 use crate::image::resolve::Resolver;
 use crate::registry::reference::{DEFAULT_HOST, canonical_host, is_host, layout_host};
-use crate::registry::{Client, ClientOptions, HostOptions, Secret};
+use crate::registry::{Client, ClientOptions, CredentialEnvironment, HostOptions, Secret};
 use crate::store::Store;
 use crate::store::lock::Lock;
 
@@ -151,6 +151,8 @@ impl Engine {
     pub(super) fn mount(&self, request: &MountRequest, tree: Filesystem) -> Result<Mounted> {
         let options = MountOptions {
             allow_other: request.allow_other,
+            no_exec: request.no_exec,
+            place: request.place.clone(),
             ..MountOptions::new(&request.mountpoint)
         };
         tracing::debug!(mountpoint = %request.mountpoint.display(), "mounting");
@@ -259,6 +261,7 @@ fn client_options(config: &Config, credential_host: Option<&str>) -> Result<Clie
     Ok(ClientOptions {
         layouts,
         credential: for_all,
+        credential_environment: CredentialEnvironment::of_process(),
         ca_files: config.ca.clone(),
         insecure: config.insecure,
         plain_http: config.plain_http,
@@ -279,9 +282,24 @@ pub(super) struct Mounted {
 }
 
 impl Mounted {
-    /// Unmounts; blocks. A busy mount is [`Error::Busy`] naming who is busy, unless `lazy`.
-    pub(super) fn unmount(&self, lazy: bool) -> Result<()> {
-        self.mount.unmount(lazy)
+    /// Unmounts; blocks. A busy mount is [`Error::Busy`] naming who is busy.
+    pub(super) fn unmount(&self) -> Result<()> {
+        self.mount.unmount(false)
+    }
+
+    /// Unmounts whoever uses it; blocks.
+    pub(super) fn abort(&self) -> Result<()> {
+        self.mount.abort()
+    }
+
+    /// Whether it still has its place in the tree; one that was unmounted lazily has not.
+    pub(super) fn is_attached(&self) -> bool {
+        self.mount.is_attached()
+    }
+
+    /// Sees that it answers; blocks. Needs no network.
+    pub(super) fn see_it_answers(&self) -> Result<()> {
+        self.mount.see_it_answers()
     }
 
     /// Waits until the kernel has ended the session, whoever unmounted.
@@ -308,11 +326,4 @@ impl Mounted {
             .map(|failure| json!(failure))
             .collect()
     }
-}
-
-/// Unmounts what no daemon answers for any more; what is not ours is left alone.
-pub(super) async fn unmount_dead(mountpoint: PathBuf) -> Result<()> {
-    tokio::task::spawn_blocking(move || unmount_path(&mountpoint, false))
-        .await
-        .unwrap_or_else(|error| Err(Error::busy("unmount", error.to_string())))
 }

@@ -88,7 +88,7 @@ impl Frame {
         let mut body = from.take(u64::from(length));
         body.read_to_end(&mut bytes).await.map_err(io)?;
         if bytes.len() < length as usize {
-            return Err(broken("the stream ends inside a frame"));
+            return Err(io(std::io::ErrorKind::UnexpectedEof.into()));
         }
         Ok(Some(match kind[0] {
             KIND_MESSAGE => Self::Message(bytes),
@@ -205,6 +205,10 @@ pub struct MountRequest {
     pub platform: Option<String>,
     /// Whether other users reach the mount.
     pub allow_other: bool,
+    /// Whether no program of it can be run.
+    pub no_exec: bool,
+    /// Another way to the mountpoint, where autofs guards it: [`crate::fuse::Guarded`].
+    pub place: Option<PathBuf>,
     /// Patterns of the hosts that can be looked up; empty means all.
     pub allow: Vec<String>,
     /// Patterns of the hosts that cannot.

@@ -42,11 +42,12 @@ impl Client {
     /// [`crate::error::Error::Io`] or [`crate::error::Error::Usage`] for a CA file that cannot be used.
     pub fn new(mut options: ClientOptions) -> Result<Self> {
         let layouts = Layouts::new(std::mem::take(&mut options.layouts));
+        let transport = Transport::new(options)?;
         Ok(Self {
             layouts: Arc::new(layouts),
             core: Arc::new(Core {
-                transport: Transport::new(options)?,
-                auth: Auth::new(),
+                auth: Auth::new(&transport.options),
+                transport,
                 redirects: Redirects::new(),
             }),
         })

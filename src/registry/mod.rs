@@ -33,6 +33,7 @@ mod token;
 mod transport;
 
 pub use client::Client;
+pub use credentials::CredentialEnvironment;
 pub use host::{HostHealth, RequestCounts};
 pub use manifest::{DOCKER_INDEX, DOCKER_MANIFEST, ManifestBytes, OCI_INDEX, OCI_MANIFEST};
 pub use options::{ClientOptions, HostOptions, Timing};

@@ -4,7 +4,15 @@
 // Helper functions may fail a test too; clippy.toml allows it in test functions only.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod copies;
 mod daemon;
+mod helpers;
+mod get;
+mod get_faults;
+mod prefetch;
+mod progress;
+#[path = "../support/mod.rs"]
+mod support;
 mod world;
 
 use std::io::Read;
