@@ -13,6 +13,7 @@ mod info;
 mod ls;
 mod manifest;
 mod mount;
+mod mount8;
 mod mount_options;
 mod output;
 mod prefetch;
@@ -69,10 +70,17 @@ enum Command {
     DemoRegistry(demo_registry::DemoRegistry),
 }
 
-/// Runs the command that this process was started with and says how it exits.
+/// Runs the command that this process was started with, or does what mount(8) started it for, and says how it exits.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    if let Some(helper) = arguments
+        .first()
+        .and_then(|program| mount8::Helper::named(program))
+    {
+        return helper.main(arguments);
+    }
+    let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => {
             // Help goes to standard output, mistakes to standard error; where neither can be written there is no one

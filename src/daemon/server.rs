@@ -202,7 +202,7 @@ impl Server {
                 within(MOUNT_WITHIN, "mount", self.mount(mount)).await
             }
             Request::Unmount { mountpoint } => {
-                self.mounts.unmount(&mountpoint, false).await?;
+                self.mounts.unmount(&mountpoint).await?;
                 Ok(Outcome::Done)
             }
             Request::WaitForEnd { mountpoint } => {

@@ -319,9 +319,12 @@ impl Fetcher {
         let mut refused_elsewhere = false;
         for waiter in self.launch(source, layer, needed, ahead)? {
             match waiter.arrival.await {
-                Err(Error::Denied { .. } | Error::Malformed { .. } | Error::Verification { .. })
-                    if waiter.foreign =>
-                {
+                Err(
+                    Error::Denied { .. }
+                    | Error::NoCredentials { .. }
+                    | Error::Malformed { .. }
+                    | Error::Verification { .. },
+                ) if waiter.foreign => {
                     refused_elsewhere = true;
                 }
                 outcome => outcome?,

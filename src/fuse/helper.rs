@@ -19,13 +19,14 @@ use nix::unistd::{getegid, geteuid};
 use serde::{Deserialize, Serialize};
 
 use super::adapter::MAX_READ_BYTES;
+use super::fusermount::{self, Fusermount};
 use super::{busy, fd_passing, mountinfo};
 use crate::error::{Error, Result};
 
 /// The hidden subcommand.
 pub(super) const SUBCOMMAND: &str = "mount-helper";
 /// The type of our mounts in the mount table.
-const FS_TYPE: &str = "fuse.registryfs";
+pub(super) const FS_TYPE: &str = "fuse.registryfs";
 /// The source of our mounts in the mount table.
 const SOURCE: &str = "registryfs";
 /// How many symbolic links in a row a mountpoint may be, as for the kernel's own path walk.
@@ -45,9 +46,15 @@ pub(super) enum Request {
     Mount {
         /// Whether users other than the daemon's may enter.
         allow_other: bool,
+        /// Whether no program of it can be run.
+        no_exec: bool,
+        /// Where the mountpoint is found without walking to it, which would wait for this very mount.
+        place: Option<PathBuf>,
     },
     /// Set the read-ahead and see that the mount answers.
     Check {
+        /// Whether the mountpoint can be walked to; else only the mount table is looked at.
+        can_walk: bool,
         /// `major:minor` of the mount.
         device: String,
         /// Read-ahead in KiB.
@@ -67,7 +74,7 @@ pub(super) enum Request {
 /// Ways to unmount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Unmount {
+pub enum Unmount {
     /// Only if nobody uses it.
     Idle,
     /// From the tree at once; who uses it goes on.
@@ -122,14 +129,19 @@ fn run(arguments: &[OsString]) -> io::Result<()> {
     let request: Request = serde_json::from_slice(request.as_bytes())?;
     let path = Path::new(mountpoint);
     let (reply, device): (Reply, Option<OwnedFd>) = match request {
-        Request::Mount { allow_other } => match mount_at(path, allow_other) {
+        Request::Mount {
+            allow_other,
+            no_exec,
+            place,
+        } => match mount_at(path, place.as_deref(), allow_other, no_exec) {
             Ok((done, device)) => (Ok(done), Some(device)),
             Err(error) => (Err(error), None),
         },
         Request::Check {
+            can_walk,
             device,
             read_ahead_kib,
-        } => (check(path, &device, read_ahead_kib), None),
+        } => (check(path, can_walk, &device, read_ahead_kib), None),
         Request::Unmount { device, how } => (unmount(path, device.as_deref(), how), None),
         Request::IsMounted => (is_mounted(path), None),
     };
@@ -208,7 +220,9 @@ fn not_a_directory(path: &Path) -> Error {
 /// A failed system call, with what the user can do about it.
 fn system_error(what: impl Into<String>, errno: Errno) -> Error {
     let remedy = match errno {
-        Errno::EPERM | Errno::EACCES => ": mounting needs root (CAP_SYS_ADMIN)",
+        Errno::EPERM | Errno::EACCES => {
+            ": root has no right to mount here (CAP_SYS_ADMIN), as in a container"
+        }
         Errno::ENODEV | Errno::ENXIO => ": the kernel's FUSE module is not loaded; try: modprobe fuse",
         _ => "",
     };
@@ -244,8 +258,11 @@ fn is_dead(mountpoint: &Path) -> bool {
 }
 
 /// Mounts, after removing what a killed daemon left behind.
-fn mount_at(path: &Path, allow_other: bool) -> Result<(Done, OwnedFd)> {
-    let mountpoint = resolve_new_mountpoint(path)?;
+fn mount_at(path: &Path, place: Option<&Path>, allow_other: bool, no_exec: bool) -> Result<(Done, OwnedFd)> {
+    let mountpoint = match place {
+        Some(_) => path.to_owned(),
+        None => resolve_new_mountpoint(path)?,
+    };
     for _ in 0..DEAD_MOUNTS_MAX {
         if ours_at(&mountpoint)?.is_none() {
             break;
@@ -257,14 +274,15 @@ fn mount_at(path: &Path, allow_other: bool) -> Result<(Done, OwnedFd)> {
                 "registryfs is already mounted there; unmount it first: registryfs umount",
             ));
         }
-        detach(&mountpoint, MntFlags::MNT_DETACH)?;
+        detach(&mountpoint, None)?;
     }
-    let metadata = fs::metadata(&mountpoint)
+    let place = place.unwrap_or(&mountpoint);
+    let metadata = fs::metadata(place)
         .map_err(|error| Error::io(format!("the mountpoint {}", mountpoint.display()), &error))?;
     if !metadata.is_dir() {
         return Err(not_a_directory(&mountpoint));
     }
-    let device = mounted_descriptor(&mountpoint, allow_other)?;
+    let device = mounted_descriptor(place, allow_other, no_exec)?;
     match ours_at(&mountpoint) {
         Ok(Some(entry)) => {
             let done = Done::Mounted {
@@ -279,29 +297,51 @@ fn mount_at(path: &Path, allow_other: bool) -> Result<(Done, OwnedFd)> {
             Err(Error::busy(what, "something else was mounted over it at once"))
         }
         Err(error) => {
-            detach(&mountpoint, MntFlags::MNT_DETACH)?;
+            detach(&mountpoint, None)?;
             Err(error)
         }
     }
 }
 
-/// The descriptor of a session, mounted: by mount(2) itself, for which root is needed.
-fn mounted_descriptor(mountpoint: &Path, allow_other: bool) -> Result<OwnedFd> {
+/// The options that the kernel takes from everyone. Without `default_permissions` whoever may enter may read everything,
+/// whatever the modes say: right where that is one user alone, who could as well have pulled the image.
+fn options(allow_other: bool) -> String {
+    let enforced = if enforces_permissions(allow_other) {
+        ",default_permissions"
+    } else {
+        ""
+    };
+    let others = if allow_other { ",allow_other" } else { "" };
+    format!("max_read={MAX_READ_BYTES}{enforced}{others}")
+}
+
+/// Whether the kernel enforces the modes of a mount that is made now: not where it belongs to an ordinary user alone.
+pub(super) fn enforces_permissions(allow_other: bool) -> bool {
+    allow_other || geteuid().is_root()
+}
+
+/// The descriptor of a session, mounted: for root by mount(2) itself, for others through fusermount3.
+fn mounted_descriptor(mountpoint: &Path, allow_other: bool, no_exec: bool) -> Result<OwnedFd> {
+    let options = options(allow_other);
+    if !geteuid().is_root() {
+        let subtype = FS_TYPE.trim_start_matches("fuse.");
+        let no_exec = if no_exec { "noexec," } else { "" };
+        let options = format!("ro,nosuid,nodev,noatime,{no_exec}fsname={SOURCE},subtype={subtype},{options}");
+        return Fusermount::find()?.mount(mountpoint, &options);
+    }
     let device: File = OpenOptions::new()
         .read(true)
         .write(true)
         .open("/dev/fuse")
         .map_err(|error| device_error(&error))?;
-    let mut options = format!(
-        "fd={},rootmode=40000,user_id={},group_id={},default_permissions,max_read={MAX_READ_BYTES}",
+    let options = format!(
+        "fd={},rootmode=40000,user_id={},group_id={},{options}",
         device.as_raw_fd(),
         geteuid(),
         getegid(),
     );
-    if allow_other {
-        options.push_str(",allow_other");
-    }
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_RDONLY | MsFlags::MS_NOATIME;
+    let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_RDONLY | MsFlags::MS_NOATIME;
+    flags.set(MsFlags::MS_NOEXEC, no_exec);
     mount(
         Some(SOURCE),
         mountpoint,
@@ -313,17 +353,42 @@ fn mounted_descriptor(mountpoint: &Path, allow_other: bool) -> Result<OwnedFd> {
     Ok(device.into())
 }
 
-fn detach(mountpoint: &Path, flags: MntFlags) -> Result<()> {
-    umount2(mountpoint, flags | MntFlags::UMOUNT_NOFOLLOW)
-        .map_err(|errno| system_error(format!("cannot unmount {}", mountpoint.display()), errno))
+/// Takes a mount out of the tree. Where its device number is given, every use of it fails from then on.
+fn detach(mountpoint: &Path, abort: Option<&str>) -> Result<()> {
+    if !geteuid().is_root() {
+        if let Some(device) = abort {
+            fusermount::abort(device);
+        }
+        return Fusermount::find()?.unmount(mountpoint, true);
+    }
+    let force = abort.map_or(MntFlags::empty(), |_| MntFlags::MNT_FORCE);
+    umount2(
+        mountpoint,
+        force | MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW,
+    )
+    .map_err(|errno| system_error(format!("cannot unmount {}", mountpoint.display()), errno))
 }
 
-/// Sees that the mount answers. An error that the filesystem itself answers to the listing is an answer too: a registry
-/// that is down now may be up when someone looks.
-fn check(mountpoint: &Path, device: &str, read_ahead_kib: u32) -> Reply {
+/// Sees that a new mount is the one on top, and that it answers.
+fn check(mountpoint: &Path, can_walk: bool, device: &str, read_ahead_kib: u32) -> Reply {
     let read_ahead = format!("/sys/class/bdi/{device}/read_ahead_kb");
     // Without it reads are smaller, and no worse. In a container /sys is often read-only.
     let _ = fs::write(read_ahead, read_ahead_kib.to_string());
+    if can_walk {
+        answers(mountpoint)?;
+    }
+    match ours_at(mountpoint)? {
+        Some(entry) if entry.device == device => Ok(Done::Ok),
+        _ => Err(Error::busy(
+            mountpoint.display().to_string(),
+            "it was unmounted, or mounted over, at once",
+        )),
+    }
+}
+
+/// Sees that a mount answers. An error that the filesystem itself answers to the listing is an answer too: a registry
+/// that is down now may be up when someone looks.
+pub(super) fn answers(mountpoint: &Path) -> Result<()> {
     let silent = |error: &io::Error| Error::io(format!("{} does not answer", mountpoint.display()), error);
     fs::metadata(mountpoint).map_err(|error| silent(&error))?;
     statvfs(mountpoint).map_err(|errno| silent(&errno.into()))?;
@@ -332,13 +397,7 @@ fn check(mountpoint: &Path, device: &str, read_ahead_kib: u32) -> Reply {
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED)) => {
             Err(silent(&error))
         }
-        _ => match ours_at(mountpoint)? {
-            Some(entry) if entry.device == device => Ok(Done::Ok),
-            _ => Err(Error::busy(
-                mountpoint.display().to_string(),
-                "it was unmounted, or mounted over, at once",
-            )),
-        },
+        _ => Ok(()),
     }
 }
 
@@ -356,9 +415,9 @@ fn unmount(path: &Path, device: Option<&str>, how: Unmount) -> Reply {
     };
     match how {
         Unmount::Idle => unmount_idle(&entry.mountpoint)?,
-        Unmount::Lazy => detach(&mountpoint, MntFlags::MNT_DETACH)?,
-        Unmount::Abort => detach(&mountpoint, MntFlags::MNT_DETACH | MntFlags::MNT_FORCE)?,
-        Unmount::Dead if is_dead(&mountpoint) => detach(&mountpoint, MntFlags::MNT_DETACH)?,
+        Unmount::Lazy => detach(&mountpoint, None)?,
+        Unmount::Abort => detach(&mountpoint, Some(&entry.device))?,
+        Unmount::Dead if is_dead(&mountpoint) => detach(&mountpoint, None)?,
         Unmount::Dead => {}
     }
     Ok(Done::Ok)
@@ -366,20 +425,25 @@ fn unmount(path: &Path, device: Option<&str>, how: Unmount) -> Reply {
 
 fn unmount_idle(mountpoint: &Path) -> Result<()> {
     for attempt in 1.. {
-        match umount2(mountpoint, MntFlags::UMOUNT_NOFOLLOW) {
-            Ok(()) => break,
-            Err(Errno::EBUSY) if attempt < UNMOUNT_TRIES => std::thread::sleep(UNMOUNT_PAUSE),
-            Err(Errno::EBUSY) => {
-                let what = format!("cannot unmount {}", mountpoint.display());
-                return Err(Error::busy(what, busy::describe(mountpoint)));
-            }
-            Err(errno) => {
-                let what = format!("cannot unmount {}", mountpoint.display());
-                return Err(system_error(what, errno));
-            }
+        match unmount_once(mountpoint) {
+            Err(Error::Busy { .. }) if attempt < UNMOUNT_TRIES => std::thread::sleep(UNMOUNT_PAUSE),
+            Err(Error::Busy { what, .. }) => return Err(Error::busy(what, busy::describe(mountpoint))),
+            done => return done,
         }
     }
     Ok(())
+}
+
+fn unmount_once(mountpoint: &Path) -> Result<()> {
+    if !geteuid().is_root() {
+        return Fusermount::find()?.unmount(mountpoint, false);
+    }
+    let what = format!("cannot unmount {}", mountpoint.display());
+    match umount2(mountpoint, MntFlags::UMOUNT_NOFOLLOW) {
+        Ok(()) => Ok(()),
+        Err(Errno::EBUSY) => Err(Error::busy(what, "it is in use")),
+        Err(errno) => Err(system_error(what, errno)),
+    }
 }
 
 fn is_mounted(path: &Path) -> Reply {
