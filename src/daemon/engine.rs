@@ -121,12 +121,15 @@ impl Engine {
             Arc::clone(&self.images),
             self.tree_options(request, platform.clone(), status),
         );
-        let options = MountOptions {
+        let mut options = MountOptions {
             allow_other: request.allow_other,
             no_exec: request.no_exec,
             place: request.place.clone(),
             ..MountOptions::new(&request.mountpoint)
         };
+        if let Some(source) = &request.shown_source {
+            options.source.clone_from(source);
+        }
         tracing::debug!(mountpoint = %request.mountpoint.display(), %platform, "mounting");
         Ok(Mounted {
             mount: Mount::start(Arc::new(tree.clone()), &options, &self.runtime)?,

@@ -65,6 +65,7 @@ pub fn daemon(config: &Config, notice: fn(&str)) -> Result<()> {
                 mountpoint: resolve_new_mountpoint(&entry.mountpoint)?,
                 platform: entry.platform.clone().or_else(|| config.platform.clone()),
                 allow_other: entry.allow_other.unwrap_or_else(allow_other_default),
+                shown_source: None,
                 no_exec: false,
                 place: None,
                 allow: config.allow.clone(),

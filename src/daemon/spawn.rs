@@ -74,7 +74,14 @@ fn start(log: &Path) -> Result<Child> {
         .filter(|path| path.exists())
         // The program was replaced since it was started: this name still leads to it.
         .unwrap_or_else(|| PathBuf::from("/proc/self/exe"));
-    Command::new(program)
+    let mut command = Command::new(program);
+    // A mount unit has no home directory in its environment, and credentials are looked for there.
+    if std::env::var_os("HOME").is_none()
+        && let Ok(Some(user)) = nix::unistd::User::from_uid(nix::unistd::geteuid())
+    {
+        command.env("HOME", user.dir);
+    }
+    command
         .args(["daemon", "--spawned"])
         // It is not the service that its command may be part of, and must not speak for it.
         .env_remove("NOTIFY_SOCKET")
