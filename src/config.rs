@@ -32,7 +32,7 @@ use serde::{Deserialize, Serialize};
 pub use bytes::parse_bytes;
 pub use credential::Credential;
 pub use environment::Environment;
-pub use layer::{Layer, MountEntry, RegistryEntry};
+pub use layer::{Layer, LayoutEntry, MountEntry, RegistryEntry};
 
 use crate::error::Result;
 
@@ -76,6 +76,8 @@ pub struct Config {
     pub mounts: Vec<MountEntry>,
     /// What differs for single registries, by host.
     pub registries: BTreeMap<String, RegistryEntry>,
+    /// The directories of the OCI image layouts that are registries, by their host names, absolute.
+    pub layouts: BTreeMap<String, PathBuf>,
 }
 
 /// The settings of an invocation, and the part of them that it named itself.
@@ -139,6 +141,10 @@ impl Config {
             .registry
             .iter()
             .any(|(host, entry)| self.registries.get(host) != Some(entry));
+        let layouts_differ = given
+            .layout
+            .iter()
+            .any(|(name, entry)| self.layouts.get(name) != Some(&entry.path));
         let checks = [
             ("tag_ttl", seconds(given.tag_ttl_s, self.tag_ttl)),
             ("lookup_wait", seconds(given.lookup_wait_s, self.lookup_wait)),
@@ -168,6 +174,7 @@ impl Config {
                 differs(given.journal_entries.as_ref(), &self.journal_entries),
             ),
             ("[registry]", registries_differ),
+            ("[layout]", layouts_differ),
         ];
         checks
             .iter()

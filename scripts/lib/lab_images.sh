@@ -9,6 +9,7 @@ readonly layout_skopeo=$lab_dir/layouts/skopeo layout_umoci=$lab_dir/layouts/umo
 readonly layout_buildah=$lab_dir/layouts/buildah
 # What the three tools' layouts are made of.
 readonly layout_image=lab/team/app:1
+readonly many_image=lab/many:latest
 readonly base_packages=python3,perl,git,iputils-ping,libcap2-bin,ca-certificates
 readonly wheels=(numpy==1.26.4 scipy==1.11.4)
 # A third less work than the default, 9, for layers of nearly the same size.
@@ -108,26 +109,53 @@ convert() {
 }
 
 # containerd only lends its content store: nothing is unpacked, so it needs no snapshotter.
+containerd_import() {
+    rm -rf "$lab_dir/containerd"
+    start_containerd
+    tar -C "$1" -cf - . |
+        ctr images import --no-unpack --all-platforms --base-name lab/original - >/dev/null
+}
+
+# containerd_export LAYOUT TAG…: ends containerd with it.
+containerd_export() {
+    local layout=$1
+    shift
+    rm -rf "$layout"
+    mkdir -p "$layout"
+    ctr images export --all-platforms --skip-manifest-json "$lab_dir/estargz.tar" "${@/#/lab/estargz:}"
+    tar -C "$layout" -xf "$lab_dir/estargz.tar"
+    rm -f "$lab_dir/estargz.tar"
+    process_stop containerd
+    rm -rf "$lab_dir/containerd"
+}
+
 make_estargz() {
     local tag tags=(debian-v1 debian-v2 app-1 app-2)
-    rm -rf "$estargz" "$lab_dir/containerd"
-    start_containerd
-    tar -C "$originals" -cf - . |
-        ctr images import --no-unpack --all-platforms --base-name lab/original - >/dev/null
+    containerd_import "$originals"
     for tag in "${tags[@]}"; do
         convert "$tag" "$tag"
     done
     convert multi multi --all-platforms
     convert debian-v1 debian-v1-smallchunk --estargz-chunk-size "$small_chunk_bytes"
-    tags+=(multi debian-v1-smallchunk)
+    containerd_export "$estargz" "${tags[@]}" multi debian-v1-smallchunk
+}
 
-    mkdir -p "$estargz"
-    ctr images export --all-platforms --skip-manifest-json "$lab_dir/estargz.tar" \
-        "${tags[@]/#/lab/estargz:}"
-    tar -C "$estargz" -xf "$lab_dir/estargz.tar"
-    rm -f "$lab_dir/estargz.tar"
-    process_stop containerd
-    rm -rf "$lab_dir/containerd"
+# An image of 200,000 files, in the plain registry only. Apart, because it takes a while and only scripts/bench needs it.
+build_many() {
+    stage many "$many_image $compression_level $(sha256sum <"$repo_root/scripts/lib/build_many.py")" make_many
+}
+
+make_many() {
+    local scratch=$lab_dir/many
+    rm -rf "$scratch"
+    mkdir -p "$scratch"
+    "$python" "$repo_root/scripts/lib/build_many.py" --out "$scratch/original"
+    containerd_import "$scratch/original"
+    convert many many
+    containerd_export "$scratch/estargz" many
+    skopeo --insecure-policy copy --quiet --preserve-digests --dest-tls-verify=false \
+        "oci:$scratch/estargz:many" "docker://$plain_registry/$many_image" </dev/null
+    rm -rf "$scratch"
 }
 
 # push_all DESTINATION OPTION…: copies every image without changing a byte of it.

@@ -41,9 +41,14 @@ server_address() {
     printf '127.0.0.1:%s\n' "${server_ports[$1]}"
 }
 
-# The authority that the registries trust for tokens is the certificate that signs them.
+# The authority that the registries trust for tokens is the certificate that signs them. What runs has read the old one.
 make_token_key() {
+    local server
     process_stop token-server
+    for server in "${docker_registries[@]}"; do
+        [[ $server != token* ]] || process_stop "registry-$server"
+    done
+    rm -f "$token_key" "$token_certificate"
     openssl req -x509 -newkey rsa:2048 -nodes -days 3650 -subj "/CN=registryfs lab tokens" \
         -addext "basicConstraints=critical,CA:TRUE" -keyout "$token_key" -out "$token_certificate" \
         2>>"$log_dir/openssl.log"
@@ -116,8 +121,8 @@ nginx_config() {
     cat <<-EOF
 		daemon off;
 		user root;
-		# One process, so that the lines of the log are in order.
-		worker_processes 1;
+		# One process: the lines of its log are in order, and killing it leaves none behind.
+		master_process off;
 		pid "$run_dir/nginx.own-pid";
 		error_log "$log_dir/nginx.log" warn;
 		events { worker_connections 1024; }
@@ -131,6 +136,8 @@ nginx_config() {
 		        '"method":"\$request_method","uri":"\$request_uri","status":\$status,"range":"\$http_range",'
 		        '"bytes":\$body_bytes_sent,"authorization":"\$lab_authorization","connection":\$connection}';
 		    access_log "$ledger" ledger;
+		    # Whoever asks for TLS first belongs to no server yet.
+		    uninitialized_variable_warn off;
 		    client_body_temp_path "$nginx_dir/body";
 		    proxy_temp_path "$nginx_dir/proxy";
 		    fastcgi_temp_path "$nginx_dir/fastcgi";

@@ -56,6 +56,8 @@ pub struct Layer {
     pub mount: Option<Vec<MountEntry>>,
     /// `[registry."HOST"]`: what differs for one registry.
     pub registry: BTreeMap<String, RegistryEntry>,
+    /// `[layout."NAME"]`: an OCI image layout on disk that is the registry NAME.
+    pub layout: BTreeMap<String, LayoutEntry>,
     /// Only from the environment and the command line: files in clear text hold no secrets of ours.
     #[serde(skip)]
     pub credential: Option<Credential>,
@@ -67,6 +69,9 @@ pub struct Layer {
 pub struct MountEntry {
     /// Where to mount; relative to the file that names it.
     pub mountpoint: PathBuf,
+    /// What: as the argument of `mount`; all registries where it is left out. The path of a layout is relative to the
+    /// file that names it.
+    pub source: Option<String>,
     /// Whether users other than the daemon's reach the mount. Default: where the daemon is root.
     pub allow_other: Option<bool>,
     /// `OS/ARCH[/VARIANT]` for this mount.
@@ -83,6 +88,14 @@ pub struct RegistryEntry {
     pub insecure: Option<bool>,
     /// PEM files with certificate authorities that are trusted for it.
     pub ca: Option<Vec<PathBuf>>,
+}
+
+/// One `[layout."NAME"]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LayoutEntry {
+    /// The layout's directory; relative to the file that names it.
+    pub path: PathBuf,
 }
 
 impl RegistryEntry {
@@ -145,10 +158,28 @@ impl Layer {
         };
         let registry_files = self.registry.values_mut().filter_map(|entry| entry.ca.as_mut());
         let files = self.ca.iter_mut().chain(registry_files).flatten();
+        for source in self
+            .mount
+            .iter_mut()
+            .flatten()
+            .filter_map(|mount| mount.source.as_mut())
+        {
+            if let Some(rest) = source
+                .strip_prefix("oci:")
+                .filter(|rest| !rest.is_empty() && !rest.starts_with(['/', ':']))
+            {
+                let (path, name) = rest.split_at(rest.find(':').unwrap_or(rest.len()));
+                let mut path = PathBuf::from(path);
+                absolute(&mut path)?;
+                *source = format!("oci:{}{name}", path.display());
+            }
+        }
+        let layouts = self.layout.values_mut().map(|layout| &mut layout.path);
         let mountpoints = self.mount.iter_mut().flatten().map(|mount| &mut mount.mountpoint);
         self.cache_dir
             .iter_mut()
             .chain(files)
+            .chain(layouts)
             .chain(mountpoints)
             .try_for_each(absolute)?;
         Ok(self)
@@ -170,6 +201,8 @@ impl Layer {
             let under = registry.remove(&host).unwrap_or_default();
             registry.insert(host, entry.over(under));
         }
+        let mut layout = below.layout;
+        layout.extend(self.layout);
         Self {
             cache_dir: self.cache_dir.or(below.cache_dir),
             platform: self.platform.or(below.platform),
@@ -188,6 +221,7 @@ impl Layer {
             deny: self.deny.or(below.deny),
             mount: self.mount.or(below.mount),
             registry,
+            layout,
             credential: self.credential.or(below.credential),
         }
     }
@@ -212,6 +246,12 @@ impl Layer {
         if let Some((key, _)) = out_of_range.iter().find(|(_, wrong)| *wrong) {
             return Err(Error::usage(format!("{key}: out of range")));
         }
+        let is_registry = |name: &String| self.registry.keys().any(|host| host.eq_ignore_ascii_case(name));
+        if let Some(name) = self.layout.keys().find(|name| is_registry(name)) {
+            return Err(Error::usage(format!(
+                "{name:?} is the name of a [registry] and of a [layout]; give the layout another one"
+            )));
+        }
         let cache_dir = match self.cache_dir {
             Some(dir) => dir,
             None => environment.default_cache_dir()?,
@@ -235,6 +275,11 @@ impl Layer {
             deny: host_patterns("deny", self.deny)?,
             mounts: self.mount.unwrap_or_default(),
             registries: self.registry,
+            layouts: self
+                .layout
+                .into_iter()
+                .map(|(name, entry)| (name, entry.path))
+                .collect(),
         })
     }
 }

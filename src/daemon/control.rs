@@ -131,13 +131,14 @@ pub async fn unmount(loaded: &Loaded, mountpoint: &Path, how: Unmount) -> Result
         return Ok(());
     }
     for socket in all_sockets() {
-        // A daemon of another store that is gone or stands still is no reason not to ask the next one.
+        // A daemon of another store that is gone, stands still or is of another version is no reason not to ask the
+        // next one.
         let Ok(Some(other)) = Connection::to(&socket).await else {
             continue;
         };
         match unmount_by(other, &request).await {
             Ok(true) => return Ok(()),
-            Ok(false) | Err(Error::Timeout { .. }) => {}
+            Ok(false) | Err(Error::Timeout { .. } | Error::Unsupported { .. }) => {}
             Err(error) => return Err(error),
         }
     }

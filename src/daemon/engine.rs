@@ -2,23 +2,25 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
 
 use super::protocol::MountRequest;
+use super::source::MountSource;
 use crate::config::Config;
+use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fetch::Fetcher;
-use crate::fs::{Filesystem, Options};
+use crate::fs::{Filesystem, Options, Root};
 use crate::fuse::{Mount, MountOptions};
 use crate::image::Images;
 use crate::image::platform::Platform;
 use crate::image::resolve::Resolver;
-use crate::registry::reference::{canonical_host, is_host};
-use crate::registry::{Client, ClientOptions, HostOptions, Secret};
+use crate::registry::reference::{DEFAULT_HOST, canonical_host, is_host, layout_host};
+use crate::registry::{Client, ClientOptions, CredentialEnvironment, HostOptions, Secret};
 use crate::store::Store;
 use crate::store::lock::Lock;
 
@@ -107,20 +109,46 @@ impl Engine {
         })
     }
 
-    /// Mounts a tree. Blocks until it answers or cannot. `status` makes the content of `status.json`.
-    pub(super) fn mount(
+    /// Opens the tree of a mount: what its source names is resolved when this returns. `status` makes the content of
+    /// `status.json`.
+    pub(super) async fn open_tree(
         &self,
         request: &MountRequest,
         status: Arc<dyn Fn() -> String + Send + Sync>,
-    ) -> Result<Mounted> {
+    ) -> Result<Filesystem> {
         let platform: Platform = match &request.platform {
             Some(text) => text.parse()?,
             None => Platform::host(),
         };
-        let tree = Filesystem::new(
-            Arc::clone(&self.images),
-            self.tree_options(request, platform.clone(), status),
-        );
+        tracing::debug!(source = %request.source, %platform, "resolving");
+        let root = self.root(&request.source).await?;
+        let options = self.tree_options(request, platform, status);
+        Filesystem::open(Arc::clone(&self.images), options, &root).await
+    }
+
+    async fn root(&self, source: &MountSource) -> Result<Root> {
+        Ok(match source {
+            MountSource::Registries => Root::Registries,
+            MountSource::Registry(host) => Root::Registry(canonical_host(host)?),
+            MountSource::Image(reference) => Root::Rootfs(reference.parse()?),
+            MountSource::Layout { path, name } => {
+                let host = layout_host(&path.display().to_string());
+                let client = self.images.fetcher().client();
+                match client.find_in_layout(&host, name.as_deref()).await? {
+                    Some(reference) => Root::Rootfs(reference),
+                    None => Root::Registry(host),
+                }
+            }
+        })
+    }
+
+    /// The directories of the layouts that the configuration names.
+    pub(super) fn layouts(&self) -> impl Iterator<Item = &Path> {
+        self.config.layouts.values().map(PathBuf::as_path)
+    }
+
+    /// Mounts a tree. Blocks until it answers or cannot.
+    pub(super) fn mount(&self, request: &MountRequest, tree: Filesystem) -> Result<Mounted> {
         let mut options = MountOptions {
             allow_other: request.allow_other,
             no_exec: request.no_exec,
@@ -130,7 +158,7 @@ impl Engine {
         if let Some(source) = &request.shown_source {
             options.source.clone_from(source);
         }
-        tracing::debug!(mountpoint = %request.mountpoint.display(), %platform, "mounting");
+        tracing::debug!(mountpoint = %request.mountpoint.display(), "mounting");
         Ok(Mounted {
             mount: Mount::start(Arc::new(tree.clone()), &options, &self.runtime)?,
             tree,
@@ -150,7 +178,12 @@ impl Engine {
             platform,
             allow: request.allow.clone(),
             deny: request.deny.clone(),
-            configured: config.registries.keys().map(canonical).collect(),
+            configured: config
+                .registries
+                .keys()
+                .chain(config.layouts.keys())
+                .map(canonical)
+                .collect(),
             owner_uid: nix::unistd::geteuid().as_raw(),
             lookup_wait: config.lookup_wait,
             journal_entries: config.journal_entries,
@@ -177,6 +210,24 @@ fn disk_bytes(dir: &Path, depth: u32) -> u64 {
     entries.flatten().map(bytes_of).sum()
 }
 
+/// The layouts by canonical host names, none of which a registry has.
+fn layouts(config: &Config, registries: &BTreeMap<String, HostOptions>) -> Result<BTreeMap<String, PathBuf>> {
+    let mut layouts = BTreeMap::new();
+    for (name, path) in &config.layouts {
+        let wrong = |why: String| Error::usage(format!("[layout.{name:?}]: {why}"));
+        let host = canonical_host(name).map_err(|error| wrong(error.to_string()))?;
+        if host == DEFAULT_HOST || registries.contains_key(&host) {
+            return Err(wrong(format!(
+                "{host} is a registry; give the layout another name"
+            )));
+        }
+        if layouts.insert(host, path.clone()).is_some() {
+            return Err(wrong("two layouts have this name".to_owned()));
+        }
+    }
+    Ok(layouts)
+}
+
 /// The registry client's part of the settings.
 fn client_options(config: &Config, credential_host: Option<&str>) -> Result<ClientOptions> {
     let mut hosts = BTreeMap::<String, HostOptions>::new();
@@ -191,6 +242,7 @@ fn client_options(config: &Config, credential_host: Option<&str>) -> Result<Clie
         };
         hosts.insert(name, options);
     }
+    let layouts = layouts(config, &hosts)?;
     let mut for_all = None;
     if let Some(credential) = &config.credential {
         let secret = Secret::new(credential.expose());
@@ -210,7 +262,9 @@ fn client_options(config: &Config, credential_host: Option<&str>) -> Result<Clie
         }
     }
     Ok(ClientOptions {
+        layouts,
         credential: for_all,
+        credential_environment: CredentialEnvironment::of_process(),
         ca_files: config.ca.clone(),
         insecure: config.insecure,
         plain_http: config.plain_http,
@@ -259,6 +313,11 @@ impl Mounted {
     /// The requests that reached the daemon, by operation.
     pub(super) fn requests(&self) -> Value {
         json!(self.mount.counters().by_operation)
+    }
+
+    /// The image that is mounted, where it is one.
+    pub(super) fn digest(&self) -> Option<Digest> {
+        self.tree.digest()
     }
 
     /// The last failed operations, each an object.

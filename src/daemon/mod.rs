@@ -21,6 +21,7 @@ mod server;
 mod service;
 mod session;
 mod socket;
+mod source;
 mod spawn;
 
 pub use control::{mount, unmount, unmount_dead};
@@ -28,3 +29,4 @@ pub use protocol::MountRequest;
 pub use query::{ImageName, Query};
 pub use run::{SHUTDOWN_WITHIN, allow_other_default, daemon, foreground, runtime, spawned};
 pub use session::Session;
+pub use source::MountSource;

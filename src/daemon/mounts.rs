@@ -45,12 +45,60 @@ struct State {
 
 #[derive(Debug)]
 enum Slot {
-    Starting,
+    Starting {
+        /// The layout that it will read.
+        layout: Option<PathBuf>,
+    },
     Live {
         request: MountRequest,
         mounted: Arc<Mounted>,
         since: Instant,
     },
+}
+
+impl Slot {
+    /// The directory of the layout that is mounted.
+    fn layout(&self) -> Option<&Path> {
+        match self {
+            Self::Starting { layout } => layout.as_deref(),
+            Self::Live { request, .. } => request.source.layout(),
+        }
+    }
+}
+
+impl State {
+    /// Refuses a mount that would leave this process reading a layout below a mount of its own: it would wait for itself.
+    fn check_layouts<'a>(
+        &'a self,
+        request: &'a MountRequest,
+        configured: impl Iterator<Item = &'a Path>,
+    ) -> Result<()> {
+        let read = self.slots.values().filter_map(Slot::layout).chain(configured);
+        let hidden = read
+            .chain(request.source.layout())
+            .find(|layout| layout.starts_with(&request.mountpoint));
+        if let Some(layout) = hidden {
+            let why = format!("it would hide the layout {}, which is read", layout.display());
+            return Err(Error::busy(request.mountpoint.display().to_string(), why));
+        }
+        let Some(layout) = request.source.layout() else {
+            return Ok(());
+        };
+        match self
+            .slots
+            .keys()
+            .find(|mountpoint| layout.starts_with(mountpoint))
+        {
+            Some(mountpoint) => Err(Error::busy(
+                layout.display().to_string(),
+                format!(
+                    "it lies below {}, where this daemon has mounted",
+                    mountpoint.display()
+                ),
+            )),
+            None => Ok(()),
+        }
+    }
 }
 
 /// How a mount request ended.
@@ -71,7 +119,7 @@ struct Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         let mut state = self.mounts.state.lock();
-        if matches!(state.slots.get(&self.mountpoint), Some(Slot::Starting)) {
+        if matches!(state.slots.get(&self.mountpoint), Some(Slot::Starting { .. })) {
             state.slots.remove(&self.mountpoint);
             self.mounts.note_end(&mut state);
         }
@@ -97,13 +145,15 @@ impl Mounts {
         request: MountRequest,
         status: Arc<dyn Fn() -> String + Send + Sync>,
     ) -> Result<Mounting> {
-        let Some(reservation) = self.reserve(&request.mountpoint)? else {
+        let Some(reservation) = self.reserve(&request)? else {
             return Ok(Mounting::Over);
         };
         let engine = self.engine.clone();
+        let tree = engine.open_tree(&request, status).await;
+        let tree = tree.map_err(|error| request.source.explain(error))?;
         let blocking = move || {
             // The reservation goes along: until the mount stands or has failed, its place is taken.
-            let mounted = engine.mount(&request, status);
+            let mounted = engine.mount(&request, tree);
             (reservation, request, mounted)
         };
         let (reservation, request, mounted) = tokio::task::spawn_blocking(blocking)
@@ -124,7 +174,8 @@ impl Mounts {
         Ok(Mounting::Mounted)
     }
 
-    fn reserve(self: &Arc<Self>, mountpoint: &Path) -> Result<Option<Reservation>> {
+    fn reserve(self: &Arc<Self>, request: &MountRequest) -> Result<Option<Reservation>> {
+        let mountpoint = request.mountpoint.as_path();
         let mut state = self.state.lock();
         if state.is_over {
             return Ok(None);
@@ -145,7 +196,11 @@ impl Mounts {
                 format!("a daemon holds at most {MOUNTS_MAX} mounts"),
             ));
         }
-        state.slots.insert(mountpoint.to_owned(), Slot::Starting);
+        state.check_layouts(request, self.engine.layouts())?;
+        let layout = request.source.layout().map(Path::to_path_buf);
+        state
+            .slots
+            .insert(mountpoint.to_owned(), Slot::Starting { layout });
         Ok(Some(Reservation {
             mounts: self.clone(),
             mountpoint: mountpoint.to_owned(),
@@ -171,7 +226,7 @@ impl Mounts {
     async fn unmount_by(&self, mountpoint: &Path, way: fn(&Mounted) -> Result<()>) -> Result<()> {
         let mounted = match self.state.lock().slots.get(mountpoint) {
             Some(Slot::Live { mounted, .. }) => mounted.clone(),
-            Some(Slot::Starting) => {
+            Some(Slot::Starting { .. }) => {
                 return Err(Error::busy(
                     mountpoint.display().to_string(),
                     "it is just being mounted",
@@ -287,7 +342,7 @@ impl Mounts {
         let state = self.state.lock();
         let mounted = |slot: &Slot| match slot {
             Slot::Live { mounted, .. } => Some(mounted.clone()),
-            Slot::Starting => None,
+            Slot::Starting { .. } => None,
         };
         state.slots.values().filter_map(mounted).collect()
     }
@@ -310,6 +365,8 @@ impl Mounts {
             {
                 mounts.push(json!({
                     "mountpoint": request.mountpoint,
+                    "source": request.source.to_string(),
+                    "digest": mounted.digest(),
                     "platform": request.platform.clone().unwrap_or_else(|| Platform::host().to_string()),
                     "allow_other": request.allow_other,
                     "allow": request.allow,

@@ -19,6 +19,7 @@ use super::protocol::MountRequest;
 use super::server::{Server, listen};
 use super::service::{Attempts, tell};
 use super::socket::socket_path;
+use super::source::MountSource;
 use super::spawn::{Orders, Parent, log_file};
 use crate::config::{Config, Loaded};
 use crate::error::{Error, Result};
@@ -63,9 +64,10 @@ pub fn daemon(config: &Config, notice: fn(&str)) -> Result<()> {
         .map(|entry| {
             Ok(MountRequest {
                 mountpoint: resolve_new_mountpoint(&entry.mountpoint)?,
+                source: MountSource::parse(entry.source.as_deref().unwrap_or_default())?,
                 platform: entry.platform.clone().or_else(|| config.platform.clone()),
                 allow_other: entry.allow_other.unwrap_or_else(allow_other_default),
-                shown_source: None,
+                shown_source: entry.source.clone(),
                 no_exec: false,
                 place: None,
                 allow: config.allow.clone(),

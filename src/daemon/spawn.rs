@@ -81,6 +81,15 @@ fn start(log: &Path) -> Result<Child> {
     {
         command.env("HOME", user.dir);
     }
+    // The daemon looks for credentials where its command would, but works in another directory.
+    for name in ["REGISTRY_AUTH_FILE", "DOCKER_CONFIG"] {
+        if let Some(Ok(path)) = std::env::var_os(name)
+            .filter(|path| !path.is_empty())
+            .map(std::path::absolute)
+        {
+            command.env(name, path);
+        }
+    }
     command
         .args(["daemon", "--spawned"])
         // It is not the service that its command may be part of, and must not speak for it.

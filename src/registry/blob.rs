@@ -279,7 +279,9 @@ impl BlobBody {
         if !is_range_answer(reached.answer.status()) {
             return Err(self.core.refuse(&host, &self.attempts.what, &mut reached).await);
         }
-        let Reached { answer, elsewhere } = reached;
+        let Reached {
+            answer, elsewhere, ..
+        } = reached;
         if elsewhere && answer.status().is_success() {
             self.core.redirects.put(&self.repository, &self.digest, &answer);
         }
@@ -316,6 +318,7 @@ impl BlobBody {
         let mut reached = Reached {
             answer,
             elsewhere: true,
+            scope: pull_scope(repository),
         };
         let registry = self.core.transport.registry(repository.host());
         Err(self

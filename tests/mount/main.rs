@@ -7,6 +7,9 @@
 mod contents;
 mod faults;
 mod freshness;
+#[path = "../support/layout.rs"]
+mod layout;
+mod layouts;
 mod merge;
 mod names;
 mod names_more;
@@ -14,6 +17,7 @@ mod oddities;
 mod outage;
 mod readers;
 mod secrets;
+mod sources;
 mod store;
 #[path = "../support/mod.rs"]
 mod support;

@@ -6,6 +6,7 @@
 
 mod auth;
 mod blobs;
+mod credentials;
 mod demo;
 mod manifests;
 mod outages;
@@ -14,18 +15,18 @@ mod secrets;
 mod server;
 mod tls;
 
+use std::path::Path;
 use std::time::Duration;
 
 use registryfs::digest::Digest;
 use registryfs::registry::reference::{Repository, Target};
-use registryfs::registry::{Client, ClientOptions, Timing};
+use registryfs::registry::{Client, ClientOptions, CredentialEnvironment, Timing};
 
 use server::Server;
 
 /// Waits short enough for tests. Nothing here depends on how long they really are.
 fn quick() -> ClientOptions {
     ClientOptions {
-        docker_config: Some("/nonexistent/config.json".into()),
         plain_http: true,
         timing: Timing {
             unreachable: Duration::from_millis(100),
@@ -35,6 +36,14 @@ fn quick() -> ClientOptions {
             ..Timing::default()
         },
         ..ClientOptions::default()
+    }
+}
+
+/// Where docker's `config.json` in `folder` is all there is.
+fn docker_config(folder: &Path) -> CredentialEnvironment {
+    CredentialEnvironment {
+        docker_config: Some(folder.to_owned()),
+        ..CredentialEnvironment::default()
     }
 }
 
