@@ -5,10 +5,11 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod copies;
+mod credentials;
 mod daemon;
-mod helpers;
 mod get;
 mod get_faults;
+mod helpers;
 mod prefetch;
 mod progress;
 #[path = "../support/mod.rs"]
