@@ -31,7 +31,8 @@ impl Mounted {
         Self::new(options, &[], None)
     }
 
-    /// One whose daemon reaches the lab by `line` alone.
+    /// One whose daemon reaches the lab by `line` alone. It is for its user only: what a daemon asks to know whether
+    /// other users may see an image would be among the requests.
     pub(super) fn behind(line: &Line, options: &[&str], environment: &[(&str, &Path)]) -> Self {
         Self::new(options, environment, Some(line.namespace().to_owned()))
     }
@@ -49,7 +50,11 @@ impl Mounted {
             namespace,
         };
         let mountpoint = mounted.root();
-        mounted.text(&["mount".as_ref(), mountpoint.as_os_str()]);
+        let mut mount = vec!["mount".as_ref(), mountpoint.as_os_str()];
+        if mounted.namespace.is_some() {
+            mount.extend(["-o", "noallow_other"].map(OsStr::new));
+        }
+        mounted.text(&mount);
         mounted
     }
 
