@@ -379,7 +379,9 @@ fn a_daemon_mounts_the_sources_that_its_configuration_names() {
     );
     let world = world.configured(&toml);
     let mut daemon = crate::world::start(&mut world.command(&["daemon"]));
-    until("the mounts answer", || registry.join("app").exists());
+    until("the mounts answer", || {
+        registry.join("app").exists() && image.join("id").exists()
+    });
     assert_eq!(id(&image), "one");
     assert_eq!(names(&registry.join("app")), ["1"]);
     nix::sys::signal::kill(crate::world::pid(daemon.id()), nix::sys::signal::Signal::SIGTERM).unwrap();

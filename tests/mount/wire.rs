@@ -112,7 +112,10 @@ fn tokens_and_redirects_cost_six_round_trips_for_any_number_of_layers() {
         let mut behaviour = with_tokens("user", "secret");
         behaviour.redirect = Some(Redirect::default());
         behaviour.latency = Duration::from_millis(30);
-        let world = World::with(layers(count), behaviour, &["--credential", "user:secret"]).mounted();
+        // Whether the image is for everyone is asked beside, and is no part of the reader's way.
+        let world = World::with(layers(count), behaviour, &["--credential", "user:secret"])
+            .configured("share_private = true")
+            .mounted();
         let small = world.at("team/app/1.0/rootfs/small0");
         let (byte, requests) = world.requests(|| first_byte(&small));
         assert_eq!(byte, 0);
