@@ -67,6 +67,7 @@ impl Mount {
             source,
             platform: config.platform.clone(),
             allow_other: options.allow_other.unwrap_or_else(allow_other_default),
+            shown_source: self.source.clone(),
             no_exec: options.no_exec,
             place: None,
             allow: config.allow.clone(),

@@ -150,7 +150,7 @@ impl Engine {
 
     /// Mounts a tree. Blocks until it answers or cannot.
     pub(super) fn mount(&self, request: &MountRequest, tree: Filesystem) -> Result<Mounted> {
-        let options = MountOptions {
+        let mut options = MountOptions {
             allow_other: request.allow_other && !tree.is_private(),
             no_exec: request.no_exec,
             place: request.place.clone(),
@@ -159,6 +159,9 @@ impl Engine {
         if request.allow_other && tree.is_private() {
             let mountpoint = request.mountpoint.display();
             tracing::warn!(%mountpoint, "the image came with credentials: only its owner may enter, without share_private");
+        }
+        if let Some(source) = &request.shown_source {
+            options.source.clone_from(source);
         }
         tracing::debug!(mountpoint = %request.mountpoint.display(), "mounting");
         Ok(Mounted {

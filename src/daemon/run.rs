@@ -67,6 +67,7 @@ pub fn daemon(config: &Config, notice: fn(&str)) -> Result<()> {
                 source: MountSource::parse(entry.source.as_deref().unwrap_or_default())?,
                 platform: entry.platform.clone().or_else(|| config.platform.clone()),
                 allow_other: entry.allow_other.unwrap_or_else(allow_other_default),
+                shown_source: entry.source.clone(),
                 no_exec: false,
                 place: None,
                 allow: config.allow.clone(),
