@@ -183,7 +183,7 @@ impl Openness {
             .anonymous
             .get_or_init(|| self.fetcher.client().without_credentials());
         let given = match client {
-            Ok(client) => client.has_manifest(&image.0, &image.1).await,
+            Ok(client) => client.is_open(&image.0, &image.1).await,
             Err(error) => Err(error.clone()),
         };
         tracing::debug!(repository = %image.0, digest = %image.1, ?given, "asked whether it is for everyone");

@@ -75,15 +75,15 @@ impl Client {
         manifest::fetch(&self.core, repository, target).await
     }
 
-    /// Whether the registry gives us this manifest. Asks with HEAD, which counts against no limit.
+    /// Whether the registry gives this manifest to a client without credentials, as which this one was made
+    /// ([`Self::without_credentials`]). Asks with HEAD, which counts against no limit.
     ///
     /// # Errors
     /// As [`Self::manifest`], but for an absent one.
-    pub async fn has_manifest(&self, repository: &Repository, digest: &Digest) -> Result<bool> {
+    pub async fn is_open(&self, repository: &Repository, digest: &Digest) -> Result<bool> {
         let target = Target::Digest(*digest);
-        manifest::target_digest(&self.core, repository, &target)
-            .await
-            .map(|found| found.is_some())
+        let found = manifest::find(&self.core, repository, &target).await?;
+        Ok(found.is_some_and(|found| found.digest == *digest && !found.with_credentials))
     }
 
     /// The digest that a tag names now, `None` if there is no such tag.
@@ -94,7 +94,9 @@ impl Client {
         if let Some(layout) = self.layouts.get(repository.host()) {
             return layout.tag_digest(repository, tag).await;
         }
-        manifest::target_digest(&self.core, repository, &Target::Tag(tag.to_owned())).await
+        let target = Target::Tag(tag.to_owned());
+        let found = manifest::find(&self.core, repository, &target).await?;
+        Ok(found.map(|found| found.digest))
     }
 
     /// Bytes `range` of a blob that has `blob_bytes` bytes by its descriptor. They are **not** verified: a range has

@@ -84,13 +84,17 @@ pub(super) async fn fetch(core: &Core, repository: &Repository, target: &Target)
     })
 }
 
-/// The digest that `target` names now, `None` if there is no such manifest. Asks with HEAD, which registries do not count
-/// against their limits, and with GET where HEAD does not tell.
-pub(super) async fn target_digest(
-    core: &Core,
-    repository: &Repository,
-    target: &Target,
-) -> Result<Option<Digest>> {
+/// A manifest that the registry has.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Found {
+    pub(super) digest: Digest,
+    /// As in [`ManifestBytes`].
+    pub(super) with_credentials: bool,
+}
+
+/// What `target` names now, `None` if there is no such manifest. Asks with HEAD, which registries do not count against
+/// their limits, and with GET where HEAD does not tell.
+pub(super) async fn find(core: &Core, repository: &Repository, target: &Target) -> Result<Option<Found>> {
     let what = name(repository, target);
     let mut attempts = core.begin(&what, Patience::Total)?;
     let host = core.transport.registry(repository.host());
@@ -98,14 +102,17 @@ pub(super) async fn target_digest(
         return Ok(digest);
     }
     match fetch(core, repository, target).await {
-        Ok(manifest) => Ok(Some(manifest.digest)),
+        Ok(manifest) => Ok(Some(Found {
+            digest: manifest.digest,
+            with_credentials: manifest.with_credentials,
+        })),
         Err(Error::NotFound { .. }) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
 enum Told {
-    Digest(Option<Digest>),
+    Digest(Option<Found>),
     Nothing,
 }
 
@@ -121,7 +128,10 @@ async fn head(
     let answer = &reached.answer;
     Ok(match answer.status().as_u16() {
         200 => match header_digest(answer) {
-            Some(digest) => Told::Digest(Some(digest)),
+            Some(digest) => Told::Digest(Some(Found {
+                digest,
+                with_credentials: reached.with_credentials,
+            })),
             None => Told::Nothing,
         },
         404 => Told::Digest(None),

@@ -152,7 +152,7 @@ async fn an_answer_says_whether_credentials_went_with_its_question() {
         assert_eq!(tags.with_credentials(), with_credentials, "{shown}");
         let digest = client.manifest(&repository, &tag).await.unwrap().digest;
         let nobody = client.without_credentials().unwrap();
-        let given = nobody.has_manifest(&repository, &digest).await;
+        let given = nobody.is_open(&repository, &digest).await;
         assert_eq!(given == Ok(true), for_everyone, "{shown}: {given:?}");
     }
 }
