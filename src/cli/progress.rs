@@ -27,7 +27,9 @@ impl Bar {
         };
         let bar = ProgressBar::with_draw_target(None, target).with_message(about.to_owned());
         bar.set_style(style("{spinner} {msg}"));
-        bar.enable_steady_tick(LOOK_INTERVAL);
+        if is_shown {
+            bar.enable_steady_tick(LOOK_INTERVAL);
+        }
         Self(bar)
     }
 

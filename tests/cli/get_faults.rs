@@ -9,7 +9,7 @@ use std::process::Child;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use registryfs::demo::{Fault, Scope};
+use registryfs::demo::{Fault, RangeLie, Redirect, Scope};
 
 use crate::copies::{IMAGE, content, leftovers, noise, odd_image, picture};
 use crate::support::{File, file};
@@ -147,9 +147,17 @@ fn a_cache_that_was_damaged_makes_no_file() {
 
 #[test]
 fn answers_that_break_off_are_gone_on_with() {
-    for fault in [Fault::Cut(300_000), Fault::CutHalfway, Fault::Reset] {
+    for fault in [
+        Fault::Cut(300_000),
+        Fault::CutHalfway,
+        Fault::Reset,
+        Fault::Range(RangeLie::ShortBody),
+        Fault::ExpireSignedUrls,
+    ] {
         let world = world();
         let copy = world.path("copy");
+        let handle = world.registry.handle();
+        handle.update(|behaviour| behaviour.redirect = Some(Redirect::default()));
         world.registry.handle().inject(blobs().every(2), fault.clone());
         let output = world.run(&["get", &world.image(IMAGE), ".", "-o", text(&copy)]);
         assert_eq!(code(&output), 0, "{fault:?}: {}", errors(&output));
