@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
 
 use super::protocol::MountRequest;
-use crate::config::Config;
+use crate::config::{Config, MirrorEntry, RegistryEntry, SecretText};
 use crate::error::{Error, Result};
 use crate::fetch::Fetcher;
 use crate::fs::{Filesystem, Options};
@@ -18,7 +19,7 @@ use crate::image::Images;
 use crate::image::platform::Platform;
 use crate::image::resolve::Resolver;
 use crate::registry::reference::{canonical_host, is_host};
-use crate::registry::{Client, ClientOptions, HostOptions, Secret};
+use crate::registry::{Client, ClientOptions, HostOptions, MirrorOptions, Secret};
 use crate::store::Store;
 use crate::store::lock::Lock;
 
@@ -172,19 +173,57 @@ fn disk_bytes(dir: &Path, depth: u32) -> u64 {
     entries.flatten().map(bytes_of).sum()
 }
 
+fn host_options(entry: &RegistryEntry) -> HostOptions {
+    HostOptions {
+        plain_http: entry.plain_http.unwrap_or(false),
+        insecure: entry.insecure,
+        ca_files: entry.ca.clone().unwrap_or_default(),
+        client_cert: entry.client_cert.clone(),
+        client_key: entry.client_key.clone(),
+        proxy: entry.proxy.as_ref().map(|proxy| Secret::new(proxy.expose())),
+        connect_timeout: entry.connect_timeout_s.map(Duration::from_secs),
+        headers: secrets(entry.header.as_ref()),
+        credential: None,
+        server: entry.server.clone(),
+        mirrors: entry
+            .mirror
+            .as_ref()
+            .map(|mirrors| mirrors.iter().map(mirror_options).collect()),
+    }
+}
+
+fn mirror_options(entry: &MirrorEntry) -> MirrorOptions {
+    MirrorOptions {
+        url: entry.url.clone(),
+        capabilities: entry.capabilities.clone().unwrap_or_default(),
+        override_path: entry.override_path.unwrap_or(false),
+        host: HostOptions {
+            insecure: entry.insecure,
+            ca_files: entry.ca.clone().unwrap_or_default(),
+            client_cert: entry.client_cert.clone(),
+            client_key: entry.client_key.clone(),
+            proxy: entry.proxy.as_ref().map(|proxy| Secret::new(proxy.expose())),
+            connect_timeout: entry.connect_timeout_s.map(Duration::from_secs),
+            headers: secrets(entry.header.as_ref()),
+            ..HostOptions::default()
+        },
+    }
+}
+
+fn secrets(headers: Option<&BTreeMap<String, SecretText>>) -> BTreeMap<String, Secret> {
+    let headers = headers.into_iter().flatten();
+    headers
+        .map(|(name, value)| (name.clone(), Secret::new(value.expose())))
+        .collect()
+}
+
 /// The registry client's part of the settings.
 fn client_options(config: &Config, credential_host: Option<&str>) -> Result<ClientOptions> {
     let mut hosts = BTreeMap::<String, HostOptions>::new();
     for (host, entry) in &config.registries {
         let name =
             canonical_host(host).map_err(|error| Error::usage(format!("[registry.{host:?}]: {error}")))?;
-        let options = HostOptions {
-            plain_http: entry.plain_http.unwrap_or(false),
-            insecure: entry.insecure.unwrap_or(false),
-            ca_files: entry.ca.clone().unwrap_or_default(),
-            credential: None,
-        };
-        hosts.insert(name, options);
+        hosts.insert(name, host_options(entry));
     }
     let mut for_all = None;
     if let Some(credential) = &config.credential {
@@ -207,6 +246,7 @@ fn client_options(config: &Config, credential_host: Option<&str>) -> Result<Clie
     Ok(ClientOptions {
         credential: for_all,
         ca_files: config.ca.clone(),
+        certs_dirs: config.certs_dirs.clone(),
         insecure: config.insecure,
         plain_http: config.plain_http,
         offline: config.offline,

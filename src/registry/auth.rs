@@ -16,7 +16,7 @@ use reqwest::Url;
 use reqwest::header::HeaderValue;
 use tokio::time::{Instant, timeout_at};
 
-use super::challenge::{Challenge, is_loopback, is_metadata_service};
+use super::challenge::{Challenge, is_metadata_service};
 use super::credentials::{self, Credentials, Identity};
 use super::host::Host;
 use super::retry::Attempts;
@@ -139,7 +139,7 @@ impl Auth {
                 scopes,
                 insufficient_scope,
             } => {
-                check_realm(transport, &attempts.what, &realm)?;
+                check_realm(transport, host, &attempts.what, &realm)?;
                 let wish = Wish::Token {
                     realm: realm.clone(),
                     service: service.clone(),
@@ -269,7 +269,7 @@ async fn fetch(
         });
     }
     let mut side = attempts.side(format!("token for {}", attempts.what));
-    let token = token::fetch(transport, service, &found, &mut side).await?;
+    let token = token::fetch(transport, host, service, &found, &mut side).await?;
     let header = authorization("Bearer", token.secret.expose()).ok_or_else(malformed)?;
     Ok(Current {
         authorization: Authorization {
@@ -283,7 +283,7 @@ async fn fetch(
 
 /// Credentials are looked up off the async threads: it reads a file, and helpers may take their time.
 async fn look_up(transport: &Transport, host: &Arc<Host>) -> Credentials {
-    let (options, name) = (Arc::clone(&transport.options), host.name().to_owned());
+    let (options, name) = (transport.options_for(host), host.name().to_owned());
     let found = tokio::task::spawn_blocking(move || credentials::find(&options, &name)).await;
     found.unwrap_or_else(|_| Credentials::none("looking for them failed"))
 }
@@ -306,7 +306,7 @@ pub(super) fn basic(found: &Credentials) -> Option<Authorization> {
 
 /// A realm is chosen by a foreign server and gets our credentials: it must be reached by TLS, be on this machine, or
 /// be a host that plain HTTP was asked for, and it must not be a cloud's metadata service.
-fn check_realm(transport: &Transport, what: &str, realm: &Url) -> Result<()> {
+fn check_realm(transport: &Transport, host: &Host, what: &str, realm: &Url) -> Result<()> {
     let shown = redact(realm);
     if is_metadata_service(realm) {
         let why =
@@ -315,7 +315,7 @@ fn check_realm(transport: &Transport, what: &str, realm: &Url) -> Result<()> {
     }
     let safe = match realm.scheme() {
         "https" => true,
-        "http" => is_loopback(realm) || transport.peer(realm).plain_allowed,
+        "http" => transport.plain_allowed(host, realm),
         _ => false,
     };
     match safe {

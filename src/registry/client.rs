@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::auth::Auth;
 use super::blob::{self, BlobBody};
+use super::endpoint::Provenance;
 use super::host::HostHealth;
 use super::manifest::{self, ManifestBytes};
 use super::options::ClientOptions;
@@ -35,7 +36,7 @@ impl Client {
     /// Sets the client up; nothing is sent.
     ///
     /// # Errors
-    /// [`crate::error::Error::Io`] or [`crate::error::Error::Usage`] for a CA file that cannot be used.
+    /// [`crate::error::Error::Usage`] for certificates, mirrors and proxies that cannot be meant.
     pub fn new(options: ClientOptions) -> Result<Self> {
         Ok(Self {
             core: Arc::new(Core {
@@ -91,7 +92,24 @@ impl Client {
         range: Range<u64>,
         blob_bytes: u64,
     ) -> Result<Bytes> {
-        blob::collect(self.blob(repository, digest, range, blob_bytes).await?).await
+        let from = self.blob_bytes_from(repository, digest, range, blob_bytes);
+        from.await.map(|(bytes, _)| bytes)
+    }
+
+    /// The same, and who gave it: for callers that can tell whether the bytes are what they should be.
+    ///
+    /// # Errors
+    /// As [`Self::blob`].
+    pub async fn blob_bytes_from(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        range: Range<u64>,
+        blob_bytes: u64,
+    ) -> Result<(Bytes, Provenance)> {
+        let body = self.blob(repository, digest, range, blob_bytes).await?;
+        let provenance = body.provenance();
+        Ok((blob::collect(body).await?, provenance))
     }
 
     /// A whole blob of at most 8 MiB, such as an image's configuration, verified against its digest.
