@@ -65,7 +65,7 @@ port_answers() {
 }
 
 # start_time PID: when the process started, in clock ticks since boot. With the PID it names
-# one process for as long as the machine runs. Fails if there is no such process.
+# one process for as long as the machine runs. Fails if no such process runs.
 start_time() {
     local stat
     stat=$(cat "/proc/$1/stat" 2>/dev/null) || return 1
@@ -73,6 +73,8 @@ start_time() {
     stat=${stat##*) }
     # shellcheck disable=SC2086 # Split into fields on purpose.
     set -- $stat
+    # One that has ended, and whose parent does not look.
+    [[ $1 != Z ]] || return 1
     printf '%s\n' "${20}"
 }
 

@@ -5,6 +5,11 @@
 
 readonly originals=$lab_dir/layouts/originals estargz=$lab_dir/layouts/estargz
 readonly unpacked=$lab_dir/unpacked
+readonly layout_skopeo=$lab_dir/layouts/skopeo layout_umoci=$lab_dir/layouts/umoci
+readonly layout_buildah=$lab_dir/layouts/buildah
+# What the three tools' layouts are made of.
+readonly layout_image=lab/team/app:1
+readonly many_image=lab/many:latest
 readonly base_packages=python3,perl,git,iputils-ping,libcap2-bin,ca-certificates
 readonly wheels=(numpy==1.26.4 scipy==1.11.4)
 # A third less work than the default, 9, for layers of nearly the same size.
@@ -104,26 +109,53 @@ convert() {
 }
 
 # containerd only lends its content store: nothing is unpacked, so it needs no snapshotter.
+containerd_import() {
+    rm -rf "$lab_dir/containerd"
+    start_containerd
+    tar -C "$1" -cf - . |
+        ctr images import --no-unpack --all-platforms --base-name lab/original - >/dev/null
+}
+
+# containerd_export LAYOUT TAG…: ends containerd with it.
+containerd_export() {
+    local layout=$1
+    shift
+    rm -rf "$layout"
+    mkdir -p "$layout"
+    ctr images export --all-platforms --skip-manifest-json "$lab_dir/estargz.tar" "${@/#/lab/estargz:}"
+    tar -C "$layout" -xf "$lab_dir/estargz.tar"
+    rm -f "$lab_dir/estargz.tar"
+    process_stop containerd
+    rm -rf "$lab_dir/containerd"
+}
+
 make_estargz() {
     local tag tags=(debian-v1 debian-v2 app-1 app-2)
-    rm -rf "$estargz" "$lab_dir/containerd"
-    start_containerd
-    tar -C "$originals" -cf - . |
-        ctr images import --no-unpack --all-platforms --base-name lab/original - >/dev/null
+    containerd_import "$originals"
     for tag in "${tags[@]}"; do
         convert "$tag" "$tag"
     done
     convert multi multi --all-platforms
     convert debian-v1 debian-v1-smallchunk --estargz-chunk-size "$small_chunk_bytes"
-    tags+=(multi debian-v1-smallchunk)
+    containerd_export "$estargz" "${tags[@]}" multi debian-v1-smallchunk
+}
 
-    mkdir -p "$estargz"
-    ctr images export --all-platforms --skip-manifest-json "$lab_dir/estargz.tar" \
-        "${tags[@]/#/lab/estargz:}"
-    tar -C "$estargz" -xf "$lab_dir/estargz.tar"
-    rm -f "$lab_dir/estargz.tar"
-    process_stop containerd
-    rm -rf "$lab_dir/containerd"
+# An image of 200,000 files, in the plain registry only. Apart, because it takes a while and only scripts/bench needs it.
+build_many() {
+    stage many "$many_image $compression_level $(sha256sum <"$repo_root/scripts/lib/build_many.py")" make_many
+}
+
+make_many() {
+    local scratch=$lab_dir/many
+    rm -rf "$scratch"
+    mkdir -p "$scratch"
+    "$python" "$repo_root/scripts/lib/build_many.py" --out "$scratch/original"
+    containerd_import "$scratch/original"
+    convert many many
+    containerd_export "$scratch/estargz" many
+    skopeo --insecure-policy copy --quiet --preserve-digests --dest-tls-verify=false \
+        "oci:$scratch/estargz:many" "docker://$plain_registry/$many_image" </dev/null
+    rm -rf "$scratch"
 }
 
 # push_all DESTINATION OPTION…: copies every image without changing a byte of it.
@@ -168,6 +200,35 @@ check_manifest() {
     ((missing == 0)) || die "$1:$2: $missing layers have no TOC digest"
 }
 
+make_layout_skopeo() {
+    rm -rf "$layout_skopeo"
+    skopeo --insecure-policy copy --quiet --preserve-digests --src-tls-verify=false \
+        "docker://$plain_registry/$layout_image" "oci:$layout_skopeo:1"
+}
+
+# umoci writes the configuration, the manifest and the index of `2`, and leaves layers as they are.
+make_layout_umoci() {
+    rm -rf "$layout_umoci"
+    cp -r "$layout_skopeo" "$layout_umoci"
+    umoci config --image "$layout_umoci:1" --tag 2 --config.label lab=umoci
+}
+
+# A list is copied as it is: `1` is an index of the eStargz image. An image goes through buildah's storage, which
+# keeps unpacked layers and compresses them anew: `rewritten` is plain gzip.
+make_layout_buildah() {
+    rm -rf "$layout_buildah" "$lab_dir/buildah"
+    buildah_in_lab manifest create lab >/dev/null
+    buildah_in_lab manifest add --tls-verify=false lab "docker://$plain_registry/$layout_image" >/dev/null
+    buildah_in_lab manifest push --quiet --tls-verify=false --all lab "oci:$layout_buildah:1" >/dev/null
+    buildah_in_lab pull --quiet --tls-verify=false "$plain_registry/$layout_image" >/dev/null
+    buildah_in_lab push --quiet "$plain_registry/$layout_image" "oci:$layout_buildah:rewritten"
+    rm -rf "$lab_dir/buildah"
+}
+
+buildah_in_lab() {
+    buildah --root "$lab_dir/buildah/storage" --runroot "$lab_dir/buildah/run" --storage-driver vfs "$@"
+}
+
 build_images() {
     local lib=$repo_root/scripts/lib base_key wheels_key originals_key estargz_key push_key
     base_key="$base_packages"
@@ -183,4 +244,7 @@ build_images() {
     stage push-plain "$push_key" push_plain
     stage push-tls "$push_key" push_tls
     stage check "$push_key" check_estargz
+    stage layout-skopeo "$push_key $layout_image" make_layout_skopeo
+    stage layout-umoci "$push_key $layout_image" make_layout_umoci
+    stage layout-buildah "$push_key $layout_image" make_layout_buildah
 }

@@ -16,14 +16,16 @@ const SOCKET_PATH_BYTES_MAX: usize = 107;
 const SOCKETS_MAX: usize = 1024;
 
 /// The directory for sockets of this user: `/run/registryfs` for root, else below `$XDG_RUNTIME_DIR`, else below the
-/// directory for temporary files.
+/// directory for temporary files. After `su` the variable still names the directory of the user before, which the
+/// specification says to belong to no other.
 fn runtime_dir() -> PathBuf {
     let user = nix::unistd::geteuid();
     if user.is_root() {
         return PathBuf::from("/run/registryfs");
     }
     let xdg = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-    match xdg.filter(|dir| dir.is_absolute()) {
+    let is_own = |dir: &PathBuf| fs::metadata(dir).is_ok_and(|metadata| metadata.uid() == user.as_raw());
+    match xdg.filter(|dir| dir.is_absolute() && is_own(dir)) {
         Some(dir) => dir.join("registryfs"),
         None => std::env::temp_dir().join(format!("registryfs-{user}")),
     }
@@ -41,7 +43,7 @@ fn make_private_dir(dir: &Path) -> Result<()> {
     if !own || metadata.mode() & 0o022 != 0 {
         return Err(Error::busy(
             dir.display().to_string(),
-            "not a directory that only this user can write to",
+            "not a directory that only this user can write to; set XDG_RUNTIME_DIR to one",
         ));
     }
     Ok(())

@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use super::log::Verbosity;
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::store::lock::make_dir;
 
 /// How long a daemon may take from its start to its readiness.
 const READY_WITHIN: Duration = Duration::from_secs(30);
@@ -61,7 +62,7 @@ pub(super) async fn spawn(orders: &Orders) -> Result<()> {
 
 fn start(log: &Path) -> Result<Child> {
     let dir = log.parent().unwrap_or(Path::new("/"));
-    fs::create_dir_all(dir).map_err(|error| Error::io(dir.display().to_string(), &error))?;
+    make_dir(dir)?;
     let stderr = fs::OpenOptions::new()
         .append(true)
         .create(true)

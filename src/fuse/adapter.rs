@@ -48,14 +48,18 @@ const WANTED: InitFlags = InitFlags::FUSE_ASYNC_READ
     .union(InitFlags::FUSE_DO_READDIRPLUS)
     .union(InitFlags::FUSE_CACHE_SYMLINKS)
     .union(InitFlags::FUSE_AUTO_INVAL_DATA)
-    .union(InitFlags::FUSE_POSIX_ACL)
     .union(InitFlags::FUSE_MAX_PAGES)
     .union(InitFlags::FUSE_NO_OPEN_SUPPORT)
     .union(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
 
+/// Asked for besides where the kernel enforces permissions, which it does for everyone who asks for this.
+const WANTED_ENFORCING: InitFlags = InitFlags::FUSE_POSIX_ACL;
+
 /// The filesystem as fuser sees it.
 pub(super) struct Adapter {
     core: Core,
+    /// Whether the mount was made with `default_permissions`.
+    enforces_permissions: bool,
     no_open: bool,
     no_opendir: bool,
 }
@@ -169,9 +173,10 @@ fn respond_xattr(reply: ReplyXattr, buffer_bytes: u32, result: Result<Vec<u8>>) 
 }
 
 impl Adapter {
-    /// An adapter that serves `fs`; work that waits runs on `runtime`.
+    /// An adapter that serves `fs`; work that waits runs on `runtime`. `enforces_permissions` says how it was mounted.
     pub(super) fn new(
         fs: Arc<dyn Operations>,
+        enforces_permissions: bool,
         requests: Arc<Requests>,
         runtime: tokio::runtime::Handle,
         end: Arc<SessionEnd>,
@@ -186,6 +191,7 @@ impl Adapter {
         };
         Self {
             core,
+            enforces_permissions,
             no_open: false,
             no_opendir: false,
         }
@@ -200,12 +206,16 @@ impl Adapter {
 impl Filesystem for Adapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let offered = config.capabilities();
-        let missing = WANTED - offered;
+        let wanted = match self.enforces_permissions {
+            true => WANTED | WANTED_ENFORCING,
+            false => WANTED,
+        };
+        let missing = wanted - offered;
         if !missing.is_empty() {
             tracing::debug!(?missing, "the kernel lacks some FUSE features");
         }
         // Both settings can only be refused for values out of fuser's own fixed bounds.
-        let refused = config.add_capabilities(WANTED & offered).is_err()
+        let refused = config.add_capabilities(wanted & offered).is_err()
             | config.set_max_write(MAX_READ_BYTES).is_err()
             | config.set_max_background(MAX_BACKGROUND).is_err();
         if refused {
@@ -385,17 +395,32 @@ impl Filesystem for Adapter {
         );
     }
 
-    // ENOSYS is remembered by the kernel for these three, and it does the right thing by itself: nothing to flush,
-    // permissions by mode, SEEK_DATA and SEEK_HOLE as in a file without holes.
+    // ENOSYS is remembered by the kernel for these two, and it does the right thing by itself: nothing to flush, SEEK_DATA
+    // and SEEK_HOLE as in a file without holes.
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
         self.core.requests.count(Op::Flush);
         reply.error(Errno::ENOSYS);
     }
 
-    fn access(&self, _: &Request, _: INodeNo, _: AccessFlags, reply: ReplyEmpty) {
-        self.core.requests.count(Op::Access);
-        reply.error(Errno::ENOSYS);
+    // Asked by access(2) and chdir(2), and only where the kernel does not enforce permissions: all may be read, but what
+    // has no x in its mode is no program, and the kernel executes none either.
+    fn access(&self, request: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
+        self.core.serve(
+            Op::Access,
+            waiter(request),
+            |fs| fs.getattr(ino.0),
+            move |result| match result {
+                Ok((attr, _)) => {
+                    let is_program = attr.kind == FileType::Dir || attr.mode & 0o111 != 0;
+                    match mask.contains(AccessFlags::X_OK) && !is_program {
+                        true => reply.error(Errno::EACCES),
+                        false => reply.ok(),
+                    }
+                }
+                Err(error) => reply.error(errno(&error)),
+            },
+        );
     }
 
     fn lseek(&self, _: &Request, _: INodeNo, _: FileHandle, _: i64, _: i32, reply: ReplyLseek) {

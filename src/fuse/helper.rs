@@ -19,6 +19,7 @@ use nix::unistd::{getegid, geteuid};
 use serde::{Deserialize, Serialize};
 
 use super::adapter::MAX_READ_BYTES;
+use super::fusermount::{self, Fusermount};
 use super::{busy, fd_passing, mountinfo};
 use crate::error::{Error, Result};
 
@@ -208,7 +209,9 @@ fn not_a_directory(path: &Path) -> Error {
 /// A failed system call, with what the user can do about it.
 fn system_error(what: impl Into<String>, errno: Errno) -> Error {
     let remedy = match errno {
-        Errno::EPERM | Errno::EACCES => ": mounting needs root (CAP_SYS_ADMIN)",
+        Errno::EPERM | Errno::EACCES => {
+            ": root has no right to mount here (CAP_SYS_ADMIN), as in a container"
+        }
         Errno::ENODEV | Errno::ENXIO => ": the kernel's FUSE module is not loaded; try: modprobe fuse",
         _ => "",
     };
@@ -257,7 +260,7 @@ fn mount_at(path: &Path, allow_other: bool) -> Result<(Done, OwnedFd)> {
                 "registryfs is already mounted there; unmount it first: registryfs umount",
             ));
         }
-        detach(&mountpoint, MntFlags::MNT_DETACH)?;
+        detach(&mountpoint, None)?;
     }
     let metadata = fs::metadata(&mountpoint)
         .map_err(|error| Error::io(format!("the mountpoint {}", mountpoint.display()), &error))?;
@@ -279,28 +282,48 @@ fn mount_at(path: &Path, allow_other: bool) -> Result<(Done, OwnedFd)> {
             Err(Error::busy(what, "something else was mounted over it at once"))
         }
         Err(error) => {
-            detach(&mountpoint, MntFlags::MNT_DETACH)?;
+            detach(&mountpoint, None)?;
             Err(error)
         }
     }
 }
 
-/// The descriptor of a session, mounted: by mount(2) itself, for which root is needed.
+/// The options that the kernel takes from everyone. Without `default_permissions` whoever may enter may read everything,
+/// whatever the modes say: right where that is one user alone, who could as well have pulled the image.
+fn options(allow_other: bool) -> String {
+    let enforced = if enforces_permissions(allow_other) {
+        ",default_permissions"
+    } else {
+        ""
+    };
+    let others = if allow_other { ",allow_other" } else { "" };
+    format!("max_read={MAX_READ_BYTES}{enforced}{others}")
+}
+
+/// Whether the kernel enforces the modes of a mount that is made now: not where it belongs to an ordinary user alone.
+pub(super) fn enforces_permissions(allow_other: bool) -> bool {
+    allow_other || geteuid().is_root()
+}
+
+/// The descriptor of a session, mounted: for root by mount(2) itself, for others through fusermount3.
 fn mounted_descriptor(mountpoint: &Path, allow_other: bool) -> Result<OwnedFd> {
+    let options = options(allow_other);
+    if !geteuid().is_root() {
+        let subtype = FS_TYPE.trim_start_matches("fuse.");
+        let options = format!("ro,nosuid,nodev,noatime,fsname={SOURCE},subtype={subtype},{options}");
+        return Fusermount::find()?.mount(mountpoint, &options);
+    }
     let device: File = OpenOptions::new()
         .read(true)
         .write(true)
         .open("/dev/fuse")
         .map_err(|error| device_error(&error))?;
-    let mut options = format!(
-        "fd={},rootmode=40000,user_id={},group_id={},default_permissions,max_read={MAX_READ_BYTES}",
+    let options = format!(
+        "fd={},rootmode=40000,user_id={},group_id={},{options}",
         device.as_raw_fd(),
         geteuid(),
         getegid(),
     );
-    if allow_other {
-        options.push_str(",allow_other");
-    }
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_RDONLY | MsFlags::MS_NOATIME;
     mount(
         Some(SOURCE),
@@ -313,9 +336,20 @@ fn mounted_descriptor(mountpoint: &Path, allow_other: bool) -> Result<OwnedFd> {
     Ok(device.into())
 }
 
-fn detach(mountpoint: &Path, flags: MntFlags) -> Result<()> {
-    umount2(mountpoint, flags | MntFlags::UMOUNT_NOFOLLOW)
-        .map_err(|errno| system_error(format!("cannot unmount {}", mountpoint.display()), errno))
+/// Takes a mount out of the tree. Where its device number is given, every use of it fails from then on.
+fn detach(mountpoint: &Path, abort: Option<&str>) -> Result<()> {
+    if !geteuid().is_root() {
+        if let Some(device) = abort {
+            fusermount::abort(device);
+        }
+        return Fusermount::find()?.unmount(mountpoint, true);
+    }
+    let force = abort.map_or(MntFlags::empty(), |_| MntFlags::MNT_FORCE);
+    umount2(
+        mountpoint,
+        force | MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW,
+    )
+    .map_err(|errno| system_error(format!("cannot unmount {}", mountpoint.display()), errno))
 }
 
 /// Sees that the mount answers. An error that the filesystem itself answers to the listing is an answer too: a registry
@@ -356,9 +390,9 @@ fn unmount(path: &Path, device: Option<&str>, how: Unmount) -> Reply {
     };
     match how {
         Unmount::Idle => unmount_idle(&entry.mountpoint)?,
-        Unmount::Lazy => detach(&mountpoint, MntFlags::MNT_DETACH)?,
-        Unmount::Abort => detach(&mountpoint, MntFlags::MNT_DETACH | MntFlags::MNT_FORCE)?,
-        Unmount::Dead if is_dead(&mountpoint) => detach(&mountpoint, MntFlags::MNT_DETACH)?,
+        Unmount::Lazy => detach(&mountpoint, None)?,
+        Unmount::Abort => detach(&mountpoint, Some(&entry.device))?,
+        Unmount::Dead if is_dead(&mountpoint) => detach(&mountpoint, None)?,
         Unmount::Dead => {}
     }
     Ok(Done::Ok)
@@ -366,20 +400,25 @@ fn unmount(path: &Path, device: Option<&str>, how: Unmount) -> Reply {
 
 fn unmount_idle(mountpoint: &Path) -> Result<()> {
     for attempt in 1.. {
-        match umount2(mountpoint, MntFlags::UMOUNT_NOFOLLOW) {
-            Ok(()) => break,
-            Err(Errno::EBUSY) if attempt < UNMOUNT_TRIES => std::thread::sleep(UNMOUNT_PAUSE),
-            Err(Errno::EBUSY) => {
-                let what = format!("cannot unmount {}", mountpoint.display());
-                return Err(Error::busy(what, busy::describe(mountpoint)));
-            }
-            Err(errno) => {
-                let what = format!("cannot unmount {}", mountpoint.display());
-                return Err(system_error(what, errno));
-            }
+        match unmount_once(mountpoint) {
+            Err(Error::Busy { .. }) if attempt < UNMOUNT_TRIES => std::thread::sleep(UNMOUNT_PAUSE),
+            Err(Error::Busy { what, .. }) => return Err(Error::busy(what, busy::describe(mountpoint))),
+            done => return done,
         }
     }
     Ok(())
+}
+
+fn unmount_once(mountpoint: &Path) -> Result<()> {
+    if !geteuid().is_root() {
+        return Fusermount::find()?.unmount(mountpoint, false);
+    }
+    let what = format!("cannot unmount {}", mountpoint.display());
+    match umount2(mountpoint, MntFlags::UMOUNT_NOFOLLOW) {
+        Ok(()) => Ok(()),
+        Err(Errno::EBUSY) => Err(Error::busy(what, "it is in use")),
+        Err(errno) => Err(system_error(what, errno)),
+    }
 }
 
 fn is_mounted(path: &Path) -> Reply {

@@ -10,6 +10,7 @@ mod attributes;
 mod busy;
 mod counters;
 mod fd_passing;
+mod fusermount;
 mod helper;
 mod helper_process;
 mod interrupt;

@@ -10,7 +10,7 @@ use fuser::{Config, Session, SessionACL};
 
 use super::adapter::Adapter;
 use super::counters::{Counters, Requests};
-use super::helper::Unmount;
+use super::helper::{Unmount, enforces_permissions};
 use super::helper_process::{Helper, Mounted};
 use super::session_end::SessionEnd;
 use crate::error::{Error, Result};
@@ -32,7 +32,8 @@ const THREADS: std::ops::RangeInclusive<usize> = 2..=8;
 pub struct MountOptions {
     /// Where, an existing directory.
     pub mountpoint: PathBuf,
-    /// Whether users other than the daemon's may enter. Permissions are enforced in any case.
+    /// Whether users other than the daemon's may enter. Permissions are enforced then, and for root always; in a mount
+    /// that an ordinary user has alone everything can be read.
     pub allow_other: bool,
     /// Read-ahead in KiB.
     pub read_ahead_kib: u32,
@@ -93,7 +94,7 @@ impl Mount {
             session: None,
         };
         // From here on an early return drops the mount, and that unmounts.
-        mount.serve(fs, device, options.threads, runtime.clone())?;
+        mount.serve(fs, device, options, runtime.clone())?;
         mount
             .helper
             .check(&mount.mountpoint, &mount.device_number, options.read_ahead_kib)?;
@@ -105,7 +106,7 @@ impl Mount {
         &mut self,
         fs: Arc<dyn Operations>,
         device: OwnedFd,
-        threads: usize,
+        options: &MountOptions,
         runtime: tokio::runtime::Handle,
     ) -> Result<()> {
         let failed = |error: &std::io::Error| {
@@ -115,9 +116,10 @@ impl Mount {
                 error,
             )
         };
-        let adapter = Adapter::new(fs, self.requests.clone(), runtime, self.end.clone());
+        let enforces = enforces_permissions(options.allow_other);
+        let adapter = Adapter::new(fs, enforces, self.requests.clone(), runtime, self.end.clone());
         let mut config = Config::default();
-        config.n_threads = Some(threads.max(1));
+        config.n_threads = Some(options.threads.max(1));
         // Who may enter is the kernel's decision, by the mount's own options.
         let session =
             Session::from_fd(adapter, device, SessionACL::All, config).map_err(|error| failed(&error))?;

@@ -6,6 +6,7 @@
 //! Calls block on the disk, so nobody makes one on a FUSE thread or an async one.
 
 use std::collections::HashMap;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -322,6 +323,13 @@ impl Db {
 }
 
 fn open_connection(path: &Path) -> rusqlite::Result<Connection> {
+    // Made by us, it is for its owner alone, and SQLite gives its other files the same mode. What keeps it from being
+    // made is said better by SQLite itself.
+    let _ = std::fs::File::options()
+        .create_new(true)
+        .write(true)
+        .mode(0o600)
+        .open(path);
     let connection = Connection::open(path)?;
     connection.busy_timeout(Duration::from_secs(5))?;
     connection.execute_batch(SCHEMA)?;

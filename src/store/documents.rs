@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::store::lock::make_dir;
 use crate::store::write_whole;
 
 /// The folder of documents.
@@ -48,7 +49,7 @@ impl Documents {
     pub fn put(&self, digest: &Digest, bytes: &[u8]) -> Result<()> {
         let path = self.path(digest);
         if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent).map_err(|e| Error::io(parent.display().to_string(), &e))?;
+            make_dir(parent)?;
         }
         write_whole(&self.tmp, &path, bytes)
     }

@@ -5,6 +5,7 @@
 
 use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
@@ -22,6 +23,17 @@ pub struct Holder {
     pub socket: Option<PathBuf>,
 }
 
+/// Makes a directory of the store where it is missing, with those above it, for its owner alone: the cache holds what only
+/// its owner's credentials may have brought. One that is there already stays as it is.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn make_dir(dir: &Path) -> Result<()> {
+    let mut builder = std::fs::DirBuilder::new();
+    let made = builder.recursive(true).mode(0o700).create(dir);
+    made.map_err(|e| Error::io(dir.display().to_string(), &e))
+}
+
 /// A held lock; dropping it lets go.
 #[derive(Debug)]
 pub struct Lock {
@@ -35,7 +47,7 @@ impl Lock {
     /// # Errors
     /// [`Error::Busy`] naming the holder; [`Error::Io`].
     pub fn take(dir: &Path) -> Result<Self> {
-        std::fs::create_dir_all(dir).map_err(|e| Error::io(dir.display().to_string(), &e))?;
+        make_dir(dir)?;
         let path = dir.join("lock");
         let mut options = File::options();
         let file = options
@@ -43,6 +55,7 @@ impl Lock {
             .write(true)
             .create(true)
             .truncate(false)
+            .mode(0o600)
             .open(&path);
         let file = file.map_err(|e| Error::io(path.display().to_string(), &e))?;
         match file.try_lock() {

@@ -37,7 +37,7 @@ use crate::error::{Error, Result};
 use crate::store::db::Db;
 use crate::store::documents::Documents;
 use crate::store::layer::Layer;
-use crate::store::lock::Lock;
+use crate::store::lock::{Lock, make_dir};
 use crate::store::mapped::Mapped;
 
 /// The layout described above.
@@ -70,8 +70,7 @@ impl Store {
     /// As [`Self::open`], but for the lock.
     pub fn open_locked(dir: &Path, lock: Lock) -> Result<Arc<Self>> {
         for sub in ["documents", "layers", "trees", "tmp"] {
-            let sub = dir.join(sub);
-            fs::create_dir_all(&sub).map_err(|e| Error::io(sub.display().to_string(), &e))?;
+            make_dir(&dir.join(sub))?;
         }
         check_version(dir)?;
         clear_dir(&dir.join("tmp"))?;
@@ -148,8 +147,7 @@ impl Store {
             // Under the lock, so that nobody opens the layer between the steps.
             let mut layers = self.layers.lock();
             if layers.get(key).and_then(Weak::upgrade).is_none() {
-                let kept = fs::create_dir_all(&dir)
-                    .map_err(|e| Error::io(dir.display().to_string(), &e))
+                let kept = make_dir(&dir)
                     .and_then(|()| write_whole(&self.dir.join("tmp"), &dir.join("index"), index));
                 if let Err(error) = kept {
                     tracing::warn!(%key, %error, "the index of a layer stays in memory");

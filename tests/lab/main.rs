@@ -2,97 +2,14 @@
 //! unpacks of the originals. Needs the lab: `scripts/test` starts it and runs these with `--ignored`.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use std::ffi::OsStr;
+mod line;
+mod servers;
+mod world;
+
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 
-/// A setting of the lab, as `scripts/lab env` prints it.
-fn lab(name: &str) -> String {
-    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: eval \"$(scripts/lab env)\" first"))
-}
-
-/// A mount of its own, with a store of its own.
-struct Mounted {
-    dir: tempfile::TempDir,
-    options: Vec<String>,
-}
-
-impl Mounted {
-    fn with(options: &[&str]) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir(dir.path().join("mnt")).unwrap();
-        let mounted = Self {
-            dir,
-            options: options.iter().map(ToString::to_string).collect(),
-        };
-        let mountpoint = mounted.root();
-        mounted.text(&["mount".as_ref(), mountpoint.as_os_str()]);
-        mounted
-    }
-
-    fn root(&self) -> PathBuf {
-        self.dir.path().join("mnt")
-    }
-
-    fn run<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_registryfs"));
-        command
-            .arg("--cache-dir")
-            .arg(self.dir.path().join("store"))
-            .args(&self.options)
-            .args(arguments);
-        command.output().unwrap()
-    }
-
-    fn text<S: AsRef<OsStr>>(&self, arguments: &[S]) -> String {
-        let output = self.run(arguments);
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    /// Requests that the daemon has made of a registry.
-    fn requests(&self, host: &str) -> u64 {
-        let status: serde_json::Value =
-            serde_json::from_str(&self.text(&["status", "--format", "json"])).unwrap();
-        let hosts = status["hosts"].as_array().unwrap();
-        let host = hosts.iter().find(|known| known["host"] == host);
-        let kinds = host
-            .map(|host| host["requests"].as_object().unwrap().clone())
-            .unwrap_or_default();
-        kinds.values().filter_map(serde_json::Value::as_u64).sum()
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let root = self.root();
-        let _ = self.run(&["umount".as_ref(), root.as_os_str()]);
-        let _ = Command::new("umount").arg("-l").arg(root).output();
-    }
-}
-
-fn script(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts").join(name)
-}
-
-fn assert_equal_trees(mounted: &Path, unpacked: &Path) {
-    let compared = Command::new(script("lab"))
-        .arg("compare")
-        .arg(mounted)
-        .arg(unpacked)
-        .output()
-        .unwrap();
-    assert!(
-        compared.status.success(),
-        "{}{}",
-        String::from_utf8_lossy(&compared.stdout),
-        String::from_utf8_lossy(&compared.stderr)
-    );
-}
+use world::{Mounted, assert_equal_trees, lab};
 
 #[test]
 #[ignore = "needs the lab"]
@@ -178,7 +95,7 @@ fn tools_say_of_two_images_what_they_say_of_the_unpacked_ones() {
     let images = mounted.root().join(lab("LAB_PLAIN")).join("lab/team");
     let unpacked = PathBuf::from(lab("LAB_UNPACKED"));
     // Links of the same names in front of both, so that the names in what is printed are the same.
-    let (ours, theirs) = (mounted.dir.path().join("ours"), mounted.dir.path().join("theirs"));
+    let (ours, theirs) = (mounted.dir().join("ours"), mounted.dir().join("theirs"));
     for (side, targets) in [
         (&ours, [images.join("app:1/rootfs"), images.join("app:2/rootfs")]),
         (&theirs, [unpacked.join("app-1"), unpacked.join("app-2")]),

@@ -18,5 +18,7 @@ mod store;
 #[path = "../support/mod.rs"]
 mod support;
 mod tools;
+mod users;
+mod users_stage;
 mod wire;
 mod world;

@@ -195,7 +195,7 @@ impl Drop for World {
 }
 
 /// Kills whoever holds the store when the sender still lives after [`LIMIT`].
-fn watchdog(store: PathBuf) -> Sender<()> {
+pub(crate) fn watchdog(store: PathBuf) -> Sender<()> {
     let (sender, receiver) = channel::<()>();
     std::thread::spawn(move || {
         if receiver.recv_timeout(LIMIT) != Err(RecvTimeoutError::Timeout) {

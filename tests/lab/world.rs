@@ -1,0 +1,121 @@
+//! What the lab's tests share: mounts of their own on the lab's registries.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use super::line::Line;
+
+/// A setting of the lab, as `scripts/lab env` prints it.
+pub(super) fn lab(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: eval \"$(scripts/lab env)\" first"))
+}
+
+/// A script of the repository.
+pub(super) fn script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts").join(name)
+}
+
+/// A mount of its own, with a store of its own.
+pub(super) struct Mounted {
+    dir: tempfile::TempDir,
+    options: Vec<String>,
+    /// The network namespace that its daemon lives in, if not ours.
+    namespace: Option<String>,
+}
+
+impl Mounted {
+    pub(super) fn with(options: &[&str]) -> Self {
+        Self::new(options, None)
+    }
+
+    /// A mount whose daemon reaches the lab by `line` alone.
+    pub(super) fn behind(line: &Line, options: &[&str]) -> Self {
+        Self::new(options, Some(line.namespace().to_owned()))
+    }
+
+    fn new(options: &[&str], namespace: Option<String>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("mnt")).unwrap();
+        let mounted = Self {
+            dir,
+            options: options.iter().map(ToString::to_string).collect(),
+            namespace,
+        };
+        let mountpoint = mounted.root();
+        mounted.text(&["mount".as_ref(), mountpoint.as_os_str()]);
+        mounted
+    }
+
+    /// A directory for whatever the test needs; the store and the mountpoint are in it too.
+    pub(super) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub(super) fn root(&self) -> PathBuf {
+        self.dir.path().join("mnt")
+    }
+
+    fn run<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Output {
+        let program = env!("CARGO_BIN_EXE_registryfs");
+        let mut command = match &self.namespace {
+            None => Command::new(program),
+            Some(namespace) => {
+                let mut command = Command::new("nsenter");
+                command.arg(format!("--net={namespace}")).arg(program);
+                command
+            }
+        };
+        command
+            .arg("--cache-dir")
+            .arg(self.dir.path().join("store"))
+            .args(&self.options)
+            .args(arguments);
+        command.output().unwrap()
+    }
+
+    pub(super) fn text<S: AsRef<OsStr>>(&self, arguments: &[S]) -> String {
+        let output = self.run(arguments);
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Requests that the daemon has made of a registry.
+    pub(super) fn requests(&self, host: &str) -> u64 {
+        let status: serde_json::Value =
+            serde_json::from_str(&self.text(&["status", "--format", "json"])).unwrap();
+        let hosts = status["hosts"].as_array().unwrap();
+        let host = hosts.iter().find(|known| known["host"] == host);
+        let kinds = host
+            .map(|host| host["requests"].as_object().unwrap().clone())
+            .unwrap_or_default();
+        kinds.values().filter_map(serde_json::Value::as_u64).sum()
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let root = self.root();
+        let _ = self.run(&["umount".as_ref(), root.as_os_str()]);
+        let _ = Command::new("umount").arg("-l").arg(root).output();
+    }
+}
+
+pub(super) fn assert_equal_trees(mounted: &Path, unpacked: &Path) {
+    let compared = Command::new(script("lab"))
+        .arg("compare")
+        .arg(mounted)
+        .arg(unpacked)
+        .output()
+        .unwrap();
+    assert!(
+        compared.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&compared.stdout),
+        String::from_utf8_lossy(&compared.stderr)
+    );
+}
