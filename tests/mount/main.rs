@@ -8,6 +8,7 @@ mod contents;
 mod faults;
 mod freshness;
 mod merge;
+mod mirrors;
 mod names;
 mod names_more;
 mod oddities;
