@@ -23,6 +23,7 @@ mod bytes;
 mod credential;
 mod environment;
 mod layer;
+mod toml_error;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -33,7 +34,8 @@ use serde::{Deserialize, Serialize};
 pub use bytes::parse_bytes;
 pub use credential::{Credential, SecretText};
 pub use environment::Environment;
-pub use layer::{Layer, MirrorEntry, MountEntry, RegistryEntry};
+pub use layer::{Layer, LayoutEntry, MirrorEntry, MountEntry, RegistryEntry};
+pub use toml_error::explain;
 
 use crate::error::Result;
 
@@ -79,6 +81,8 @@ pub struct Config {
     pub mounts: Vec<MountEntry>,
     /// What differs for single registries, by host.
     pub registries: BTreeMap<String, RegistryEntry>,
+    /// The directories of the OCI image layouts that are registries, by their host names, absolute.
+    pub layouts: BTreeMap<String, PathBuf>,
 }
 
 /// The settings of an invocation, and the part of them that it named itself.
@@ -142,6 +146,10 @@ impl Config {
             .registry
             .iter()
             .any(|(host, entry)| self.registries.get(host) != Some(entry));
+        let layouts_differ = given
+            .layout
+            .iter()
+            .any(|(name, entry)| self.layouts.get(name) != Some(&entry.path));
         let checks = [
             ("tag_ttl", seconds(given.tag_ttl_s, self.tag_ttl)),
             ("lookup_wait", seconds(given.lookup_wait_s, self.lookup_wait)),
@@ -172,6 +180,7 @@ impl Config {
                 differs(given.journal_entries.as_ref(), &self.journal_entries),
             ),
             ("[registry]", registries_differ),
+            ("[layout]", layouts_differ),
         ];
         checks
             .iter()

@@ -35,6 +35,14 @@ pub enum Error {
         /// Who refused and which source of credentials was used.
         why: String,
     },
+    /// Credentials that could not be looked up: a credential helper failed. The registry has said nothing.
+    #[error("{what}: no credentials: {why}")]
+    NoCredentials {
+        /// The thing that was asked for.
+        what: String,
+        /// Which source failed, and how.
+        why: String,
+    },
     /// Refused or reset connections, DNS, TLS, 5xx after the retries, an open breaker.
     #[error("{what}: network failure: {why}")]
     Network {
@@ -137,6 +145,14 @@ impl Error {
         }
     }
 
+    /// [`Error::NoCredentials`].
+    pub fn no_credentials(what: impl Into<String>, why: impl Into<String>) -> Self {
+        Self::NoCredentials {
+            what: what.into(),
+            why: why.into(),
+        }
+    }
+
     /// [`Error::Network`].
     pub fn network(what: impl Into<String>, why: impl Into<String>) -> Self {
         Self::Network {
@@ -209,7 +225,7 @@ impl Error {
         match self {
             Self::NotFound { .. } => libc::ENOENT,
             Self::NotListable { .. } => libc::ENXIO,
-            Self::Denied { .. } => libc::EACCES,
+            Self::Denied { .. } | Self::NoCredentials { .. } => libc::EACCES,
             Self::Timeout { .. } => libc::ETIMEDOUT,
             Self::Interrupted => libc::EINTR,
             Self::Offline { .. } => libc::EHOSTUNREACH,
@@ -230,7 +246,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage { .. } => 2,
-            Self::Denied { .. } => 3,
+            Self::Denied { .. } | Self::NoCredentials { .. } => 3,
             Self::NotFound { .. } | Self::NotListable { .. } => 4,
             Self::Network { .. } | Self::Offline { .. } => 5,
             Self::Timeout { .. } => 6,

@@ -1,6 +1,6 @@
 //! registryfs mounts container registries as one directory tree; see `ARCHITECTURE.md` for the map.
 //!
-//! Modules import only downwards: `cli`, `daemon`, `fuse`, `fs`, `image`, `fetch`, `store`, `registry`, `layer`, then
+//! Modules import only downwards: `cli`, `get`, `daemon`, `fuse`, `fs`, `image`, `fetch`, `store`, `registry`, `layer`, then
 //! `config`, `digest` and `error`. `demo` stands beside them: a registry for trying and for tests.
 
 pub mod cli;
@@ -12,6 +12,7 @@ pub mod error;
 pub mod fetch;
 pub mod fs;
 pub mod fuse;
+pub mod get;
 pub mod image;
 pub mod layer;
 pub mod registry;

@@ -19,7 +19,7 @@ use support::{file, image, registry_of, with_tokens};
 fn client(credential: Option<&str>) -> Client {
     let options = ClientOptions {
         credential: credential.map(Secret::new),
-        docker_config: Some("/nonexistent/config.json".into()),
+
         plain_http: true,
         timing: Timing {
             backoff: Duration::from_millis(1),

@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The folders of `src`, each with the ones it may import from besides itself: those after it.
-const LAYERS: [&str; 12] = [
-    "cli", "daemon", "fuse", "fs", "image", "fetch", "store", "registry", "layer", "config", "digest",
+const LAYERS: [&str; 13] = [
+    "cli", "get", "daemon", "fuse", "fs", "image", "fetch", "store", "registry", "layer", "config", "digest",
     "error",
 ];
 /// What `demo`, which stands beside the layers, may import. Only the command imports it.

@@ -136,6 +136,8 @@ nginx_config() {
 		        '"method":"\$request_method","uri":"\$request_uri","status":\$status,"range":"\$http_range",'
 		        '"bytes":\$body_bytes_sent,"authorization":"\$lab_authorization","connection":\$connection}';
 		    access_log "$ledger" ledger;
+		    # Whoever asks for TLS first belongs to no server yet.
+		    uninitialized_variable_warn off;
 		    client_body_temp_path "$nginx_dir/body";
 		    proxy_temp_path "$nginx_dir/proxy";
 		    fastcgi_temp_path "$nginx_dir/fastcgi";

@@ -46,11 +46,14 @@ impl Context {
             canonical_host(host)
                 .map_err(|error| Error::usage(format!("{}: [registry.{host:?}]: {error}", file.display())))?;
         }
+        for name in self.loaded.config.layouts.keys() {
+            canonical_host(name).map_err(|error| Error::usage(format!("[layout.{name:?}]: {error}")))?;
+        }
         Ok(())
     }
 
     /// Someone who answers questions.
-    pub(super) fn session(&self) -> Session<'_> {
+    pub(super) fn session(&self) -> Session {
         Session::new(&self.loaded, note)
     }
 

@@ -7,13 +7,17 @@ mod context;
 mod daemon;
 mod demo_registry;
 mod digest;
+mod get;
 mod globals;
 mod info;
 mod ls;
 mod manifest;
 mod mount;
+mod mount8;
 mod mount_options;
 mod output;
+mod prefetch;
+mod progress;
 mod repos;
 mod status;
 mod tags;
@@ -23,6 +27,7 @@ mod umount;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
 
 use self::context::Context;
 use self::globals::Globals;
@@ -60,13 +65,22 @@ enum Command {
     Info(info::Info),
     Ls(ls::Ls),
     Cat(cat::Cat),
+    Get(get::Get),
+    Prefetch(prefetch::Prefetch),
     DemoRegistry(demo_registry::DemoRegistry),
 }
 
-/// Runs the command that this process was started with and says how it exits.
+/// Runs the command that this process was started with, or does what mount(8) started it for, and says how it exits.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    if let Some(helper) = arguments
+        .first()
+        .and_then(|program| mount8::Helper::named(program))
+    {
+        return helper.main(arguments);
+    }
+    let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => {
             // Help goes to standard output, mistakes to standard error; where neither can be written there is no one
@@ -105,13 +119,27 @@ impl Cli {
                 let result = runtime.block_on(async {
                     tokio::select! {
                         result = command.run(&mut context) => result,
-                        _ = tokio::signal::ctrl_c() => Err(Error::Interrupted),
+                        () = interruption() => Err(Error::Interrupted),
                     }
                 });
                 runtime.shutdown_timeout(SHUTDOWN_WITHIN);
                 result
             }
         }
+    }
+}
+
+/// Waits for a signal that asks this process to end: what is unfinished is cleaned up then.
+async fn interruption() {
+    let terminate = async {
+        match signal(SignalKind::terminate()) {
+            Ok(mut signals) => drop(signals.recv().await),
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        () = terminate => {}
     }
 }
 
@@ -139,6 +167,8 @@ impl Command {
             Self::Info(command) => command.run(context, &mut out).await,
             Self::Ls(command) => command.run(context, &mut out).await,
             Self::Cat(command) => command.run(context, &mut out).await,
+            Self::Get(command) => command.run(context, &mut out).await,
+            Self::Prefetch(command) => command.run(context, &mut out).await,
             Self::DemoRegistry(command) => command.run(&mut out).await,
         }?;
         out.finish()

@@ -7,11 +7,11 @@ use clap::Args;
 use super::context::Context;
 use super::mount_options::MountOptions;
 use super::output::note;
-use crate::daemon::{self, MountRequest, allow_other_default};
-use crate::error::{Error, Result};
+use crate::daemon::{self, MountRequest, MountSource, allow_other_default};
+use crate::error::Result;
 use crate::fuse::resolve_new_mountpoint;
 
-/// Mount registries as a directory tree; returns when it answers
+/// Mount registries, or an image, as a directory tree; returns when it answers
 #[derive(Debug, Args)]
 #[command(allow_missing_positional = true)]
 pub(super) struct Mount {
@@ -21,7 +21,12 @@ pub(super) struct Mount {
     /// Stay in the foreground until it is unmounted
     #[arg(short, long)]
     foreground: bool,
-    /// What to mount: `none`, or nothing, for all registries
+    /// What to mount: nothing or `none` for all registries, a registry, an image, or oci:PATH[:TAG]
+    ///
+    /// A registry has no slash, and a dot (before its port) or is localhost; or a slash at its end: docker.io,
+    /// localhost:5000, registry:5000/. An image is a reference, whose root filesystem is mounted: debian:12,
+    /// ghcr.io/org/app@sha256:… . oci:PATH is an OCI image layout on disk: with TAG, or if it has but one image, the root
+    /// filesystem of that image, else all its images.
     source: Option<String>,
     /// Where
     mountpoint: PathBuf,
@@ -44,23 +49,26 @@ impl Mount {
     }
 
     fn request(&self, context: &mut Context) -> Result<MountRequest> {
-        if let Some(source) = self.source.as_deref().filter(|&source| source != "none") {
-            return Err(Error::usage(format!(
-                "{source}: only all registries together (`none`) can be mounted in this version; registry hosts, references and oci: layouts cannot yet"
-            )));
-        }
+        let source = MountSource::parse(self.source.as_deref().unwrap_or_default())?;
         let options = MountOptions::parse(&self.options)?;
         context.with(options.layer)?;
         let config = &context.loaded.config;
-        if config.credential.is_some() && config.allow.is_empty() && config.registries.is_empty() {
+        if source == MountSource::Registries
+            && config.credential.is_some()
+            && config.allow.is_empty()
+            && config.registries.is_empty()
+        {
             note(
                 "warning: the credential goes to every registry below the mount that asks for one; -o allow=HOST limits that",
             );
         }
         Ok(MountRequest {
             mountpoint: resolve_new_mountpoint(&self.mountpoint)?,
+            source,
             platform: config.platform.clone(),
             allow_other: options.allow_other.unwrap_or_else(allow_other_default),
+            no_exec: options.no_exec,
+            place: None,
             allow: config.allow.clone(),
             deny: config.deny.clone(),
         })

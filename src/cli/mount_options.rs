@@ -11,6 +11,8 @@ use crate::error::{Error, Result};
 pub(super) struct MountOptions {
     /// `allow_other` or `noallow_other`.
     pub(super) allow_other: Option<bool>,
+    /// `noexec`, unless `exec` follows.
+    pub(super) no_exec: bool,
     /// Everything that is a setting too.
     pub(super) layer: Layer,
 }
@@ -39,6 +41,8 @@ impl MountOptions {
             }
             ("allow_other", None) => self.allow_other = Some(true),
             ("noallow_other", None) => self.allow_other = Some(false),
+            ("noexec", None) => self.no_exec = true,
+            ("exec", None) => self.no_exec = false,
             ("offline", None) => layer.offline = Some(true),
             ("plain_http", None) => layer.plain_http = Some(true),
             ("insecure", None) => layer.insecure = Some(true),

@@ -10,6 +10,7 @@ use super::Config;
 use super::bytes::ByteSize;
 use super::credential::{Credential, SecretText};
 use super::environment::Environment;
+use super::toml_error::explain;
 use crate::error::{Error, Result};
 
 /// Largest configuration file in bytes.
@@ -58,6 +59,8 @@ pub struct Layer {
     pub mount: Option<Vec<MountEntry>>,
     /// `[registry."HOST"]`: what differs for one registry.
     pub registry: BTreeMap<String, RegistryEntry>,
+    /// `[layout."NAME"]`: an OCI image layout on disk that is the registry NAME.
+    pub layout: BTreeMap<String, LayoutEntry>,
     /// Only from the environment and the command line: files in clear text hold no secrets of ours.
     #[serde(skip)]
     pub credential: Option<Credential>,
@@ -69,6 +72,9 @@ pub struct Layer {
 pub struct MountEntry {
     /// Where to mount; relative to the file that names it.
     pub mountpoint: PathBuf,
+    /// What: as the argument of `mount`; all registries where it is left out. The path of a layout is relative to the
+    /// file that names it.
+    pub source: Option<String>,
     /// Whether users other than the daemon's reach the mount. Default: where the daemon is root.
     pub allow_other: Option<bool>,
     /// `OS/ARCH[/VARIANT]` for this mount.
@@ -134,6 +140,14 @@ impl MirrorEntry {
     }
 }
 
+/// One `[layout."NAME"]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LayoutEntry {
+    /// The layout's directory; relative to the file that names it.
+    pub path: PathBuf,
+}
+
 impl RegistryEntry {
     fn over(self, below: Self) -> Self {
         Self {
@@ -186,14 +200,11 @@ impl Layer {
             .map(Some)
     }
 
-    /// Reads the text of a file; `name` is for the error, which quotes the line at fault.
+    /// Reads the text of a file; `name` is for the error, which quotes the key at fault.
     pub(super) fn parse(text: &str, name: &str) -> Result<Self> {
         toml::from_str(text).map_err(|error| {
-            let offset = error.span().map_or(0, |span| span.start);
-            let before = text.get(..offset).unwrap_or_default();
-            let number = before.bytes().filter(|&byte| byte == b'\n').count() + 1;
-            let line = text.lines().nth(number - 1).unwrap_or_default().trim();
-            Error::usage(format!("{name}:{number}: {} in `{line}`", error.message()))
+            let (number, why, key) = explain(&error, text);
+            Error::usage(format!("{name}:{number}: {why} in `{key}`"))
         })
     }
 
@@ -206,14 +217,32 @@ impl Layer {
             }
             Err(error) => Err(Error::usage(format!("{}: {error}", path.display()))),
         };
+        for source in self
+            .mount
+            .iter_mut()
+            .flatten()
+            .filter_map(|mount| mount.source.as_mut())
+        {
+            if let Some(rest) = source
+                .strip_prefix("oci:")
+                .filter(|rest| !rest.is_empty() && !rest.starts_with(['/', ':']))
+            {
+                let (path, name) = rest.split_at(rest.find(':').unwrap_or(rest.len()));
+                let mut path = PathBuf::from(path);
+                absolute(&mut path)?;
+                *source = format!("oci:{}{name}", path.display());
+            }
+        }
         let registry_files = self.registry.values_mut().flat_map(RegistryEntry::paths);
         let files = self.ca.iter_mut().flatten().chain(registry_files);
         let certs_dirs = self.certs_dirs.iter_mut().flatten();
+        let layouts = self.layout.values_mut().map(|layout| &mut layout.path);
         let mountpoints = self.mount.iter_mut().flatten().map(|mount| &mut mount.mountpoint);
         self.cache_dir
             .iter_mut()
             .chain(files)
             .chain(certs_dirs)
+            .chain(layouts)
             .chain(mountpoints)
             .try_for_each(absolute)?;
         Ok(self)
@@ -235,6 +264,8 @@ impl Layer {
             let under = registry.remove(&host).unwrap_or_default();
             registry.insert(host, entry.over(under));
         }
+        let mut layout = below.layout;
+        layout.extend(self.layout);
         Self {
             cache_dir: self.cache_dir.or(below.cache_dir),
             platform: self.platform.or(below.platform),
@@ -254,6 +285,7 @@ impl Layer {
             deny: self.deny.or(below.deny),
             mount: self.mount.or(below.mount),
             registry,
+            layout,
             credential: self.credential.or(below.credential),
         }
     }
@@ -277,6 +309,12 @@ impl Layer {
         ];
         if let Some((key, _)) = out_of_range.iter().find(|(_, wrong)| *wrong) {
             return Err(Error::usage(format!("{key}: out of range")));
+        }
+        let is_registry = |name: &String| self.registry.keys().any(|host| host.eq_ignore_ascii_case(name));
+        if let Some(name) = self.layout.keys().find(|name| is_registry(name)) {
+            return Err(Error::usage(format!(
+                "{name:?} is the name of a [registry] and of a [layout]; give the layout another one"
+            )));
         }
         let cache_dir = match self.cache_dir {
             Some(dir) => dir,
@@ -304,6 +342,11 @@ impl Layer {
             deny: host_patterns("deny", self.deny)?,
             mounts: self.mount.unwrap_or_default(),
             registries: self.registry,
+            layouts: self
+                .layout
+                .into_iter()
+                .map(|(name, entry)| (name, entry.path))
+                .collect(),
         })
     }
 }

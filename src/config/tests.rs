@@ -200,7 +200,7 @@ fn errors_name_the_file_the_line_and_the_key() {
         ("credential = \"u:p\"\n", "f.toml:1:", "credential"),
         ("budget = \"many\"\n", "f.toml:1:", "budget"),
         ("[[mount]]\nallow_other = true\n", "f.toml:1:", "mountpoint"),
-        ("a = [", "f.toml:1:", "a = ["),
+        ("a = [", "f.toml:1:", "in `a`"),
     ];
     for (text, place, key) in cases {
         let error = Layer::parse(text, "f.toml").unwrap_err();

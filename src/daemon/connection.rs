@@ -91,7 +91,9 @@ impl Connection {
                 Ok(Ok(None) | Err(Error::Io { .. })) if !self.has_answered => {
                     return Ok(Part::Outcome(Outcome::Ending));
                 }
-                Ok(Ok(None)) => return Err(Error::busy("daemon", "it ended before it had answered")),
+                Ok(Ok(None) | Err(Error::Io { .. })) => {
+                    return Err(Error::busy("daemon", "it ended before it had answered"));
+                }
                 Ok(Err(error)) => return Err(error),
                 Err(_) => return Err(self.silent(SILENCE_MAX)),
             };

@@ -3,20 +3,24 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use tokio::time::timeout;
+
 use super::connection::Connection;
-use super::engine::unmount_dead;
 use super::log::Verbosity;
 use super::protocol::{Given, MountRequest, Outcome, Request};
 use super::socket::all_sockets;
 use super::spawn::{Orders, log_file, spawn};
 use crate::config::Loaded;
 use crate::error::{Error, Result};
+use crate::fuse::{Guarded, Unmount, unmount_all_dead, unmount_path};
 use crate::store::lock::Lock;
 
 /// How often a lock or a socket that is about to change is looked at.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 /// How long a daemon may take to end after its last mount is gone.
 const END_WITHIN: Duration = Duration::from_secs(30);
+/// How long a fresh mount may take to answer where this process looks itself.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
 /// The mount namespace of this process, as the kernel names it.
 pub(super) fn mount_namespace() -> Result<String> {
@@ -32,22 +36,35 @@ pub(super) fn mount_namespace() -> Result<String> {
 /// [`Error::Busy`] naming the settings in conflict with the running daemon, or who holds the store; what the daemon
 /// says.
 pub async fn mount(loaded: &Loaded, mount: &MountRequest, verbosity: Verbosity) -> Result<()> {
+    // Held until the tree answers.
+    let guarded = Guarded::at(&mount.mountpoint)?;
     let request = Request::Mount {
-        mount: mount.clone(),
+        mount: MountRequest {
+            place: guarded.as_ref().map(Guarded::place),
+            ..mount.clone()
+        },
         given: Given::new(&loaded.given),
         namespace: mount_namespace()?,
     };
     let started = Instant::now();
     loop {
-        let busy = match mount_once(loaded, &request, verbosity).await? {
-            Attempt::Mounted => return Ok(()),
-            Attempt::Again(busy) => busy,
-        };
-        if started.elapsed() > loaded.config.timeout {
-            return Err(busy);
+        match mount_once(loaded, &request, verbosity).await? {
+            Attempt::Mounted => break,
+            Attempt::Again(busy) if started.elapsed() > loaded.config.timeout => return Err(busy),
+            Attempt::Again(_) => tokio::time::sleep(RETRY_INTERVAL).await,
         }
-        tokio::time::sleep(RETRY_INTERVAL).await;
     }
+    let Some(guarded) = guarded else {
+        return Ok(());
+    };
+    timeout(ANSWER_WITHIN, blocking(move || guarded.see_it_answers()))
+        .await
+        .unwrap_or_else(|_| {
+            Err(Error::Timeout {
+                what: mount.mountpoint.display().to_string(),
+                waited_ms: u64::try_from(ANSWER_WITHIN.as_millis()).unwrap_or(u64::MAX),
+            })
+        })
 }
 
 enum Attempt {
@@ -94,11 +111,16 @@ async fn mount_once(loaded: &Loaded, request: &Request, verbosity: Verbosity) ->
     }
 }
 
-/// Unmounts. Returns when the daemon has ended, if this was the last mount that it was there for.
+/// Unmounts. Of an idle mount it returns when the daemon has ended, if that was the last mount that it was there for.
+/// The other ways ask no daemon, which may hang: it notices that its mount is gone.
 ///
 /// # Errors
 /// [`Error::NotFound`] where nothing of ours is mounted; [`Error::Busy`] naming who uses the mount.
-pub async fn unmount(loaded: &Loaded, mountpoint: &Path) -> Result<()> {
+pub async fn unmount(loaded: &Loaded, mountpoint: &Path, how: Unmount) -> Result<()> {
+    if how != Unmount::Idle {
+        let mountpoint = mountpoint.to_owned();
+        return blocking(move || unmount_path(&mountpoint, how)).await;
+    }
     let mountpoint = resolve(mountpoint)?;
     let request = Request::Unmount {
         mountpoint: mountpoint.clone(),
@@ -109,17 +131,32 @@ pub async fn unmount(loaded: &Loaded, mountpoint: &Path) -> Result<()> {
         return Ok(());
     }
     for socket in all_sockets() {
-        // A daemon of another store that is gone or stands still is no reason not to ask the next one.
+        // A daemon of another store that is gone, stands still or is of another version is no reason not to ask the
+        // next one.
         let Ok(Some(other)) = Connection::to(&socket).await else {
             continue;
         };
         match unmount_by(other, &request).await {
             Ok(true) => return Ok(()),
-            Ok(false) | Err(Error::Timeout { .. }) => {}
+            Ok(false) | Err(Error::Timeout { .. } | Error::Unsupported { .. }) => {}
             Err(error) => return Err(error),
         }
     }
-    unmount_dead(mountpoint).await
+    blocking(move || unmount_path(&mountpoint, Unmount::Idle)).await
+}
+
+/// Removes every mount of ours whose daemon is gone, and returns where they were.
+///
+/// # Errors
+/// One that could not be looked at or removed; the others are gone all the same.
+pub async fn unmount_dead() -> Result<Vec<PathBuf>> {
+    blocking(unmount_all_dead).await
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| Err(Error::busy("unmount", error.to_string())))
 }
 
 /// Whether the daemon had this mount and has unmounted it; then it also has ended, if it was to.

@@ -4,22 +4,24 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
 
+use super::endpoints::host_options;
 use super::protocol::MountRequest;
-use crate::config::{Config, MirrorEntry, RegistryEntry, SecretText};
+use super::source::MountSource;
+use crate::config::Config;
+use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fetch::Fetcher;
-use crate::fs::{Filesystem, Options};
-use crate::fuse::{Mount, MountOptions, unmount_path};
+use crate::fs::{Filesystem, Options, Root};
+use crate::fuse::{Mount, MountOptions};
 use crate::image::Images;
 use crate::image::platform::Platform;
 use crate::image::resolve::Resolver;
-use crate::registry::reference::{canonical_host, is_host};
-use crate::registry::{Client, ClientOptions, HostOptions, MirrorOptions, Secret};
+use crate::registry::reference::{DEFAULT_HOST, canonical_host, is_host, layout_host};
+use crate::registry::{Client, ClientOptions, CredentialEnvironment, HostOptions, Secret};
 use crate::store::Store;
 use crate::store::lock::Lock;
 
@@ -108,25 +110,53 @@ impl Engine {
         })
     }
 
-    /// Mounts a tree. Blocks until it answers or cannot. `status` makes the content of `status.json`.
-    pub(super) fn mount(
+    /// Opens the tree of a mount: what its source names is resolved when this returns. `status` makes the content of
+    /// `status.json`.
+    pub(super) async fn open_tree(
         &self,
         request: &MountRequest,
         status: Arc<dyn Fn() -> String + Send + Sync>,
-    ) -> Result<Mounted> {
+    ) -> Result<Filesystem> {
         let platform: Platform = match &request.platform {
             Some(text) => text.parse()?,
             None => Platform::host(),
         };
-        let tree = Filesystem::new(
-            Arc::clone(&self.images),
-            self.tree_options(request, platform.clone(), status),
-        );
+        tracing::debug!(source = %request.source, %platform, "resolving");
+        let root = self.root(&request.source).await?;
+        let options = self.tree_options(request, platform, status);
+        Filesystem::open(Arc::clone(&self.images), options, &root).await
+    }
+
+    async fn root(&self, source: &MountSource) -> Result<Root> {
+        Ok(match source {
+            MountSource::Registries => Root::Registries,
+            MountSource::Registry(host) => Root::Registry(canonical_host(host)?),
+            MountSource::Image(reference) => Root::Rootfs(reference.parse()?),
+            MountSource::Layout { path, name } => {
+                let host = layout_host(&path.display().to_string());
+                let client = self.images.fetcher().client();
+                match client.find_in_layout(&host, name.as_deref()).await? {
+                    Some(reference) => Root::Rootfs(reference),
+                    None => Root::Registry(host),
+                }
+            }
+        })
+    }
+
+    /// The directories of the layouts that the configuration names.
+    pub(super) fn layouts(&self) -> impl Iterator<Item = &Path> {
+        self.config.layouts.values().map(PathBuf::as_path)
+    }
+
+    /// Mounts a tree. Blocks until it answers or cannot.
+    pub(super) fn mount(&self, request: &MountRequest, tree: Filesystem) -> Result<Mounted> {
         let options = MountOptions {
             allow_other: request.allow_other,
+            no_exec: request.no_exec,
+            place: request.place.clone(),
             ..MountOptions::new(&request.mountpoint)
         };
-        tracing::debug!(mountpoint = %request.mountpoint.display(), %platform, "mounting");
+        tracing::debug!(mountpoint = %request.mountpoint.display(), "mounting");
         Ok(Mounted {
             mount: Mount::start(Arc::new(tree.clone()), &options, &self.runtime)?,
             tree,
@@ -146,7 +176,12 @@ impl Engine {
             platform,
             allow: request.allow.clone(),
             deny: request.deny.clone(),
-            configured: config.registries.keys().map(canonical).collect(),
+            configured: config
+                .registries
+                .keys()
+                .chain(config.layouts.keys())
+                .map(canonical)
+                .collect(),
             owner_uid: nix::unistd::geteuid().as_raw(),
             lookup_wait: config.lookup_wait,
             journal_entries: config.journal_entries,
@@ -173,48 +208,22 @@ fn disk_bytes(dir: &Path, depth: u32) -> u64 {
     entries.flatten().map(bytes_of).sum()
 }
 
-fn host_options(entry: &RegistryEntry) -> HostOptions {
-    HostOptions {
-        plain_http: entry.plain_http.unwrap_or(false),
-        insecure: entry.insecure,
-        ca_files: entry.ca.clone().unwrap_or_default(),
-        client_cert: entry.client_cert.clone(),
-        client_key: entry.client_key.clone(),
-        proxy: entry.proxy.as_ref().map(|proxy| Secret::new(proxy.expose())),
-        connect_timeout: entry.connect_timeout_s.map(Duration::from_secs),
-        headers: secrets(entry.header.as_ref()),
-        credential: None,
-        server: entry.server.clone(),
-        mirrors: entry
-            .mirror
-            .as_ref()
-            .map(|mirrors| mirrors.iter().map(mirror_options).collect()),
+/// The layouts by canonical host names, none of which a registry has.
+fn layouts(config: &Config, registries: &BTreeMap<String, HostOptions>) -> Result<BTreeMap<String, PathBuf>> {
+    let mut layouts = BTreeMap::new();
+    for (name, path) in &config.layouts {
+        let wrong = |why: String| Error::usage(format!("[layout.{name:?}]: {why}"));
+        let host = canonical_host(name).map_err(|error| wrong(error.to_string()))?;
+        if host == DEFAULT_HOST || registries.contains_key(&host) {
+            return Err(wrong(format!(
+                "{host} is a registry; give the layout another name"
+            )));
+        }
+        if layouts.insert(host, path.clone()).is_some() {
+            return Err(wrong("two layouts have this name".to_owned()));
+        }
     }
-}
-
-fn mirror_options(entry: &MirrorEntry) -> MirrorOptions {
-    MirrorOptions {
-        url: entry.url.clone(),
-        capabilities: entry.capabilities.clone().unwrap_or_default(),
-        override_path: entry.override_path.unwrap_or(false),
-        host: HostOptions {
-            insecure: entry.insecure,
-            ca_files: entry.ca.clone().unwrap_or_default(),
-            client_cert: entry.client_cert.clone(),
-            client_key: entry.client_key.clone(),
-            proxy: entry.proxy.as_ref().map(|proxy| Secret::new(proxy.expose())),
-            connect_timeout: entry.connect_timeout_s.map(Duration::from_secs),
-            headers: secrets(entry.header.as_ref()),
-            ..HostOptions::default()
-        },
-    }
-}
-
-fn secrets(headers: Option<&BTreeMap<String, SecretText>>) -> BTreeMap<String, Secret> {
-    let headers = headers.into_iter().flatten();
-    headers
-        .map(|(name, value)| (name.clone(), Secret::new(value.expose())))
-        .collect()
+    Ok(layouts)
 }
 
 /// The registry client's part of the settings.
@@ -225,6 +234,7 @@ fn client_options(config: &Config, credential_host: Option<&str>) -> Result<Clie
             canonical_host(host).map_err(|error| Error::usage(format!("[registry.{host:?}]: {error}")))?;
         hosts.insert(name, host_options(entry));
     }
+    let layouts = layouts(config, &hosts)?;
     let mut for_all = None;
     if let Some(credential) = &config.credential {
         let secret = Secret::new(credential.expose());
@@ -244,7 +254,9 @@ fn client_options(config: &Config, credential_host: Option<&str>) -> Result<Clie
         }
     }
     Ok(ClientOptions {
+        layouts,
         credential: for_all,
+        credential_environment: CredentialEnvironment::of_process(),
         ca_files: config.ca.clone(),
         certs_dirs: config.certs_dirs.clone(),
         insecure: config.insecure,
@@ -266,9 +278,24 @@ pub(super) struct Mounted {
 }
 
 impl Mounted {
-    /// Unmounts; blocks. A busy mount is [`Error::Busy`] naming who is busy, unless `lazy`.
-    pub(super) fn unmount(&self, lazy: bool) -> Result<()> {
-        self.mount.unmount(lazy)
+    /// Unmounts; blocks. A busy mount is [`Error::Busy`] naming who is busy.
+    pub(super) fn unmount(&self) -> Result<()> {
+        self.mount.unmount(false)
+    }
+
+    /// Unmounts whoever uses it; blocks.
+    pub(super) fn abort(&self) -> Result<()> {
+        self.mount.abort()
+    }
+
+    /// Whether it still has its place in the tree; one that was unmounted lazily has not.
+    pub(super) fn is_attached(&self) -> bool {
+        self.mount.is_attached()
+    }
+
+    /// Sees that it answers; blocks. Needs no network.
+    pub(super) fn see_it_answers(&self) -> Result<()> {
+        self.mount.see_it_answers()
     }
 
     /// Waits until the kernel has ended the session, whoever unmounted.
@@ -281,6 +308,11 @@ impl Mounted {
         json!(self.mount.counters().by_operation)
     }
 
+    /// The image that is mounted, where it is one.
+    pub(super) fn digest(&self) -> Option<Digest> {
+        self.tree.digest()
+    }
+
     /// The last failed operations, each an object.
     pub(super) fn errors(&self) -> Vec<Value> {
         self.tree
@@ -290,11 +322,4 @@ impl Mounted {
             .map(|failure| json!(failure))
             .collect()
     }
-}
-
-/// Unmounts what no daemon answers for any more; what is not ours is left alone.
-pub(super) async fn unmount_dead(mountpoint: PathBuf) -> Result<()> {
-    tokio::task::spawn_blocking(move || unmount_path(&mountpoint, false))
-        .await
-        .unwrap_or_else(|error| Err(Error::busy("unmount", error.to_string())))
 }

@@ -10,6 +10,7 @@
 mod connection;
 mod control;
 mod descriptors;
+mod endpoints;
 mod engine;
 pub mod log;
 mod memory;
@@ -18,12 +19,15 @@ mod protocol;
 mod query;
 mod run;
 mod server;
+mod service;
 mod session;
 mod socket;
+mod source;
 mod spawn;
 
-pub use control::{mount, unmount};
+pub use control::{mount, unmount, unmount_dead};
 pub use protocol::MountRequest;
 pub use query::{ImageName, Query};
 pub use run::{SHUTDOWN_WITHIN, allow_other_default, daemon, foreground, runtime, spawned};
 pub use session::Session;
+pub use source::MountSource;

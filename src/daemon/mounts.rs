@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use super::engine::{Engine, Mounted};
 use super::protocol::MountRequest;
@@ -28,7 +29,7 @@ pub(super) struct Mounts {
     ending: Ending,
     started: Instant,
     state: Mutex<State>,
-    /// Changes with every mount that ends.
+    /// Changes with every mount that comes or ends.
     changes: watch::Sender<u64>,
     /// Turns true when the daemon has nothing left to live for.
     over: watch::Sender<bool>,
@@ -37,17 +38,67 @@ pub(super) struct Mounts {
 #[derive(Debug, Default)]
 struct State {
     slots: BTreeMap<PathBuf, Slot>,
+    /// Mounts that were unmounted lazily and whose place another one has taken; served until their last user is gone.
+    detached: Vec<Arc<Mounted>>,
     is_over: bool,
 }
 
 #[derive(Debug)]
 enum Slot {
-    Starting,
+    Starting {
+        /// The layout that it will read.
+        layout: Option<PathBuf>,
+    },
     Live {
         request: MountRequest,
         mounted: Arc<Mounted>,
         since: Instant,
     },
+}
+
+impl Slot {
+    /// The directory of the layout that is mounted.
+    fn layout(&self) -> Option<&Path> {
+        match self {
+            Self::Starting { layout } => layout.as_deref(),
+            Self::Live { request, .. } => request.source.layout(),
+        }
+    }
+}
+
+impl State {
+    /// Refuses a mount that would leave this process reading a layout below a mount of its own: it would wait for itself.
+    fn check_layouts<'a>(
+        &'a self,
+        request: &'a MountRequest,
+        configured: impl Iterator<Item = &'a Path>,
+    ) -> Result<()> {
+        let read = self.slots.values().filter_map(Slot::layout).chain(configured);
+        let hidden = read
+            .chain(request.source.layout())
+            .find(|layout| layout.starts_with(&request.mountpoint));
+        if let Some(layout) = hidden {
+            let why = format!("it would hide the layout {}, which is read", layout.display());
+            return Err(Error::busy(request.mountpoint.display().to_string(), why));
+        }
+        let Some(layout) = request.source.layout() else {
+            return Ok(());
+        };
+        match self
+            .slots
+            .keys()
+            .find(|mountpoint| layout.starts_with(mountpoint))
+        {
+            Some(mountpoint) => Err(Error::busy(
+                layout.display().to_string(),
+                format!(
+                    "it lies below {}, where this daemon has mounted",
+                    mountpoint.display()
+                ),
+            )),
+            None => Ok(()),
+        }
+    }
 }
 
 /// How a mount request ended.
@@ -68,7 +119,7 @@ struct Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         let mut state = self.mounts.state.lock();
-        if matches!(state.slots.get(&self.mountpoint), Some(Slot::Starting)) {
+        if matches!(state.slots.get(&self.mountpoint), Some(Slot::Starting { .. })) {
             state.slots.remove(&self.mountpoint);
             self.mounts.note_end(&mut state);
         }
@@ -94,13 +145,15 @@ impl Mounts {
         request: MountRequest,
         status: Arc<dyn Fn() -> String + Send + Sync>,
     ) -> Result<Mounting> {
-        let Some(reservation) = self.reserve(&request.mountpoint)? else {
+        let Some(reservation) = self.reserve(&request)? else {
             return Ok(Mounting::Over);
         };
         let engine = self.engine.clone();
+        let tree = engine.open_tree(&request, status).await;
+        let tree = tree.map_err(|error| request.source.explain(error))?;
         let blocking = move || {
             // The reservation goes along: until the mount stands or has failed, its place is taken.
-            let mounted = engine.mount(&request, status);
+            let mounted = engine.mount(&request, tree);
             (reservation, request, mounted)
         };
         let (reservation, request, mounted) = tokio::task::spawn_blocking(blocking)
@@ -116,18 +169,26 @@ impl Mounts {
         };
         self.state.lock().slots.insert(mountpoint.clone(), slot);
         drop(reservation);
+        self.changes.send_modify(|count| *count += 1);
         tokio::spawn(Self::watch(Arc::downgrade(self), mounted, mountpoint));
         Ok(Mounting::Mounted)
     }
 
-    fn reserve(self: &Arc<Self>, mountpoint: &Path) -> Result<Option<Reservation>> {
+    fn reserve(self: &Arc<Self>, request: &MountRequest) -> Result<Option<Reservation>> {
+        let mountpoint = request.mountpoint.as_path();
         let mut state = self.state.lock();
         if state.is_over {
             return Ok(None);
         }
         let what = || mountpoint.display().to_string();
-        if state.slots.contains_key(mountpoint) {
-            return Err(Error::busy(what(), "this daemon has mounted there already"));
+        match state.slots.get(mountpoint) {
+            // Somebody has unmounted it behind our back, and its session is about to end, or still in use.
+            Some(Slot::Live { mounted, .. }) if !mounted.is_attached() => {
+                let mounted = mounted.clone();
+                state.detached.push(mounted);
+            }
+            Some(_) => return Err(Error::busy(what(), "this daemon has mounted there already")),
+            None => {}
         }
         if state.slots.len() >= MOUNTS_MAX {
             return Err(Error::busy(
@@ -135,7 +196,11 @@ impl Mounts {
                 format!("a daemon holds at most {MOUNTS_MAX} mounts"),
             ));
         }
-        state.slots.insert(mountpoint.to_owned(), Slot::Starting);
+        state.check_layouts(request, self.engine.layouts())?;
+        let layout = request.source.layout().map(Path::to_path_buf);
+        state
+            .slots
+            .insert(mountpoint.to_owned(), Slot::Starting { layout });
         Ok(Some(Reservation {
             mounts: self.clone(),
             mountpoint: mountpoint.to_owned(),
@@ -154,10 +219,14 @@ impl Mounts {
     }
 
     /// Unmounts; a busy mount is an error that says who is busy.
-    pub(super) async fn unmount(&self, mountpoint: &Path, lazy: bool) -> Result<()> {
+    pub(super) async fn unmount(&self, mountpoint: &Path) -> Result<()> {
+        self.unmount_by(mountpoint, Mounted::unmount).await
+    }
+
+    async fn unmount_by(&self, mountpoint: &Path, way: fn(&Mounted) -> Result<()>) -> Result<()> {
         let mounted = match self.state.lock().slots.get(mountpoint) {
             Some(Slot::Live { mounted, .. }) => mounted.clone(),
-            Some(Slot::Starting) => {
+            Some(Slot::Starting { .. }) => {
                 return Err(Error::busy(
                     mountpoint.display().to_string(),
                     "it is just being mounted",
@@ -171,7 +240,7 @@ impl Mounts {
             }
         };
         let blocking = mounted.clone();
-        tokio::task::spawn_blocking(move || blocking.unmount(lazy))
+        tokio::task::spawn_blocking(move || way(&blocking))
             .await
             .map_err(|error| Error::busy("unmount", error.to_string()))??;
         self.remove(mountpoint, &mounted);
@@ -185,13 +254,15 @@ impl Mounts {
             && Arc::ptr_eq(found, mounted)
         {
             state.slots.remove(mountpoint);
-            self.note_end(&mut state);
+        } else {
+            state.detached.retain(|found| !Arc::ptr_eq(found, mounted));
         }
+        self.note_end(&mut state);
     }
 
     fn note_end(&self, state: &mut State) {
         self.changes.send_modify(|count| *count += 1);
-        if self.ending == Ending::WithLastMount && state.slots.is_empty() {
+        if self.ending == Ending::WithLastMount && state.slots.is_empty() && state.detached.is_empty() {
             state.is_over = true;
             self.over.send_replace(true);
         }
@@ -227,18 +298,58 @@ impl Mounts {
         self.state.lock().is_over
     }
 
-    /// Unmounts everything, taking what is in use out of sight where it cannot be unmounted.
-    pub(super) async fn unmount_all(&self) {
+    /// Unmounts everything, whoever uses it: nobody will serve them. All at once, so that it takes no longer than the
+    /// deadlines of one.
+    pub(super) async fn unmount_all(self: &Arc<Self>) {
         self.state.lock().is_over = true;
         let mountpoints: Vec<PathBuf> = self.state.lock().slots.keys().cloned().collect();
+        let mut work = JoinSet::new();
         for mountpoint in mountpoints {
-            if let Err(error) = self.unmount(&mountpoint, false).await {
-                tracing::warn!(%error, "unmounting lazily");
-                if let Err(error) = self.unmount(&mountpoint, true).await {
-                    tracing::error!(%error, "left to the kernel");
-                }
+            let mounts = self.clone();
+            work.spawn(async move { mounts.unmount_somehow(&mountpoint).await });
+        }
+        while work.join_next().await.is_some() {}
+    }
+
+    async fn unmount_somehow(&self, mountpoint: &Path) {
+        if let Err(error) = self.unmount(mountpoint).await {
+            tracing::warn!(%error, "unmounting by force");
+            if let Err(error) = self.unmount_by(mountpoint, Mounted::abort).await {
+                tracing::error!(%error, "left to the kernel");
             }
         }
+    }
+
+    /// Sees that every mount answers, one after the other; needs no network.
+    ///
+    /// # Errors
+    /// Of the first one that does not.
+    pub(super) async fn see_they_answer(&self) -> Result<()> {
+        for mounted in self.live() {
+            tokio::task::spawn_blocking(move || mounted.see_it_answers())
+                .await
+                .unwrap_or_else(|error| Err(Error::busy("self-check", error.to_string())))?;
+        }
+        Ok(())
+    }
+
+    /// How many mounts there are.
+    pub(super) fn count(&self) -> usize {
+        self.live().len()
+    }
+
+    fn live(&self) -> Vec<Arc<Mounted>> {
+        let state = self.state.lock();
+        let mounted = |slot: &Slot| match slot {
+            Slot::Live { mounted, .. } => Some(mounted.clone()),
+            Slot::Starting { .. } => None,
+        };
+        state.slots.values().filter_map(mounted).collect()
+    }
+
+    /// Changes with every mount that comes or ends.
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 
     /// The mounts, for people and programs.
@@ -254,6 +365,8 @@ impl Mounts {
             {
                 mounts.push(json!({
                     "mountpoint": request.mountpoint,
+                    "source": request.source.to_string(),
+                    "digest": mounted.digest(),
                     "platform": request.platform.clone().unwrap_or_else(|| Platform::host().to_string()),
                     "allow_other": request.allow_other,
                     "allow": request.allow,

@@ -12,11 +12,12 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::query::Query;
+use super::source::MountSource;
 use crate::config::{Credential, Layer};
 use crate::error::{Error, Result};
 
 /// The version of the messages. A daemon and a client of different versions refuse each other with a remedy.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 /// Largest message in bytes.
 const MESSAGE_BYTES_MAX: u32 = 16 << 20;
 /// Largest piece of data in bytes.
@@ -87,7 +88,7 @@ impl Frame {
         let mut body = from.take(u64::from(length));
         body.read_to_end(&mut bytes).await.map_err(io)?;
         if bytes.len() < length as usize {
-            return Err(broken("the stream ends inside a frame"));
+            return Err(io(std::io::ErrorKind::UnexpectedEof.into()));
         }
         Ok(Some(match kind[0] {
             KIND_MESSAGE => Self::Message(bytes),
@@ -198,10 +199,16 @@ impl Given {
 pub struct MountRequest {
     /// Where: as [`crate::fuse::resolve_new_mountpoint`] spells it, in a process that serves no mount.
     pub mountpoint: PathBuf,
+    /// What.
+    pub source: MountSource,
     /// `OS/ARCH[/VARIANT]` to choose from indexes; nothing means the host's.
     pub platform: Option<String>,
     /// Whether other users reach the mount.
     pub allow_other: bool,
+    /// Whether no program of it can be run.
+    pub no_exec: bool,
+    /// Another way to the mountpoint, where autofs guards it: [`crate::fuse::Guarded`].
+    pub place: Option<PathBuf>,
     /// Patterns of the hosts that can be looked up; empty means all.
     pub allow: Vec<String>,
     /// Patterns of the hosts that cannot.

@@ -10,6 +10,7 @@ use super::protocol::PIECE_BYTES_MAX;
 use crate::error::{Error, Result};
 use crate::image::Images;
 use crate::image::platform::Platform;
+use crate::image::select::Pattern;
 use crate::registry::reference::{Reference, canonical_host};
 
 /// How many pieces may wait for whoever takes them: what `cat` reads ahead, in MiB.
@@ -70,6 +71,29 @@ pub enum Query {
         /// The path.
         path: Vec<u8>,
     },
+    /// What to write for patterns: see [`crate::image::plan`].
+    Plan {
+        /// The image.
+        image: ImageName,
+        /// The patterns.
+        patterns: Vec<Vec<u8>>,
+    },
+    /// The contents of regular files, one behind the other.
+    Contents {
+        /// The image.
+        image: ImageName,
+        /// Their inodes in the merged tree.
+        nodes: Vec<u32>,
+    },
+    /// Brings an image, or what patterns select of it, into the cache: see [`crate::image::copy::Prefetched`].
+    Prefetch {
+        /// The image.
+        image: ImageName,
+        /// The patterns; none for all of it.
+        patterns: Vec<Vec<u8>>,
+        /// How often a request is made again that a network failure ended without anything having come.
+        retries: u32,
+    },
     /// Mounts, cache, transfers and recent errors, as a JSON object.
     Status,
 }
@@ -111,7 +135,10 @@ impl Query {
             | Self::FileInfo { image, .. }
             | Self::Ls { image, .. }
             | Self::Config { image }
-            | Self::Cat { image, .. } => of_reference(&image.reference),
+            | Self::Cat { image, .. }
+            | Self::Plan { image, .. }
+            | Self::Contents { image, .. }
+            | Self::Prefetch { image, .. } => of_reference(&image.reference),
             Self::Status => None,
         }
     }
@@ -131,9 +158,24 @@ impl Query {
             | Self::FileInfo { image, .. }
             | Self::Ls { image, .. }
             | Self::Config { image }
-            | Self::Cat { image, .. } => image.parse().map(drop),
+            | Self::Cat { image, .. }
+            | Self::Contents { image, .. } => image.parse().map(drop),
+            Self::Plan { image, patterns } | Self::Prefetch { image, patterns, .. } => {
+                image.parse()?;
+                patterns
+                    .iter()
+                    .try_for_each(|text| Pattern::parse(text).map(drop))
+            }
             Self::Status => Ok(()),
         }
+    }
+
+    /// Whether the answer lasts as long as there is something to send, and whoever asked takes it.
+    pub(super) fn is_stream(&self) -> bool {
+        matches!(
+            self,
+            Self::Cat { .. } | Self::Plan { .. } | Self::Contents { .. } | Self::Prefetch { .. }
+        )
     }
 }
 
@@ -187,6 +229,24 @@ pub(super) async fn answer(
                 send(bytes, to).await?;
             }
             Ok(())
+        }
+        Query::Plan { image, patterns } => {
+            let (reference, platform) = image.parse()?;
+            images.plan(&reference, &platform, &patterns, to).await
+        }
+        Query::Contents { image, nodes } => {
+            let (reference, platform) = image.parse()?;
+            images.contents(&reference, &platform, &nodes, to).await
+        }
+        Query::Prefetch {
+            image,
+            patterns,
+            retries,
+        } => {
+            let (reference, platform) = image.parse()?;
+            images
+                .prefetch(&reference, &platform, &patterns, retries, to)
+                .await
         }
         Query::Status => send_document(&status(), to).await,
     }

@@ -15,13 +15,15 @@ use super::control;
 use super::engine::Engine;
 use super::log::{self, Verbosity};
 use super::mounts::Mounts;
-use super::protocol::{MountRequest, Outcome};
+use super::protocol::MountRequest;
 use super::server::{Server, listen};
+use super::service::{Attempts, tell};
 use super::socket::socket_path;
+use super::source::MountSource;
 use super::spawn::{Orders, Parent, log_file};
 use crate::config::{Config, Loaded};
 use crate::error::{Error, Result};
-use crate::fuse::resolve_new_mountpoint;
+use crate::fuse::{Unmount, resolve_new_mountpoint};
 use crate::store::lock::Lock;
 
 /// How long work on other threads may go on after a daemon or a command has done its part.
@@ -62,8 +64,11 @@ pub fn daemon(config: &Config, notice: fn(&str)) -> Result<()> {
         .map(|entry| {
             Ok(MountRequest {
                 mountpoint: resolve_new_mountpoint(&entry.mountpoint)?,
+                source: MountSource::parse(entry.source.as_deref().unwrap_or_default())?,
                 platform: entry.platform.clone().or_else(|| config.platform.clone()),
                 allow_other: entry.allow_other.unwrap_or_else(allow_other_default),
+                no_exec: false,
+                place: None,
                 allow: config.allow.clone(),
                 deny: config.deny.clone(),
             })
@@ -155,7 +160,7 @@ async fn through_daemon(loaded: &Loaded, request: &MountRequest, verbosity: Verb
     control::mount(loaded, request, verbosity).await?;
     tokio::select! {
         result = control::wait_for_end(loaded, &request.mountpoint) => result,
-        () = signals.next() => control::unmount(loaded, &request.mountpoint).await,
+        () = signals.next() => control::unmount(loaded, &request.mountpoint, Unmount::Idle).await,
     }
 }
 
@@ -234,18 +239,21 @@ impl Daemon {
         };
         let serving = tokio::spawn(server.clone().run(listener, stopped));
         let giving_back = tokio::spawn(super::memory::give_back(engine.images().fetcher().clone()));
+        let attempts = Attempts::start(&server, requests);
         let is_up = tokio::select! {
-            result = mount_all(&server, requests) => result.map(|()| true),
+            result = attempts.settle() => result.map(|()| true),
             () = signals.next() => Ok(false),
         };
         if is_up == Ok(true) {
-            tell_service_manager(NotifyState::Ready);
+            tell(&[NotifyState::Ready]);
             tokio::select! {
+                () = attempts.report(&mounts) => {}
                 () = mounts.over() => {}
                 () = signals.next() => {}
             }
         }
-        tell_service_manager(NotifyState::Stopping);
+        tell(&[NotifyState::Stopping]);
+        drop(attempts);
         giving_back.abort();
         withdraw(&engine, &socket);
         mounts.unmount_all().await;
@@ -257,15 +265,6 @@ impl Daemon {
     }
 }
 
-async fn mount_all(server: &Server, requests: Vec<MountRequest>) -> Result<()> {
-    for request in requests {
-        if server.mount(request).await? == Outcome::Ending {
-            return Err(Error::busy("daemon", "ended while it mounted"));
-        }
-    }
-    Ok(())
-}
-
 /// Makes new clients look elsewhere. The socket is removed while the lock is held, so it is certainly our own.
 fn withdraw(engine: &Engine, socket: &Path) {
     if let Err(error) = engine.publish(None) {
@@ -273,13 +272,6 @@ fn withdraw(engine: &Engine, socket: &Path) {
     }
     if let Err(error) = std::fs::remove_file(socket) {
         tracing::warn!(%error, socket = %socket.display(), "cannot remove the socket");
-    }
-}
-
-/// Tells systemd, where it started this process.
-fn tell_service_manager(state: NotifyState<'_>) {
-    if let Err(error) = sd_notify::notify(&[state]) {
-        tracing::warn!(%error, "the service manager does not hear");
     }
 }
 

@@ -18,7 +18,7 @@ use super::control::mount_namespace;
 use super::engine::Engine;
 use super::mounts::{Mounting, Mounts};
 use super::protocol::{ALIVE_INTERVAL, Frame, Given, MountRequest, Outcome, Request};
-use super::query::{PIECES_WAITING_MAX, Pieces, Query, answer};
+use super::query::{PIECES_WAITING_MAX, Pieces, answer};
 use crate::config::Config;
 use crate::error::{Error, Result};
 
@@ -171,11 +171,11 @@ impl Server {
         match request {
             Request::Query { query, given } => {
                 self.refuse_conflicts(given)?;
-                let _permit = match query {
-                    Query::Cat { .. } => self.streams.acquire().await.ok(),
-                    _ => None,
+                let is_stream = query.is_stream();
+                let _permit = match is_stream {
+                    true => self.streams.acquire().await.ok(),
+                    false => None,
                 };
-                let is_stream = matches!(query, Query::Cat { .. });
                 let work = answer(self.engine.images(), || self.status(), query, pieces);
                 if is_stream {
                     work.await?;
@@ -202,7 +202,7 @@ impl Server {
                 within(MOUNT_WITHIN, "mount", self.mount(mount)).await
             }
             Request::Unmount { mountpoint } => {
-                self.mounts.unmount(&mountpoint, false).await?;
+                self.mounts.unmount(&mountpoint).await?;
                 Ok(Outcome::Done)
             }
             Request::WaitForEnd { mountpoint } => {

@@ -1,11 +1,12 @@
 //! Read-only questions from a command's side: to the daemon where one owns the store, else answered in this process,
 //! which then holds the store's lock until the session is dropped.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 
 use super::connection::{Connection, Part};
 use super::engine::Engine;
@@ -20,26 +21,31 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 /// After how long the user is told what is waited for.
 const NOTICE_AFTER: Duration = Duration::from_secs(1);
 
-/// Someone who answers questions, each found anew.
+/// Someone who answers questions. Where this process works on the store itself, it holds it until [`Self::close`].
 #[derive(Debug)]
-pub struct Session<'a> {
-    loaded: &'a Loaded,
+pub struct Session {
+    loaded: Loaded,
     notice: fn(&str),
+    own: Mutex<Option<Arc<Engine>>>,
 }
 
 enum Answering {
     Daemon(Connection),
-    Here(Box<Engine>),
+    Here(Arc<Engine>),
 }
 
-impl<'a> Session<'a> {
+impl Session {
     /// A session with these settings. `notice` shows a line to the user.
     #[must_use]
-    pub fn new(loaded: &'a Loaded, notice: fn(&str)) -> Self {
-        Self { loaded, notice }
+    pub fn new(loaded: &Loaded, notice: fn(&str)) -> Self {
+        Self {
+            loaded: loaded.clone(),
+            notice,
+            own: Mutex::new(None),
+        }
     }
 
-    /// Asks for a JSON document.
+    /// Asks for a JSON document, and closes the session.
     ///
     /// # Errors
     /// What the answer says, or why there is none.
@@ -53,27 +59,52 @@ impl<'a> Session<'a> {
         serde_json::from_slice(&document).map_err(|error| Error::malformed("answer", error.to_string()))
     }
 
-    /// Asks for bytes, which `write` takes piece by piece.
+    /// Asks for bytes, which `write` takes piece by piece, and closes the session.
     ///
     /// # Errors
     /// What the answer says, what `write` says, or why there is no answer.
     pub async fn stream(&self, query: Query, mut write: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let (sender, mut pieces) = mpsc::channel::<Vec<u8>>(PIECES_WAITING_MAX);
+        let consume = async {
+            while let Some(bytes) = pieces.recv().await {
+                write(&bytes)?;
+            }
+            Ok(())
+        };
+        let result = tokio::try_join!(self.answer(query, sender), consume).map(drop);
+        self.close().await;
+        result
+    }
+
+    /// Asks for bytes, which go to `to` piece by piece. Several questions may be asked at the same time.
+    ///
+    /// # Errors
+    /// What the answer says, or why there is none; [`Error::Interrupted`] if nobody takes the pieces.
+    pub async fn answer(&self, query: Query, to: mpsc::Sender<Vec<u8>>) -> Result<()> {
         query.check()?;
         let started = Instant::now();
         loop {
             match self.answering(&query, started).await? {
-                Answering::Here(engine) => return stream_here(&engine, query, write).await,
-                Answering::Daemon(connection) => {
-                    match self.stream_from(connection, &query, &mut write).await? {
-                        Outcome::Done => return Ok(()),
-                        Outcome::Failed(error) => return Err(error),
-                        Outcome::Ending if started.elapsed() > self.loaded.config.timeout => {
-                            return Err(Error::busy("daemon", "it answers nothing"));
-                        }
-                        Outcome::Ending => tokio::time::sleep(RETRY_INTERVAL).await,
-                    }
+                Answering::Here(engine) => {
+                    return answer(engine.images(), || status(&engine), query, &to).await;
                 }
+                Answering::Daemon(connection) => match self.pass_on(connection, &query, &to).await? {
+                    Outcome::Done => return Ok(()),
+                    Outcome::Failed(error) => return Err(error),
+                    Outcome::Ending if started.elapsed() > self.loaded.config.timeout => {
+                        return Err(Error::busy("daemon", "it answers nothing"));
+                    }
+                    Outcome::Ending => tokio::time::sleep(RETRY_INTERVAL).await,
+                },
             }
+        }
+    }
+
+    /// Gives the store free, if this process holds it.
+    pub async fn close(&self) {
+        if let Some(engine) = self.own.lock().await.take() {
+            engine.log_requests();
+            engine.close();
         }
     }
 
@@ -81,8 +112,12 @@ impl<'a> Session<'a> {
     /// starts.
     async fn answering(&self, query: &Query, started: Instant) -> Result<Answering> {
         let config = &self.loaded.config;
+        let mut own = self.own.lock().await;
         let mut noticed = false;
         loop {
+            if let Some(engine) = &*own {
+                return Ok(Answering::Here(Arc::clone(engine)));
+            }
             if let Some(connection) = Connection::to_store(&config.cache_dir).await? {
                 tracing::info!(store = %config.cache_dir.display(), "asking the daemon of the store");
                 return Ok(Answering::Daemon(connection));
@@ -91,8 +126,9 @@ impl<'a> Session<'a> {
                 Ok(lock) => {
                     tracing::info!(store = %config.cache_dir.display(), "answering from the store, which no daemon has");
                     let host = query.host();
-                    return Engine::open(config, lock, host.as_deref(), &Handle::current())
-                        .map(|engine| Answering::Here(Box::new(engine)));
+                    let engine = Engine::open(config, lock, host.as_deref(), &Handle::current())?;
+                    *own = Some(Arc::new(engine));
+                    continue;
                 }
                 Err(busy @ Error::Busy { .. }) => busy,
                 Err(error) => return Err(error),
@@ -108,11 +144,11 @@ impl<'a> Session<'a> {
         }
     }
 
-    async fn stream_from(
+    async fn pass_on(
         &self,
         mut connection: Connection,
         query: &Query,
-        write: &mut impl FnMut(&[u8]) -> Result<()>,
+        to: &mpsc::Sender<Vec<u8>>,
     ) -> Result<Outcome> {
         let request = Request::Query {
             query: query.clone(),
@@ -121,40 +157,19 @@ impl<'a> Session<'a> {
         connection.send(&request).await?;
         loop {
             match connection.next().await? {
-                Part::Piece(bytes) => write(&bytes)?,
+                Part::Piece(bytes) => to.send(bytes).await.map_err(|_| Error::Interrupted)?,
                 Part::Outcome(outcome) => return Ok(outcome),
             }
         }
     }
 }
 
-async fn stream_here(
-    engine: &Engine,
-    query: Query,
-    mut write: impl FnMut(&[u8]) -> Result<()>,
-) -> Result<()> {
-    let (sender, mut pieces) = mpsc::channel(PIECES_WAITING_MAX);
-    let status = || {
-        let mut fields = engine.status();
-        fields.insert("cache".to_owned(), engine.cache_usage());
-        fields.insert("daemon".to_owned(), serde_json::Value::Null);
-        fields.insert("mounts".to_owned(), serde_json::json!([]));
-        fields.insert("errors".to_owned(), serde_json::json!([]));
-        fields.into()
-    };
-    let produce = async {
-        let result = answer(engine.images(), status, query, &sender).await;
-        drop(sender);
-        result
-    };
-    let consume = async {
-        while let Some(bytes) = pieces.recv().await {
-            write(&bytes)?;
-        }
-        Ok(())
-    };
-    let result = tokio::try_join!(produce, consume).map(drop);
-    engine.log_requests();
-    engine.close();
-    result
+/// The state of a store that no daemon has.
+fn status(engine: &Engine) -> serde_json::Value {
+    let mut fields = engine.status();
+    fields.insert("cache".to_owned(), engine.cache_usage());
+    fields.insert("daemon".to_owned(), serde_json::Value::Null);
+    fields.insert("mounts".to_owned(), serde_json::json!([]));
+    fields.insert("errors".to_owned(), serde_json::json!([]));
+    fields.into()
 }

@@ -74,8 +74,21 @@ fn start(log: &Path) -> Result<Child> {
         .filter(|path| path.exists())
         // The program was replaced since it was started: this name still leads to it.
         .unwrap_or_else(|| PathBuf::from("/proc/self/exe"));
-    Command::new(program)
+    let mut command = Command::new(program);
+    // The daemon looks for credentials where its command would, but works in another directory.
+    for name in ["REGISTRY_AUTH_FILE", "DOCKER_CONFIG"] {
+        if let Some(Ok(path)) = std::env::var_os(name)
+            .filter(|path| !path.is_empty())
+            .map(std::path::absolute)
+        {
+            command.env(name, path);
+        }
+    }
+    command
         .args(["daemon", "--spawned"])
+        // It is not the service that its command may be part of, and must not speak for it.
+        .env_remove("NOTIFY_SOCKET")
+        .env_remove("WATCHDOG_USEC")
         .current_dir("/")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

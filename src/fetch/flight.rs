@@ -19,6 +19,7 @@ pub(super) type Arrival = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 
 /// A member that is waited for.
 pub(super) struct Waiter {
+    pub(super) member: u32,
     pub(super) arrival: Arrival,
     /// Whether somebody else fetches it, who may have another source for it.
     pub(super) foreign: bool,
@@ -91,6 +92,7 @@ impl Flights {
                 if let Some(receiver) = under_way.get(&key) {
                     if is_needed {
                         waiters.push(Waiter {
+                            member,
                             arrival: wait(receiver.clone()),
                             foreign: true,
                         });
@@ -105,6 +107,7 @@ impl Flights {
                 let (sender, receiver) = watch::channel(None);
                 if is_needed {
                     waiters.push(Waiter {
+                        member,
                         arrival: wait(receiver.clone()),
                         foreign: false,
                     });

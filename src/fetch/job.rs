@@ -115,7 +115,9 @@ struct Context {
 impl Context {
     /// Streams the body and takes the members off `arriving` as they are complete.
     async fn stream(&mut self, range: Range<u64>, arriving: &mut VecDeque<Arriving>) -> Result<()> {
-        self.fetcher.counters.requests.fetch_add(1, Ordering::Relaxed);
+        if self.is_remote() {
+            self.fetcher.counters.requests.fetch_add(1, Ordering::Relaxed);
+        }
         let mut cut = Cut {
             at: range.start,
             ..Cut::default()
@@ -190,11 +192,17 @@ impl Context {
         Ok(())
     }
 
+    /// Whether the layer comes over the network, not from a layout on disk.
+    fn is_remote(&self) -> bool {
+        let host = self.source.repository.host();
+        self.fetcher.client().layout_path(host).is_none()
+    }
+
     fn count_fetched(&self, piece: &Bytes) {
-        self.fetcher
-            .counters
-            .fetched_bytes
-            .fetch_add(piece.len() as u64, Ordering::Relaxed);
+        if self.is_remote() {
+            let fetched = &self.fetcher.counters.fetched_bytes;
+            fetched.fetch_add(piece.len() as u64, Ordering::Relaxed);
+        }
     }
 
     /// Hands what is complete to a core; waits while all are busy.

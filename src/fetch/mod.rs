@@ -4,11 +4,13 @@
 //! A miss never belongs to the reader that caused it: the requests run as tasks of their own, so an interrupted reader
 //! harms nobody else, and what arrives stays in the store.
 
+mod file;
 mod flight;
 mod indexing;
 mod job;
 mod overflow;
 pub mod plan;
+pub mod prefetch;
 pub mod readahead;
 pub mod single_flight;
 mod sink;
@@ -27,6 +29,8 @@ use tokio::sync::Semaphore;
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+pub use crate::fetch::file::FileAt;
+use crate::fetch::file::Span;
 use crate::fetch::flight::{Flights, Waiter};
 use crate::fetch::indexing::Indexing;
 use crate::fetch::job::Job;
@@ -221,13 +225,27 @@ impl Fetcher {
     /// # Errors
     /// What kept the bytes from coming, or from being what the layer promises.
     pub async fn read(self: &Arc<Self>, at: &FileAt, offset: u64, len: usize) -> Result<Vec<u8>> {
+        self.read_as(Reader::Lazy, at, offset, len).await
+    }
+
+    async fn read_as(
+        self: &Arc<Self>,
+        reader: Reader,
+        at: &FileAt,
+        offset: u64,
+        len: usize,
+    ) -> Result<Vec<u8>> {
         let Some(span) = at.span(offset, len)? else {
             return Ok(Vec::new());
         };
         self.counters.reads.fetch_add(1, Ordering::Relaxed);
         for attempt in 0..=EVICTED_RETRIES {
             if attempt > 0 {
-                self.ensure(&at.source, &at.layer, span.chunks.clone()).await?;
+                let needed = self.missing(&at.layer, vec![span.chunks.clone()]).await?;
+                match reader {
+                    Reader::Lazy => self.ensure(&at.source, &at.layer, needed).await?,
+                    Reader::Whole => self.bring_members(&at.source, &at.layer, needed).await?,
+                }
             }
             if let Some(bytes) = self.copy(&at.layer, &span).await? {
                 return Ok(bytes);
@@ -257,32 +275,13 @@ impl Fetcher {
         .await
     }
 
-    /// Sees to it that chunks are in the store (or, the disk being full, in the overflow).
+    /// Sees to it that members are in the store (or, the disk being full, in the overflow), within a reader's deadline.
     async fn ensure(
         self: &Arc<Self>,
         source: &Arc<Source>,
         layer: &Arc<Layer>,
-        chunks: Range<u32>,
+        needed: Vec<u32>,
     ) -> Result<()> {
-        let suspects: Vec<u32> = chunks.clone().filter(|&chunk| layer.is_suspect(chunk)).collect();
-        if !suspects.is_empty() {
-            let layer = Arc::clone(layer);
-            let verify = move || {
-                suspects
-                    .into_iter()
-                    .try_for_each(|chunk| layer.verify_suspect(chunk).map(drop))
-            };
-            blocking(&self.runtime, verify).await?;
-        }
-        let mut needed = Vec::new();
-        for chunk in chunks.filter(|&chunk| !layer.is_present(chunk)) {
-            let member = layer.index().chunk(chunk)?.member;
-            if needed.last() != Some(&member) {
-                needed.push(member);
-            }
-        }
-        needed.sort_unstable();
-        needed.dedup();
         let (Some(&first), Some(&last)) = (needed.first(), needed.last()) else {
             return Ok(());
         };
@@ -320,9 +319,12 @@ impl Fetcher {
         let mut refused_elsewhere = false;
         for waiter in self.launch(source, layer, needed, ahead)? {
             match waiter.arrival.await {
-                Err(Error::Denied { .. } | Error::Malformed { .. } | Error::Verification { .. })
-                    if waiter.foreign =>
-                {
+                Err(
+                    Error::Denied { .. }
+                    | Error::NoCredentials { .. }
+                    | Error::Malformed { .. }
+                    | Error::Verification { .. },
+                ) if waiter.foreign => {
                     refused_elsewhere = true;
                 }
                 outcome => outcome?,
@@ -438,67 +440,21 @@ fn failure_key(source: &Source, member: u32) -> FailureKey {
     (source.key(), member, source.repository.clone())
 }
 
+/// Who reads a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reader {
+    /// Someone who needs these bytes, soon, and perhaps the ones behind them.
+    Lazy,
+    /// Someone who copies whole files and has what he needs fetched himself: it may take as long as bytes come.
+    Whole,
+}
+
 /// What to fetch ahead of a reader.
 struct Ahead {
     /// The bytes of the blob.
     range: Range<u64>,
     /// One of a few: held until they are there.
     permit: tokio::sync::OwnedSemaphorePermit,
-}
-
-/// A regular file in a layer.
-#[derive(Debug, Clone)]
-pub struct FileAt {
-    /// Where the layer is to be had.
-    pub source: Arc<Source>,
-    /// The layer.
-    pub layer: Arc<Layer>,
-    /// The entry in its index.
-    pub entry: u32,
-    /// Its size in bytes, as whoever names the entry knows it.
-    pub size: u64,
-}
-
-/// A piece of a file, as places in the layer.
-#[derive(Debug, Clone)]
-pub(crate) struct Span {
-    chunks: Range<u32>,
-    data_offset: u64,
-    len: usize,
-}
-
-impl FileAt {
-    /// The place of bytes `offset..offset + len`, cut at the end of the file; `None` where nothing is left.
-    fn span(&self, offset: u64, len: usize) -> Result<Option<Span>> {
-        let entry = self.layer.index().entry(self.entry)?;
-        if entry.size != self.size {
-            return Err(Error::malformed(
-                self.source.name(),
-                "its index is not the one that the image was built from",
-            ));
-        }
-        let end = offset.saturating_add(len as u64).min(entry.size);
-        if offset >= end {
-            return Ok(None);
-        }
-        let chunks = self.layer.chunks_of(&entry, offset, end)?;
-        let chunks = self.layer.index().source().vouch("layer index", chunks)?;
-        let data_offset = entry.data_offset.saturating_add(offset);
-        Ok(Some(Span {
-            chunks,
-            data_offset,
-            len: (end - offset) as usize,
-        }))
-    }
-
-    /// Bytes of the file that are in the store.
-    ///
-    /// # Errors
-    /// `Malformed` for a damaged index.
-    pub fn cached_bytes(&self) -> Result<u64> {
-        let entry = self.layer.index().entry(self.entry)?;
-        self.layer.present_bytes(entry.chunk_range())
-    }
 }
 
 /// Runs what may wait for the disk or takes long on a thread for such work.

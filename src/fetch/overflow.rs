@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use crate::digest::Digest;
 use crate::error::Result;
-use crate::fetch::Span;
+use crate::fetch::file::Span;
 use crate::store::layer::Layer;
 
 /// Memory for such chunks. One larger than this cannot be served from a full disk.
@@ -50,6 +50,11 @@ impl Overflow {
             kept.bytes -= oldest.len();
         }
         is_first
+    }
+
+    /// Whether nothing is kept here: the disk takes what comes.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.lock().chunks.is_empty()
     }
 
     /// Puts a span together from chunks kept here and, for the others, from the store. `None` if one is in neither, or

@@ -62,7 +62,10 @@ pub(super) struct Hosts {
 impl Filesystem {
     pub(super) fn may_be_reached(&self, caller: Caller, host: &str) -> bool {
         let hosts = self.hosts();
-        let allowed = (hosts.allow.is_empty() || hosts.allow.has(host)) && !hosts.deny.has(host);
+        // A layout on disk is there because the configuration, or whoever mounted it, names it.
+        let is_layout = || self.images().fetcher().client().layout_path(host).is_some();
+        let allowed = hosts.allow.is_empty() || hosts.allow.has(host) || is_layout();
+        let allowed = allowed && !hosts.deny.has(host);
         allowed && (caller.uid == self.options().owner_uid || self.is_configured(host))
     }
 
@@ -84,7 +87,6 @@ impl Filesystem {
             gid: 0,
         };
         names.retain(|host| self.may_be_reached(owner, host));
-        names.insert(".registryfs".to_owned());
         Ok(names)
     }
 }

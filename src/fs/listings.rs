@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use crate::error::{Error, Result};
 use crate::fs::grammar::{Meaning, meaning};
 use crate::fs::nodes::{BareName, Bound, Kind, NameNode, STATE_INO};
-use crate::fs::ops::{Answer, DirEntry, FileType};
+use crate::fs::ops::{Answer, DirEntry, FileType, ROOT_INO};
 use crate::fs::{Filesystem, READDIR_WAIT, within};
 use crate::registry::reference::{Repository, is_component};
 
@@ -123,9 +123,9 @@ impl Filesystem {
             return Answer::Now(Ok(page));
         }
         let (filesystem, dir) = (self.clone(), Arc::clone(dir));
-        let path = dir.path.clone();
+        let path = dir.shown().to_owned();
         self.journaled("readdir", move || path, async move {
-            let what = dir.path.clone();
+            let what = dir.shown().to_owned();
             let listed = within(READDIR_WAIT, || what, filesystem.list(&dir)).await;
             let mut entries = vec![dir_entry(b".", dir.ino), dir_entry(b"..", dir.parent())];
             entries.extend(listed.map_err(|error| not_listable(&dir, error))?);
@@ -156,18 +156,21 @@ impl Filesystem {
             _ => return Err(Error::posix(dir.path.as_str(), libc::ENOTDIR)),
         };
         let entry = |name: String| {
-            let ino = if name == ".registryfs" {
-                STATE_INO
-            } else {
-                self.nodes().number_of(&dir.child_path(&name))
-            };
+            let ino = self.nodes().number_of(&dir.child_path(&name));
             dir_entry(name.as_bytes(), ino)
         };
         // A tag that has the name of one of an image's own is reached by `name:tag` only.
-        let is_root = matches!(dir.kind, Kind::Root);
-        let can_be_found =
-            |name: &String| is_root || matches!(meaning(name.as_bytes()), Meaning::Bare { .. });
-        Ok(names.into_iter().filter(can_be_found).map(entry).collect())
+        let has_hosts = matches!(dir.kind, Kind::Root);
+        let can_be_found = |name: &String| {
+            has_hosts
+                || matches!(
+                    meaning(name.as_bytes()),
+                    Meaning::Bare { .. } | Meaning::Digest(_)
+                )
+        };
+        let entries = names.into_iter().filter(can_be_found).map(entry);
+        let state = (dir.ino == ROOT_INO).then(|| dir_entry(b".registryfs", STATE_INO));
+        Ok(state.into_iter().chain(entries).collect())
     }
 
     /// The first components of a registry's repositories. One without a catalog still has what was visited, and so has
@@ -273,7 +276,11 @@ impl Filesystem {
         };
         let tags = self.images().tags(&repository);
         match within(wait, || repository.to_string(), tags).await {
-            Ok(listing) => names.extend(listing.names),
+            Ok(listing) => {
+                names.extend(listing.names);
+                let unnamed = self.images().fetcher().client().unnamed(&repository).await?;
+                names.extend(unnamed.iter().map(ToString::to_string));
+            }
             Err(Error::NotFound { .. } | Error::Denied { .. }) if !names.is_empty() => {}
             Err(error) if error.is_network() && !names.is_empty() => {
                 self.journal().record("readdir", &repository.to_string(), &error);
@@ -315,7 +322,7 @@ fn first_component(path: &str) -> Option<String> {
 fn not_listable(dir: &NameNode, error: Error) -> Error {
     match error {
         Error::NotFound { what, why } => Error::NotListable {
-            what: dir.path.clone(),
+            what: dir.shown().to_owned(),
             why: format!("{what}: {why}"),
         },
         error => error,

@@ -16,13 +16,14 @@ mod names;
 mod nodes;
 pub mod ops;
 mod own;
+mod root;
 mod slots;
 mod state;
 
 use std::fmt;
 use std::future::Future;
 use std::num::NonZeroUsize;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -38,7 +39,11 @@ use crate::fs::ino::{Place, place};
 use crate::fs::journal::Journal;
 use crate::fs::merged::no_attribute;
 use crate::fs::nodes::{Kind, NameNode, Nodes};
-use crate::fs::ops::{Answer, Attr, Caller, DirEntry, Entry, FOREVER, FileType, Lookup, Operations, Statfs};
+use crate::fs::ops::{
+    Answer, Attr, Caller, DirEntry, Entry, FOREVER, FileType, Lookup, Operations, ROOT_INO, Statfs,
+};
+pub use crate::fs::root::Root;
+use crate::fs::root::Top;
 use crate::fs::slots::Slots;
 use crate::image::Images;
 use crate::image::platform::Platform;
@@ -99,6 +104,8 @@ struct Inner {
     hosts: Hosts,
     nodes: Nodes,
     slots: Slots,
+    /// Set before anyone gets the tree.
+    top: OnceLock<Top>,
     journal: Journal,
     tocs: Tocs,
     streams: Arc<Streams>,
@@ -107,9 +114,24 @@ struct Inner {
 }
 
 impl Filesystem {
-    /// A tree over `images`.
-    #[must_use]
-    pub fn new(images: Arc<Images>, options: Options) -> Self {
+    /// A tree over `images` that shows `root`, which is resolved before this returns.
+    ///
+    /// # Errors
+    /// [`Error::Denied`] for a registry that `allow` and `deny` leave out; all that keeps an image's root filesystem from
+    /// being opened.
+    pub async fn open(images: Arc<Images>, mut options: Options, root: &Root) -> Result<Self> {
+        // Who mounts one registry means it for all who may enter the mount.
+        options.configured.extend(root.host().map(str::to_owned));
+        let filesystem = Self::new(images, options, root);
+        filesystem.check_root(root)?;
+        if let Root::Rootfs(reference) = root {
+            let top = filesystem.open_top(reference).await?;
+            filesystem.0.top.get_or_init(|| top);
+        }
+        Ok(filesystem)
+    }
+
+    fn new(images: Arc<Images>, options: Options, root: &Root) -> Self {
         let journal = Journal::new(options.journal_entries);
         let hosts = Hosts {
             allow: HostPatterns::new(&options.allow),
@@ -120,8 +142,9 @@ impl Filesystem {
             images,
             options,
             hosts,
-            nodes: Nodes::new(),
+            nodes: Nodes::new(root.kind()),
             slots: Slots::default(),
+            top: OnceLock::new(),
             journal,
             tocs: Tocs {
                 ready: Mutex::new(LruCache::new(NonZeroUsize::MIN.saturating_add(TOCS_MAX - 1))),
@@ -152,6 +175,10 @@ impl Filesystem {
 
     fn nodes(&self) -> &Nodes {
         &self.0.nodes
+    }
+
+    fn top(&self) -> &Top {
+        self.0.top.get().unwrap_or(&Top::Names)
     }
 
     fn slots(&self) -> &Slots {
@@ -270,7 +297,7 @@ async fn within<T>(
 
 impl Operations for Filesystem {
     fn lookup(&self, caller: Caller, parent: u64, name: &[u8]) -> Answer<Lookup> {
-        match place(parent) {
+        match self.place(parent) {
             Place::Slot { slot, node } => Answer::Now(
                 self.slots()
                     .get(slot)
@@ -284,14 +311,17 @@ impl Operations for Filesystem {
     }
 
     fn forget(&self, ino: u64, lookups: u64) {
-        match place(ino) {
+        if ino == ROOT_INO {
+            return;
+        }
+        match self.place(ino) {
             Place::Slot { slot, .. } => self.slots().forget(slot, lookups),
             Place::Name => self.nodes().forget(ino, lookups),
         }
     }
 
     fn getattr(&self, ino: u64) -> Answer<(Attr, Duration)> {
-        Answer::Now(match place(ino) {
+        Answer::Now(match self.place(ino) {
             Place::Slot { slot, node } => self.slots().get(slot).and_then(|slot| {
                 let node = slot.rootfs.tree().node(node)?;
                 slot.rootfs.vouch((slot.attr(&node), FOREVER))
@@ -304,7 +334,7 @@ impl Operations for Filesystem {
     }
 
     fn readlink(&self, ino: u64) -> Answer<Vec<u8>> {
-        Answer::Now(match place(ino) {
+        Answer::Now(match self.place(ino) {
             Place::Slot { slot, node } => self.slots().get(slot).and_then(|slot| {
                 let tree = slot.rootfs.tree();
                 slot.rootfs.vouch(tree.link(&tree.node(node)?)?.to_vec())
@@ -314,7 +344,7 @@ impl Operations for Filesystem {
     }
 
     fn read(&self, _caller: Caller, ino: u64, offset: u64, size: u32) -> Answer<Vec<u8>> {
-        match place(ino) {
+        match self.place(ino) {
             Place::Slot { slot, node } => match self.slots().get(slot) {
                 Ok(slot) => self.read_merged(&slot, node, offset, size as usize),
                 Err(error) => Answer::Now(Err(error)),
@@ -327,7 +357,7 @@ impl Operations for Filesystem {
     }
 
     fn readdir(&self, _caller: Caller, ino: u64, offset: u64, limit: usize) -> Answer<Vec<DirEntry>> {
-        match place(ino) {
+        match self.place(ino) {
             Place::Slot { slot, node } => Answer::Now(
                 self.slots()
                     .get(slot)
@@ -341,7 +371,7 @@ impl Operations for Filesystem {
     }
 
     fn remember(&self, parent: u64, entry: &DirEntry) -> Option<Entry> {
-        match place(parent) {
+        match self.place(parent) {
             Place::Slot { slot, .. } => {
                 let slot = self.slots().get(slot).ok()?;
                 let Place::Slot { node, .. } = place(entry.ino) else {
@@ -354,7 +384,7 @@ impl Operations for Filesystem {
     }
 
     fn getxattr(&self, ino: u64, name: &[u8]) -> Answer<Vec<u8>> {
-        match place(ino) {
+        match self.place(ino) {
             Place::Slot { slot, node } => match self.slots().get(slot) {
                 Ok(slot) => self.getxattr_merged(&slot, node, name),
                 Err(error) => Answer::Now(Err(error)),
@@ -373,7 +403,7 @@ impl Operations for Filesystem {
     }
 
     fn listxattr(&self, ino: u64) -> Answer<Vec<u8>> {
-        Answer::Now(match place(ino) {
+        Answer::Now(match self.place(ino) {
             Place::Slot { slot, node } => self
                 .slots()
                 .get(slot)

@@ -11,7 +11,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fs::grammar::{Meaning, OwnName, meaning};
 use crate::fs::nodes::{BareName, Bound, ImageAt, Kind, Likeness, NameNode, STATE_INO};
-use crate::fs::ops::{Answer, Caller, Entry, FOREVER, Lookup};
+use crate::fs::ops::{Answer, Caller, Entry, FOREVER, Lookup, ROOT_INO};
 use crate::fs::{CHANGING_TTL, Filesystem, within};
 use crate::image::Named;
 use crate::image::manifest::choose;
@@ -46,6 +46,9 @@ impl Tag {
 
 impl Filesystem {
     pub(super) fn lookup_name(&self, caller: Caller, dir: &Arc<NameNode>, name: &[u8]) -> Answer<Lookup> {
+        if dir.ino == ROOT_INO && name == b".registryfs" {
+            return Answer::Now(self.state_entry());
+        }
         match &dir.kind {
             Kind::Root => Answer::Now(self.lookup_root(caller, dir, name)),
             Kind::State => Answer::Now(Ok(self.lookup_state(dir, name))),
@@ -67,16 +70,16 @@ impl Filesystem {
         }
     }
 
+    fn state_entry(&self) -> Result<Lookup> {
+        Ok(Lookup::Found(Entry {
+            attr: self.name_attr(&*self.nodes().get(STATE_INO)?),
+            attr_ttl: FOREVER,
+            entry_ttl: FOREVER,
+        }))
+    }
+
     /// Looks a registry up. No DNS, no connection: only the grammar and the configuration decide.
     fn lookup_root(&self, caller: Caller, dir: &NameNode, name: &[u8]) -> Result<Lookup> {
-        if name == b".registryfs" {
-            let attr = self.name_attr(&*self.nodes().get(STATE_INO)?);
-            return Ok(Lookup::Found(Entry {
-                attr,
-                attr_ttl: FOREVER,
-                entry_ttl: FOREVER,
-            }));
-        }
         let Some(host) = std::str::from_utf8(name).ok().filter(|name| is_host(name)) else {
             return Ok(Lookup::Absent(FOREVER));
         };

@@ -111,7 +111,7 @@ impl LayerName {
 /// What an inode of the tree of names is.
 #[derive(Debug)]
 pub(super) enum Kind {
-    /// The root.
+    /// The root of a mount that shows all registries.
     Root,
     /// `.registryfs`.
     State,
@@ -174,6 +174,14 @@ impl NameNode {
     /// The directory above.
     pub(super) fn parent(&self) -> u64 {
         self.parent.load(Ordering::Acquire)
+    }
+
+    /// The path in the mount, for messages.
+    pub(super) fn shown(&self) -> &str {
+        match self.path.as_str() {
+            "" => "/",
+            path => path,
+        }
     }
 
     /// The path of a name in this directory.
@@ -258,10 +266,10 @@ pub(super) const STATE_INO: u64 = 2;
 const FIRST_SNAPSHOT_INO: u64 = 16;
 
 impl Nodes {
-    /// The table with the root and `.registryfs` in it, which are held for good.
-    pub(super) fn new() -> Self {
+    /// The table with the root, which is `root`, and `.registryfs` in it, which are held for good.
+    pub(super) fn new(root: Kind) -> Self {
         let fixed = [
-            NameNode::new(ROOT_INO, ROOT_INO, String::new(), None, Kind::Root),
+            NameNode::new(ROOT_INO, ROOT_INO, String::new(), None, root),
             NameNode::new(STATE_INO, ROOT_INO, ".registryfs".to_owned(), None, Kind::State),
         ];
         let by_ino = fixed.map(|node| (node.ino, node)).into();
@@ -393,7 +401,7 @@ mod tests {
 
     #[test]
     fn a_meaning_of_a_path_is_one_inode_whatever_is_forgotten_before() {
-        let nodes = Nodes::new();
+        let nodes = Nodes::new(Kind::Root);
         let old = count(&nodes, ROOT_INO, "a", "old");
         let new = count(&nodes, ROOT_INO, "a", "new");
         assert_ne!(old, new);
@@ -414,7 +422,7 @@ mod tests {
 
     #[test]
     fn below_two_meanings_of_a_directory_the_same_is_one_inode() {
-        let nodes = Nodes::new();
+        let nodes = Nodes::new(Kind::Root);
         let (old, new) = (count(&nodes, 1, "a", "old"), count(&nodes, 1, "a", "new"));
         let below = count(&nodes, old, "a/b", "b");
         assert_eq!(count(&nodes, new, "a/b", "b"), below);
@@ -425,7 +433,7 @@ mod tests {
 
     #[test]
     fn what_means_the_same_goes_before_what_is_open() {
-        let nodes = Nodes::new();
+        let nodes = Nodes::new(Kind::Root);
         let (same, open) = (count(&nodes, 1, "a", "x"), count(&nodes, 1, "a", ""));
         assert_eq!(count(&nodes, 1, "a", "x"), same);
         assert_eq!(count(&nodes, 1, "a", "y"), open);
@@ -433,7 +441,7 @@ mod tests {
 
     #[test]
     fn more_lookups_than_were_counted_are_taken_back_harmlessly() {
-        let nodes = Nodes::new();
+        let nodes = Nodes::new(Kind::Root);
         let ino = count(&nodes, ROOT_INO, "a", "x");
         nodes.forget(ino, u64::MAX);
         nodes.forget(ino, 1);

@@ -120,11 +120,12 @@ impl Filesystem {
     }
 
     /// What the slot of a merged tree's directories is known by.
-    fn view_key(&self, path: &str, digest: &Digest) -> String {
+    pub(super) fn view_key(&self, path: &str, digest: &Digest) -> String {
         format!("dirs {path} {digest} {}", self.options().platform)
     }
 
-    async fn slot(&self, key: String) -> Result<u32> {
+    /// The number of the slot that is known by `key`, the same for ever.
+    pub(super) async fn slot(&self, key: String) -> Result<u32> {
         let fetcher = self.images().fetcher();
         let store = Arc::clone(fetcher.store());
         blocking(fetcher.runtime(), move || store.db().slot(&key)).await

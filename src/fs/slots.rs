@@ -93,10 +93,11 @@ impl Slot {
         let inner = self.rootfs.tree().path_of(node).unwrap_or_default();
         let inner = String::from_utf8_lossy(&inner).into_owned();
         let root = self.view.as_ref().map_or("", |view| view.path.as_str());
-        if inner.is_empty() {
-            root.to_owned()
-        } else {
-            format!("{root}/{}", inner.trim_start_matches('/'))
+        match (root, inner.trim_start_matches('/')) {
+            ("", "") => "/".to_owned(),
+            (root, "") => root.to_owned(),
+            ("", inner) => inner.to_owned(),
+            (root, inner) => format!("{root}/{inner}"),
         }
     }
 }

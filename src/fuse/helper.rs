@@ -26,7 +26,7 @@ use crate::error::{Error, Result};
 /// The hidden subcommand.
 pub(super) const SUBCOMMAND: &str = "mount-helper";
 /// The type of our mounts in the mount table.
-const FS_TYPE: &str = "fuse.registryfs";
+pub(super) const FS_TYPE: &str = "fuse.registryfs";
 /// The source of our mounts in the mount table.
 const SOURCE: &str = "registryfs";
 /// How many symbolic links in a row a mountpoint may be, as for the kernel's own path walk.
@@ -46,9 +46,15 @@ pub(super) enum Request {
     Mount {
         /// Whether users other than the daemon's may enter.
         allow_other: bool,
+        /// Whether no program of it can be run.
+        no_exec: bool,
+        /// Where the mountpoint is found without walking to it, which would wait for this very mount.
+        place: Option<PathBuf>,
     },
     /// Set the read-ahead and see that the mount answers.
     Check {
+        /// Whether the mountpoint can be walked to; else only the mount table is looked at.
+        can_walk: bool,
         /// `major:minor` of the mount.
         device: String,
         /// Read-ahead in KiB.
@@ -68,7 +74,7 @@ pub(super) enum Request {
 /// Ways to unmount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Unmount {
+pub enum Unmount {
     /// Only if nobody uses it.
     Idle,
     /// From the tree at once; who uses it goes on.
@@ -123,14 +129,19 @@ fn run(arguments: &[OsString]) -> io::Result<()> {
     let request: Request = serde_json::from_slice(request.as_bytes())?;
     let path = Path::new(mountpoint);
     let (reply, device): (Reply, Option<OwnedFd>) = match request {
-        Request::Mount { allow_other } => match mount_at(path, allow_other) {
+        Request::Mount {
+            allow_other,
+            no_exec,
+            place,
+        } => match mount_at(path, place.as_deref(), allow_other, no_exec) {
             Ok((done, device)) => (Ok(done), Some(device)),
             Err(error) => (Err(error), None),
         },
         Request::Check {
+            can_walk,
             device,
             read_ahead_kib,
-        } => (check(path, &device, read_ahead_kib), None),
+        } => (check(path, can_walk, &device, read_ahead_kib), None),
         Request::Unmount { device, how } => (unmount(path, device.as_deref(), how), None),
         Request::IsMounted => (is_mounted(path), None),
     };
@@ -247,8 +258,11 @@ fn is_dead(mountpoint: &Path) -> bool {
 }
 
 /// Mounts, after removing what a killed daemon left behind.
-fn mount_at(path: &Path, allow_other: bool) -> Result<(Done, OwnedFd)> {
-    let mountpoint = resolve_new_mountpoint(path)?;
+fn mount_at(path: &Path, place: Option<&Path>, allow_other: bool, no_exec: bool) -> Result<(Done, OwnedFd)> {
+    let mountpoint = match place {
+        Some(_) => path.to_owned(),
+        None => resolve_new_mountpoint(path)?,
+    };
     for _ in 0..DEAD_MOUNTS_MAX {
         if ours_at(&mountpoint)?.is_none() {
             break;
@@ -262,12 +276,13 @@ fn mount_at(path: &Path, allow_other: bool) -> Result<(Done, OwnedFd)> {
         }
         detach(&mountpoint, None)?;
     }
-    let metadata = fs::metadata(&mountpoint)
+    let place = place.unwrap_or(&mountpoint);
+    let metadata = fs::metadata(place)
         .map_err(|error| Error::io(format!("the mountpoint {}", mountpoint.display()), &error))?;
     if !metadata.is_dir() {
         return Err(not_a_directory(&mountpoint));
     }
-    let device = mounted_descriptor(&mountpoint, allow_other)?;
+    let device = mounted_descriptor(place, allow_other, no_exec)?;
     match ours_at(&mountpoint) {
         Ok(Some(entry)) => {
             let done = Done::Mounted {
@@ -306,11 +321,12 @@ pub(super) fn enforces_permissions(allow_other: bool) -> bool {
 }
 
 /// The descriptor of a session, mounted: for root by mount(2) itself, for others through fusermount3.
-fn mounted_descriptor(mountpoint: &Path, allow_other: bool) -> Result<OwnedFd> {
+fn mounted_descriptor(mountpoint: &Path, allow_other: bool, no_exec: bool) -> Result<OwnedFd> {
     let options = options(allow_other);
     if !geteuid().is_root() {
         let subtype = FS_TYPE.trim_start_matches("fuse.");
-        let options = format!("ro,nosuid,nodev,noatime,fsname={SOURCE},subtype={subtype},{options}");
+        let no_exec = if no_exec { "noexec," } else { "" };
+        let options = format!("ro,nosuid,nodev,noatime,{no_exec}fsname={SOURCE},subtype={subtype},{options}");
         return Fusermount::find()?.mount(mountpoint, &options);
     }
     let device: File = OpenOptions::new()
@@ -324,7 +340,8 @@ fn mounted_descriptor(mountpoint: &Path, allow_other: bool) -> Result<OwnedFd> {
         geteuid(),
         getegid(),
     );
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_RDONLY | MsFlags::MS_NOATIME;
+    let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_RDONLY | MsFlags::MS_NOATIME;
+    flags.set(MsFlags::MS_NOEXEC, no_exec);
     mount(
         Some(SOURCE),
         mountpoint,
@@ -352,12 +369,26 @@ fn detach(mountpoint: &Path, abort: Option<&str>) -> Result<()> {
     .map_err(|errno| system_error(format!("cannot unmount {}", mountpoint.display()), errno))
 }
 
-/// Sees that the mount answers. An error that the filesystem itself answers to the listing is an answer too: a registry
-/// that is down now may be up when someone looks.
-fn check(mountpoint: &Path, device: &str, read_ahead_kib: u32) -> Reply {
+/// Sees that a new mount is the one on top, and that it answers.
+fn check(mountpoint: &Path, can_walk: bool, device: &str, read_ahead_kib: u32) -> Reply {
     let read_ahead = format!("/sys/class/bdi/{device}/read_ahead_kb");
     // Without it reads are smaller, and no worse. In a container /sys is often read-only.
     let _ = fs::write(read_ahead, read_ahead_kib.to_string());
+    if can_walk {
+        answers(mountpoint)?;
+    }
+    match ours_at(mountpoint)? {
+        Some(entry) if entry.device == device => Ok(Done::Ok),
+        _ => Err(Error::busy(
+            mountpoint.display().to_string(),
+            "it was unmounted, or mounted over, at once",
+        )),
+    }
+}
+
+/// Sees that a mount answers. An error that the filesystem itself answers to the listing is an answer too: a registry
+/// that is down now may be up when someone looks.
+pub(super) fn answers(mountpoint: &Path) -> Result<()> {
     let silent = |error: &io::Error| Error::io(format!("{} does not answer", mountpoint.display()), error);
     fs::metadata(mountpoint).map_err(|error| silent(&error))?;
     statvfs(mountpoint).map_err(|errno| silent(&errno.into()))?;
@@ -366,13 +397,7 @@ fn check(mountpoint: &Path, device: &str, read_ahead_kib: u32) -> Reply {
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED)) => {
             Err(silent(&error))
         }
-        _ => match ours_at(mountpoint)? {
-            Some(entry) if entry.device == device => Ok(Done::Ok),
-            _ => Err(Error::busy(
-                mountpoint.display().to_string(),
-                "it was unmounted, or mounted over, at once",
-            )),
-        },
+        _ => Ok(()),
     }
 }
 

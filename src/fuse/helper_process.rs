@@ -14,6 +14,7 @@ use nix::sys::time::{TimeVal, TimeValLike};
 
 use super::fd_passing;
 use super::helper::{Done, Reply, Request, SUBCOMMAND, Unmount};
+use super::mount::MountOptions;
 use crate::error::{Error, Result};
 
 /// How long a mount, an unmount or a question about one may take.
@@ -69,8 +70,14 @@ impl Helper {
     }
 
     /// Mounts.
-    pub(super) fn mount(&self, mountpoint: &Path, allow_other: bool) -> Result<Mounted> {
-        let result = self.ask(mountpoint, &Request::Mount { allow_other }, DEADLINE);
+    pub(super) fn mount(&self, options: &MountOptions) -> Result<Mounted> {
+        let mountpoint = &options.mountpoint;
+        let request = Request::Mount {
+            allow_other: options.allow_other,
+            no_exec: options.no_exec,
+            place: options.place.clone(),
+        };
+        let result = self.ask(mountpoint, &request, DEADLINE);
         if let Err(Error::Timeout { .. } | Error::Io { .. }) = &result {
             // The helper may have been killed between mounting and answering.
             if let Err(error) = self.unmount_device(mountpoint, None, Unmount::Dead) {
@@ -93,11 +100,12 @@ impl Helper {
         }
     }
 
-    /// Sees that a mount answers.
-    pub(super) fn check(&self, mountpoint: &Path, device_number: &str, read_ahead_kib: u32) -> Result<()> {
+    /// Sees that a new mount answers, where it can be walked to.
+    pub(super) fn check(&self, mountpoint: &Path, device_number: &str, options: &MountOptions) -> Result<()> {
         let request = Request::Check {
+            can_walk: options.place.is_none(),
             device: device_number.to_owned(),
-            read_ahead_kib,
+            read_ahead_kib: options.read_ahead_kib,
         };
         self.ask(mountpoint, &request, CHECK_DEADLINE).map(drop)
     }

@@ -7,6 +7,7 @@
 
 mod adapter;
 mod attributes;
+mod autofs;
 mod busy;
 mod counters;
 mod fd_passing;
@@ -19,7 +20,8 @@ mod mount;
 mod mountinfo;
 mod session_end;
 
+pub use autofs::Guarded;
 pub use counters::Counters;
-pub use helper::{helper_main_if_asked, resolve_new_mountpoint};
+pub use helper::{Unmount, helper_main_if_asked, resolve_new_mountpoint};
 pub use helper_process::Helper;
-pub use mount::{Mount, MountOptions, unmount_path};
+pub use mount::{Mount, MountOptions, unmount_all_dead, unmount_path};

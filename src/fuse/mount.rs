@@ -10,8 +10,9 @@ use fuser::{Config, Session, SessionACL};
 
 use super::adapter::Adapter;
 use super::counters::{Counters, Requests};
-use super::helper::{Unmount, enforces_permissions};
+use super::helper::{FS_TYPE, Unmount, enforces_permissions};
 use super::helper_process::{Helper, Mounted};
+use super::mountinfo;
 use super::session_end::SessionEnd;
 use crate::error::{Error, Result};
 use crate::fs::ops::Operations;
@@ -35,6 +36,12 @@ pub struct MountOptions {
     /// Whether users other than the daemon's may enter. Permissions are enforced then, and for root always; in a mount
     /// that an ordinary user has alone everything can be read.
     pub allow_other: bool,
+    /// Whether no program of it can be run.
+    pub no_exec: bool,
+    /// Where [`Guarded::place`] has the mountpoint, which then cannot be walked to before the mount is reported.
+    ///
+    /// [`Guarded::place`]: super::Guarded::place
+    pub place: Option<PathBuf>,
     /// Read-ahead in KiB.
     pub read_ahead_kib: u32,
     /// Threads that take requests from the kernel, at least 1.
@@ -50,6 +57,8 @@ impl MountOptions {
         Self {
             mountpoint: mountpoint.into(),
             allow_other: true,
+            no_exec: false,
+            place: None,
             read_ahead_kib: READ_AHEAD_KIB,
             threads: cores.clamp(*THREADS.start(), *THREADS.end()),
             helper: None,
@@ -62,6 +71,7 @@ impl MountOptions {
 pub struct Mount {
     mountpoint: PathBuf,
     device_number: String,
+    is_guarded: bool,
     helper: Helper,
     requests: Arc<Requests>,
     end: Arc<SessionEnd>,
@@ -84,10 +94,11 @@ impl Mount {
             device,
             mountpoint,
             device_number,
-        } = helper.mount(&options.mountpoint, options.allow_other)?;
+        } = helper.mount(options)?;
         let mut mount = Self {
             mountpoint,
             device_number,
+            is_guarded: options.place.is_some(),
             helper,
             requests: Arc::default(),
             end: Arc::new(SessionEnd::new()),
@@ -97,7 +108,7 @@ impl Mount {
         mount.serve(fs, device, options, runtime.clone())?;
         mount
             .helper
-            .check(&mount.mountpoint, &mount.device_number, options.read_ahead_kib)?;
+            .check(&mount.mountpoint, &mount.device_number, options)?;
         Ok(mount)
     }
 
@@ -161,6 +172,37 @@ impl Mount {
         Ok(())
     }
 
+    /// Takes it out of the tree at once, lets every use of it fail, and waits for the session's end. Blocks.
+    pub fn abort(&self) -> Result<()> {
+        let how = if self.end.is_set() {
+            AFTER_END
+        } else {
+            Unmount::Abort
+        };
+        self.helper
+            .unmount_device(&self.mountpoint, Some(&self.device_number), how)?;
+        self.end.wait_blocking(END_WAIT);
+        Ok(())
+    }
+
+    /// Whether it still has its place in the tree. One that was unmounted lazily, by whomever, has not, and is served
+    /// until its last user is gone.
+    pub fn is_attached(&self) -> bool {
+        is_attached(&self.mountpoint, &self.device_number)
+    }
+
+    /// Sees that the mount answers, which takes no network. One that was covered or unmounted meanwhile is no failure, and
+    /// one that autofs guards is not looked at: each look would begin its time of idleness anew. Blocks.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`] where it does not; what keeps the helper from asking.
+    pub fn see_it_answers(&self) -> Result<()> {
+        if self.is_guarded {
+            return Ok(());
+        }
+        self.helper.is_mounted(&self.mountpoint).map(drop)
+    }
+
     /// Resolves when the session has ended, for whatever reason: unmounted from here or outside, or failed.
     pub fn ended(&self) -> impl Future<Output = ()> + Send + 'static {
         self.end.wait()
@@ -197,7 +239,32 @@ impl Drop for Mount {
     }
 }
 
-/// Unmounts `mountpoint` when no daemon answers for it; `lazy` as in [`Mount::unmount`]. Refuses what is not ours.
-pub fn unmount_path(mountpoint: &Path, lazy: bool) -> Result<()> {
-    Helper::this_program().unmount(mountpoint, lazy)
+/// Unmounts what is mounted at `mountpoint` if it is ours, whoever serves it. Blocks.
+pub fn unmount_path(mountpoint: &Path, how: Unmount) -> Result<()> {
+    Helper::this_program().unmount_device(mountpoint, None, how)
+}
+
+/// Unmounts every mount of ours in this mount namespace that nobody serves any more, and returns where they were. One
+/// that cannot be looked at does not keep the others from being removed; it is the error. Blocks.
+pub fn unmount_all_dead() -> Result<Vec<PathBuf>> {
+    let helper = Helper::this_program();
+    let mounts = mountinfo::read().map_err(|error| Error::io("/proc/self/mountinfo", &error))?;
+    let (mut removed, mut failure) = (Vec::new(), None);
+    // Of several at one place the last one lies on top.
+    for mount in mounts.iter().rev().filter(|mount| mount.fs_type == FS_TYPE) {
+        let path = &mount.mountpoint;
+        match helper.unmount_device(path, Some(&mount.device), Unmount::Dead) {
+            Ok(()) if !is_attached(path, &mount.device) => removed.push(path.clone()),
+            Ok(()) => {}
+            Err(error) => failure = Some(error),
+        }
+    }
+    failure.map_or(Ok(removed), Err)
+}
+
+/// Whether the mount table still has this mount, covered by another one or not. What cannot be read counts as there.
+fn is_attached(mountpoint: &Path, device_number: &str) -> bool {
+    let is_it =
+        |mount: &mountinfo::MountEntry| mount.mountpoint == mountpoint && mount.device == device_number;
+    mountinfo::read().map_or(true, |mounts| mounts.iter().any(is_it))
 }

@@ -4,11 +4,14 @@
 //! indexes, the merged trees. Only [`resolve`] knows about time.
 
 pub mod answers;
+pub mod copy;
 pub mod images;
 pub mod manifest;
+pub mod plan;
 pub mod platform;
 pub mod query;
 pub mod resolve;
+pub mod select;
 pub mod tree;
 
 pub use images::{Image, Images, Named, Rootfs};

@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use lru::LruCache;
@@ -18,11 +18,14 @@ use crate::error::{Error, Result};
 use crate::fetch::single_flight::SingleFlight;
 use crate::fetch::{Fetcher, blocking};
 use crate::image::answers::Listing;
+use crate::registry::Pager;
 use crate::registry::reference::{Repository, Target};
 use crate::store::db::{ListingRecord, TagRecord};
 
 /// How long the revalidation of a known tag is waited for.
 pub const REVALIDATION_WAIT: Duration = Duration::from_millis(500);
+/// How long what a layout on disk says holds.
+const LAYOUT_TTL: Duration = Duration::from_secs(1);
 /// How long "there is no such tag" holds.
 pub const ABSENT_TTL: Duration = Duration::from_secs(10);
 /// How long a listing that is known is waited for when it is asked for again.
@@ -92,6 +95,19 @@ impl Resolver {
     /// [`Error::NotFound`] and [`Error::Denied`] from the registry; of the network only if no digest is known.
     pub async fn tag(self: &Arc<Self>, repository: &Repository, tag: &str) -> Result<TagDigest> {
         let name = format!("{repository}:{tag}");
+        let client = self.fetcher.client();
+        if let Some(path) = client.layout_path(repository.host()) {
+            let digest = client.tag_digest(repository, tag).await?;
+            let digest = digest.ok_or_else(|| {
+                let why = format!("the layout {} has no such image", path.display());
+                Error::not_found(&name, why)
+            })?;
+            return Ok(TagDigest {
+                digest,
+                stale: false,
+                valid_for: LAYOUT_TTL,
+            });
+        }
         let record = self.tag_record(repository, tag).await?;
         let known = match record {
             Some(TagRecord {
@@ -284,6 +300,9 @@ impl Resolver {
     /// # Errors
     /// [`Error::NotFound`] and [`Error::Denied`] from the registry; of the network only if no listing is known.
     pub async fn tags(self: &Arc<Self>, repository: &Repository) -> Result<Listing> {
+        if self.is_layout(repository.host()) {
+            return listing_now(self.fetcher.client().tags(repository)).await;
+        }
         let repository = repository.clone();
         let of = format!("tags {repository}");
         let pager = move |fetcher: &Fetcher| fetcher.client().tags(&repository);
@@ -295,6 +314,9 @@ impl Resolver {
     /// # Errors
     /// As [`Self::tags`]; [`Error::Unsupported`] or [`Error::Denied`] too from a registry without a catalog.
     pub async fn catalog(self: &Arc<Self>, host: &str) -> Result<Listing> {
+        if self.is_layout(host) {
+            return listing_now(self.fetcher.client().catalog(host)).await;
+        }
         let host = host.to_owned();
         let of = format!("catalog {host}");
         let pager = move |fetcher: &Fetcher| fetcher.client().catalog(&host);
@@ -312,18 +334,30 @@ impl Resolver {
     /// What was last heard of a registry's catalog, whatever its age. Asks the network nothing.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Io`]; what is wrong with a layout on disk.
     pub async fn known_catalog(&self, host: &str) -> Result<Option<ListingRecord>> {
+        if self.is_layout(host) {
+            let names = listing_now(self.fetcher.client().catalog(host)).await?.names;
+            let checked = SystemTime::now();
+            return Ok(Some(ListingRecord { names, checked }));
+        }
         self.listing_record(&format!("catalog {host}")).await
     }
 
-    /// The repositories of a registry of which a tag was ever found.
+    /// The repositories of a registry of which a tag was ever found; none of a layout, whose catalog has them all.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub async fn visited(&self, host: &str) -> Result<Vec<String>> {
+        if self.is_layout(host) {
+            return Ok(Vec::new());
+        }
         let (store, host) = (Arc::clone(self.fetcher.store()), host.to_owned());
         blocking(self.fetcher.runtime(), move || store.db().visited(&host)).await
+    }
+
+    fn is_layout(&self, host: &str) -> bool {
+        self.fetcher.client().layout_path(host).is_some()
     }
 
     async fn listing_record(&self, of: &str) -> Result<Option<ListingRecord>> {
@@ -333,7 +367,7 @@ impl Resolver {
 
     async fn listing<P>(self: &Arc<Self>, of: String, pager: P) -> Result<Listing>
     where
-        P: FnOnce(&Fetcher) -> crate::registry::Pager + Send + 'static,
+        P: FnOnce(&Fetcher) -> Pager + Send + 'static,
     {
         let known = self.listing_record(&of).await?;
         if let Some(record) = known.as_ref().filter(|record| record.age() < self.tag_ttl) {
@@ -370,7 +404,7 @@ impl Resolver {
 
     async fn fetch_listing<P>(&self, of: &str, pager: P) -> Result<Vec<String>>
     where
-        P: FnOnce(&Fetcher) -> crate::registry::Pager + Send + 'static,
+        P: FnOnce(&Fetcher) -> Pager + Send + 'static,
     {
         let mut pager = pager(&self.fetcher);
         let mut names = Vec::new();
@@ -398,6 +432,15 @@ impl Resolver {
             stale.insert(name);
         }
     }
+}
+
+/// The whole of a list.
+async fn listing_now(mut pager: Pager) -> Result<Listing> {
+    let mut names = Vec::new();
+    while let Some(page) = pager.next_page().await? {
+        names.extend(page);
+    }
+    Ok(Listing { names, stale: false })
 }
 
 fn stale(digest: Digest) -> TagDigest {

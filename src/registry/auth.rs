@@ -2,11 +2,13 @@
 //! said what it wants, its other repositories are asked with the right token at once, which saves their 401 round
 //! trip. A token is fetched by one request at a time however many wait for it, is used until shortly before it
 //! expires, and is given up when a registry refuses it.
+//!
+//! Which credentials are used depends on the repository and changes with every login, so everything that was got with
+//! some is filed under their fingerprint: after a logout, or a login as someone else, it is not found any more.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -17,10 +19,11 @@ use reqwest::header::HeaderValue;
 use tokio::time::{Instant, timeout_at};
 
 use super::challenge::{Challenge, is_metadata_service};
-use super::credentials::{self, Credentials, Identity};
+use super::credentials::{Credentials, Failure, Identity, Sources};
 use super::host::Host;
+use super::options::ClientOptions;
 use super::retry::Attempts;
-use super::secret::{authorization, redact};
+use super::secret::{Secret, authorization, redact};
 use super::token::{self, Service};
 use super::transport::Transport;
 use crate::error::{Error, Result};
@@ -36,21 +39,30 @@ const SCOPES_MAX: usize = 16;
 #[derive(Debug, Clone)]
 pub(super) struct Authorization {
     pub(super) header: HeaderValue,
-    /// Where the credentials came from, for messages.
-    pub(super) source: String,
-    /// The token's number, which tells it from those fetched later. `None`: user and password, sent with each request.
+    /// Where the credentials came from, for `status`; `None` for a token that anyone gets.
+    pub(super) source: Option<String>,
+    /// The token's number, which tells it from those fetched later. `None`: credentials sent with each request.
     token: Option<u64>,
+    /// Of the credentials.
+    fingerprint: u64,
 }
 
 /// What a host wants.
 #[derive(Clone)]
 enum Wish {
-    Basic(Option<Authorization>),
+    Basic,
     Token { realm: Url, service: String },
 }
 
-/// Host, realm, service and scopes: what a token is good for.
-type TokenKey = (String, String, String, Vec<String>);
+/// What a token is good for, and with which credentials it was got.
+#[derive(PartialEq, Eq, Hash)]
+struct TokenKey {
+    host: String,
+    realm: String,
+    service: String,
+    scopes: Vec<String>,
+    fingerprint: u64,
+}
 
 #[derive(Debug, Default)]
 struct Slot {
@@ -67,28 +79,43 @@ struct Current {
 
 /// Everything known about who may ask what.
 pub(super) struct Auth {
+    sources: Arc<Sources>,
+    /// Mirrors get nothing that was given for the registries that they stand for.
+    sources_of_mirrors: Arc<Sources>,
     wishes: Mutex<LruCache<String, Wish>>,
     tokens: Mutex<LruCache<TokenKey, Arc<tokio::sync::Mutex<Slot>>>>,
     /// Numbers the tokens.
     tokens_fetched: AtomicU64,
     /// The scopes that a registry asked for, by host and the scope that we would have asked for.
     scopes: Mutex<LruCache<(String, String), Vec<String>>>,
+    /// Refresh tokens that a token service gave in place of those of the credentials, by realm and fingerprint.
+    rotated: Mutex<LruCache<(String, u64), Secret>>,
+}
+
+/// The repository that a scope is for; none for the catalog's.
+fn repository_of(scope: &str) -> &str {
+    let rest = scope.strip_prefix("repository:");
+    rest.and_then(|rest| rest.rsplit_once(':'))
+        .map_or("", |(path, _)| path)
 }
 
 impl Auth {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(options: &Arc<ClientOptions>) -> Self {
         Self {
+            sources: Sources::new(options),
+            sources_of_mirrors: Sources::new(&Arc::new(options.without_given_credentials())),
             wishes: Mutex::new(LruCache::new(HOSTS_MAX)),
             tokens: Mutex::new(LruCache::new(TOKENS_MAX)),
             tokens_fetched: AtomicU64::new(0),
             scopes: Mutex::new(LruCache::new(TOKENS_MAX)),
+            rotated: Mutex::new(LruCache::new(HOSTS_MAX)),
         }
     }
 
     /// What a request for `scope` to `host` should carry, as far as the host's wishes are known.
     ///
     /// # Errors
-    /// Those of fetching a token.
+    /// [`Error::NoCredentials`], and those of fetching a token.
     pub(super) async fn authorize(
         &self,
         transport: &Transport,
@@ -99,12 +126,14 @@ impl Auth {
         let wish = self.wishes.lock().get(host.name()).cloned();
         match wish {
             None => Ok(None),
-            Some(Wish::Basic(known)) => Ok(known),
+            Some(Wish::Basic) => Ok(basic(&*self.look_up(host, scope, false, attempts).await?)),
             Some(Wish::Token { realm, service }) => {
-                let scopes = self.scopes_of(host, scope);
-                self.token(transport, host, (realm, service, scopes), None, attempts)
-                    .await
-                    .map(Some)
+                let service = Service {
+                    realm,
+                    service,
+                    scopes: self.scopes_of(host, scope),
+                };
+                self.token(transport, host, scope, &service, None, attempts).await
             }
         }
     }
@@ -113,7 +142,8 @@ impl Auth {
     /// nothing better.
     ///
     /// # Errors
-    /// [`Error::Denied`] if the host's wish is not one to follow, and those of fetching a token.
+    /// [`Error::Denied`] if the host's wish is not one to follow, [`Error::NoCredentials`], and those of fetching a
+    /// token.
     pub(super) async fn renew(
         &self,
         transport: &Transport,
@@ -125,13 +155,10 @@ impl Auth {
     ) -> Result<Option<Authorization>> {
         match challenge {
             Challenge::Basic => {
-                let found = look_up(transport, host).await;
-                let known = basic(&found);
-                self.wishes
-                    .lock()
-                    .put(host.name().to_owned(), Wish::Basic(known.clone()));
+                self.wishes.lock().put(host.name().to_owned(), Wish::Basic);
+                let found = self.look_up(host, scope, sent.is_some(), attempts).await?;
                 let unchanged = |known: &Authorization| sent.is_some_and(|sent| sent.header == known.header);
-                Ok(known.filter(|known| !unchanged(known)))
+                Ok(basic(&found).filter(|known| !unchanged(known)))
             }
             Challenge::Bearer {
                 realm,
@@ -145,16 +172,56 @@ impl Auth {
                     service: service.clone(),
                 };
                 self.wishes.lock().put(host.name().to_owned(), wish);
-                let scopes = self.widen(host, scope, scopes, insufficient_scope);
-                let key = (realm, service, scopes);
-                self.token(transport, host, key, sent, attempts).await.map(Some)
+                let service = Service {
+                    realm,
+                    service,
+                    scopes: self.widen(host, scope, scopes, insufficient_scope),
+                };
+                self.token(transport, host, scope, &service, sent, attempts).await
             }
         }
     }
 
-    /// Which credentials a message should name after the host refused.
-    pub(super) async fn describe(&self, transport: &Transport, host: &Arc<Host>) -> String {
-        look_up(transport, host).await.describe()
+    /// What to send after `host` forbade a request for `scope` that carried `sent`: only other credentials than those
+    /// can help. Some registries say so of a password that has expired.
+    ///
+    /// # Errors
+    /// Those of fetching a token.
+    pub(super) async fn reconsider(
+        &self,
+        transport: &Transport,
+        host: &Arc<Host>,
+        scope: &str,
+        sent: &Authorization,
+        attempts: &mut Attempts,
+    ) -> Result<Option<Authorization>> {
+        match self.look_up(host, scope, true, attempts).await {
+            Ok(found) if found.fingerprint != sent.fingerprint => {
+                self.authorize(transport, host, scope, attempts).await
+            }
+            // The refusal says more than a helper that fails now.
+            Ok(_) | Err(_) => Ok(None),
+        }
+    }
+
+    /// Which credentials a message should name after the host refused a request for `scope`. They are looked up anew
+    /// before their next use: whoever reads the message may log in.
+    pub(super) async fn describe(&self, host: &Host, scope: &str) -> String {
+        let path = repository_of(scope);
+        let sources = self.sources(host);
+        let found = sources.find(host.name(), path, false).await;
+        sources.doubt(host.name(), path);
+        match found {
+            Ok(found) => found.describe(),
+            Err(Failure(why)) => why,
+        }
+    }
+
+    fn sources(&self, host: &Host) -> &Arc<Sources> {
+        match host.is_mirror() {
+            true => &self.sources_of_mirrors,
+            false => &self.sources,
+        }
     }
 
     fn scopes_of(&self, host: &Host, scope: &str) -> Vec<String> {
@@ -181,22 +248,72 @@ impl Auth {
         scopes
     }
 
-    /// The token for that service and those scopes, from memory if it is good and not the one that was `refused`.
+    /// The credentials for a request for `scope`.
+    async fn look_up(
+        &self,
+        host: &Host,
+        scope: &str,
+        in_doubt: bool,
+        attempts: &Attempts,
+    ) -> Result<Arc<Credentials>> {
+        let finding = self
+            .sources(host)
+            .find(host.name(), repository_of(scope), in_doubt);
+        match timeout_at(attempts.deadline(), finding).await {
+            Ok(Ok(found)) => Ok(found),
+            Ok(Err(Failure(why))) => {
+                host.note_credentials(Some(&why));
+                Err(Error::no_credentials(&attempts.what, why))
+            }
+            Err(_) => Err(attempts.timed_out()),
+        }
+    }
+
+    /// A token for a request for `scope`, other than the one that was `refused`; `None` if there is no other.
     async fn token(
         &self,
         transport: &Transport,
         host: &Arc<Host>,
-        (realm, service, scopes): (Url, String, Vec<String>),
+        scope: &str,
+        service: &Service,
         refused: Option<&Authorization>,
         attempts: &mut Attempts,
-    ) -> Result<Authorization> {
-        let mut sorted = scopes.clone();
-        sorted.sort_unstable();
-        let key = (host.name().to_owned(), realm.to_string(), service.clone(), sorted);
-        let slot = {
-            let mut tokens = self.tokens.lock();
-            Arc::clone(tokens.get_or_insert(key, Arc::default))
+    ) -> Result<Option<Authorization>> {
+        let found = self.look_up(host, scope, refused.is_some(), attempts).await?;
+        let error = match self
+            .token_with(&found, transport, host, service, refused, attempts)
+            .await
+        {
+            Err(error @ Error::Denied { .. }) => error,
+            result => return result,
         };
+        // What was remembered may have expired, or somebody has logged in meanwhile.
+        let anew = self.look_up(host, scope, true, attempts).await?;
+        if anew.fingerprint != found.fingerprint {
+            return self
+                .token_with(&anew, transport, host, service, refused, attempts)
+                .await;
+        }
+        self.sources(host).doubt(host.name(), repository_of(scope));
+        Err(error)
+    }
+
+    /// [`Self::token`] with certain credentials, from memory if there is a good one.
+    async fn token_with(
+        &self,
+        found: &Credentials,
+        transport: &Transport,
+        host: &Arc<Host>,
+        service: &Service,
+        refused: Option<&Authorization>,
+        attempts: &mut Attempts,
+    ) -> Result<Option<Authorization>> {
+        if let Identity::Bearer(token) = &found.identity {
+            let own = bearer(found, token, service, None)?;
+            let is_refused = refused.is_some_and(|refused| refused.header == own.header);
+            return Ok((!is_refused).then_some(own));
+        }
+        let slot = self.slot(host, service, found);
         let asked = Instant::now();
         let locked = timeout_at(attempts.deadline(), slot.lock()).await;
         let mut slot = locked.map_err(|_| attempts.timed_out())?;
@@ -208,27 +325,16 @@ impl Auth {
         if let Some(current) = &slot.current {
             let was_refused = refused.is_some_and(|refused| refused.token == current.authorization.token);
             if !was_refused && Instant::now() < current.renew_at {
-                return Ok(current.authorization.clone());
+                return Ok(Some(current.authorization.clone()));
             }
         }
         slot.current = None;
-        let service = Service {
-            realm,
-            service,
-            scopes,
-        };
-        match fetch(transport, host, &service, attempts).await {
-            Ok(fetched) => {
-                let authorization = Authorization {
-                    token: Some(self.tokens_fetched.fetch_add(1, Ordering::Relaxed)),
-                    ..fetched.authorization
-                };
-                slot.current = Some(Current {
-                    authorization: authorization.clone(),
-                    renew_at: fetched.renew_at,
-                });
+        match self.fetch(transport, host, service, found, attempts).await {
+            Ok(current) => {
+                let authorization = current.authorization.clone();
+                slot.current = Some(current);
                 slot.failed = None;
-                Ok(authorization)
+                Ok(Some(authorization))
             }
             Err(error) => {
                 // Running out of time is the asker's own failure: others may have more.
@@ -239,68 +345,82 @@ impl Auth {
             }
         }
     }
+
+    /// The place of the token for that service and those scopes.
+    fn slot(&self, host: &Host, service: &Service, found: &Credentials) -> Arc<tokio::sync::Mutex<Slot>> {
+        let mut scopes = service.scopes.clone();
+        scopes.sort_unstable();
+        let key = TokenKey {
+            host: host.name().to_owned(),
+            realm: service.realm.to_string(),
+            service: service.service.clone(),
+            scopes,
+            fingerprint: found.fingerprint,
+        };
+        Arc::clone(self.tokens.lock().get_or_insert(key, Arc::default))
+    }
+
+    async fn fetch(
+        &self,
+        transport: &Transport,
+        host: &Arc<Host>,
+        service: &Service,
+        found: &Credentials,
+        attempts: &mut Attempts,
+    ) -> Result<Current> {
+        let asked = Instant::now();
+        host.note_credentials(found.sent().as_deref());
+        let key = (service.realm.to_string(), found.fingerprint);
+        let rotated = || self.rotated.lock().get(&key).cloned();
+        let mut side = attempts.side(format!("token for {}", attempts.what));
+        let token = token::fetch(transport, host, service, found, &rotated, &mut side).await?;
+        if let Some(refresh) = token.refresh {
+            self.rotated.lock().put(key.clone(), refresh);
+        }
+        let number = self.tokens_fetched.fetch_add(1, Ordering::Relaxed);
+        Ok(Current {
+            authorization: bearer(found, &token.secret, service, Some(number))?,
+            renew_at: asked + token.good_for,
+        })
+    }
 }
 
-async fn fetch(
-    transport: &Transport,
-    host: &Arc<Host>,
+fn bearer(
+    found: &Credentials,
+    token: &Secret,
     service: &Service,
-    attempts: &mut Attempts,
-) -> Result<Current> {
-    let asked = Instant::now();
-    let found = look_up(transport, host).await;
-    let source = found.describe();
-    host.note_credentials(&source);
-    let malformed = || {
-        Error::malformed(
-            format!("token of {}", redact(&service.realm)),
-            "it cannot be sent in a header",
-        )
-    };
-    if let Identity::Bearer(token) = &found.identity {
-        let header = authorization("Bearer", token.expose()).ok_or_else(malformed)?;
-        return Ok(Current {
-            authorization: Authorization {
-                header,
-                source,
-                token: None,
-            },
-            renew_at: asked + Duration::from_secs(3600),
-        });
-    }
-    let mut side = attempts.side(format!("token for {}", attempts.what));
-    let token = token::fetch(transport, host, service, &found, &mut side).await?;
-    let header = authorization("Bearer", token.secret.expose()).ok_or_else(malformed)?;
-    Ok(Current {
-        authorization: Authorization {
-            header,
-            source,
-            token: None,
-        },
-        renew_at: asked + token.good_for,
+    number: Option<u64>,
+) -> Result<Authorization> {
+    let header = authorization("Bearer", token.expose()).ok_or_else(|| {
+        let what = format!("token of {}", redact(&service.realm));
+        Error::malformed(what, "it cannot be sent in a header")
+    })?;
+    Ok(Authorization {
+        header,
+        source: found.sent(),
+        token: number,
+        fingerprint: found.fingerprint,
     })
 }
 
-/// Credentials are looked up off the async threads: it reads a file, and helpers may take their time.
-async fn look_up(transport: &Transport, host: &Arc<Host>) -> Credentials {
-    let (options, name) = (transport.options_for(host), host.name().to_owned());
-    let found = tokio::task::spawn_blocking(move || credentials::find(&options, &name)).await;
-    found.unwrap_or_else(|_| Credentials::none("looking for them failed"))
-}
-
 /// User and password as a header, if there are such. Where a refresh token finds no form to be posted to, it is the
-/// password.
+/// password, unless there is one of its own.
 pub(super) fn basic(found: &Credentials) -> Option<Authorization> {
     let (user, password) = match &found.identity {
         Identity::Password { user, password } => (user, password),
-        Identity::Refresh { user, token } => (user, token),
+        Identity::Refresh {
+            user,
+            token,
+            password,
+        } => (user, password.as_ref().unwrap_or(token)),
         Identity::Anonymous | Identity::Bearer(_) => return None,
     };
     let pair = STANDARD.encode(format!("{user}:{}", password.expose()));
     Some(Authorization {
         header: authorization("Basic", &pair)?,
-        source: found.describe(),
+        source: found.sent(),
         token: None,
+        fingerprint: found.fingerprint,
     })
 }
 

@@ -344,7 +344,9 @@ impl BlobBody {
         if !is_range_answer(reached.answer.status()) {
             return Err(self.core.refuse(host, &self.attempts.what, &mut reached).await);
         }
-        let Reached { answer, elsewhere } = reached;
+        let Reached {
+            answer, elsewhere, ..
+        } = reached;
         if elsewhere && answer.status().is_success() {
             self.core
                 .redirects
@@ -384,6 +386,7 @@ impl BlobBody {
         let mut reached = Reached {
             answer,
             elsewhere: true,
+            scope: pull_scope(repository),
         };
         Err(self.core.refuse(from, &self.attempts.what, &mut reached).await)
     }

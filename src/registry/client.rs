@@ -2,28 +2,32 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::auth::Auth;
-use super::blob::{self, BlobBody};
 use super::endpoint::Provenance;
 use super::host::HostHealth;
+use super::layout::{LayoutList, Layouts};
 use super::manifest::{self, ManifestBytes};
 use super::options::ClientOptions;
-use super::paging::Pager;
 use super::redirect::Redirects;
-use super::reference::{Repository, Target};
+use super::reference::{Reference, Repository, Target};
 use super::request::Core;
+use super::source::{BlobBody, Pager};
 use super::transport::Transport;
+use super::{blob, paging};
 use crate::digest::Digest;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
-/// Talks to registries. Cheap to clone: all clones share connections, tokens and what is known of hosts.
+/// Talks to registries, and reads layouts on disk as if they were some. Cheap to clone: all clones share connections,
+/// tokens and what is known of hosts.
 #[derive(Clone)]
 pub struct Client {
     core: Arc<Core>,
+    layouts: Arc<Layouts>,
 }
 
 impl fmt::Debug for Client {
@@ -37,11 +41,14 @@ impl Client {
     ///
     /// # Errors
     /// [`crate::error::Error::Usage`] for certificates, mirrors and proxies that cannot be meant.
-    pub fn new(options: ClientOptions) -> Result<Self> {
+    pub fn new(mut options: ClientOptions) -> Result<Self> {
+        let layouts = Layouts::new(std::mem::take(&mut options.layouts));
+        let transport = Transport::new(options)?;
         Ok(Self {
+            layouts: Arc::new(layouts),
             core: Arc::new(Core {
-                transport: Transport::new(options)?,
-                auth: Auth::new(),
+                auth: Auth::new(&transport.options),
+                transport,
                 redirects: Redirects::new(),
             }),
         })
@@ -55,6 +62,9 @@ impl Client {
     /// [`crate::error::Error::Malformed`], [`crate::error::Error::Unsupported`] (Docker schema 1 and unknown types),
     /// and those of the network.
     pub async fn manifest(&self, repository: &Repository, target: &Target) -> Result<ManifestBytes> {
+        if let Some(layout) = self.layouts.get(repository.host()) {
+            return layout.manifest(repository, target).await;
+        }
         manifest::fetch(&self.core, repository, target).await
     }
 
@@ -63,6 +73,9 @@ impl Client {
     /// # Errors
     /// As [`Self::manifest`].
     pub async fn tag_digest(&self, repository: &Repository, tag: &str) -> Result<Option<Digest>> {
+        if let Some(layout) = self.layouts.get(repository.host()) {
+            return layout.tag_digest(repository, tag).await;
+        }
         manifest::tag_digest(&self.core, repository, tag).await
     }
 
@@ -78,7 +91,12 @@ impl Client {
         range: Range<u64>,
         blob_bytes: u64,
     ) -> Result<BlobBody> {
-        blob::open(&self.core, repository, digest, range, blob_bytes).await
+        if let Some(layout) = self.layouts.get(repository.host()) {
+            let body = layout.blob(repository, digest, range, blob_bytes).await?;
+            return Ok(BlobBody::Layout(body));
+        }
+        let body = blob::open(&self.core, repository, digest, range, blob_bytes).await?;
+        Ok(BlobBody::Registry(Box::new(body)))
     }
 
     /// [`Self::blob`] in one piece, of at most 64 MiB.
@@ -107,7 +125,11 @@ impl Client {
         range: Range<u64>,
         blob_bytes: u64,
     ) -> Result<(Bytes, Provenance)> {
-        let body = self.blob(repository, digest, range, blob_bytes).await?;
+        if let Some(layout) = self.layouts.get(repository.host()) {
+            let bytes = layout.blob_bytes(repository, digest, range, blob_bytes).await?;
+            return Ok((bytes, Provenance::default()));
+        }
+        let body = blob::open(&self.core, repository, digest, range, blob_bytes).await?;
         let provenance = body.provenance();
         Ok((blob::collect(body).await?, provenance))
     }
@@ -122,13 +144,19 @@ impl Client {
         digest: &Digest,
         blob_bytes: u64,
     ) -> Result<Bytes> {
+        if let Some(layout) = self.layouts.get(repository.host()) {
+            return layout.small_blob(repository, digest, blob_bytes).await;
+        }
         blob::whole_verified(&self.core, repository, digest, blob_bytes).await
     }
 
     /// The tags of a repository, in pages.
     #[must_use]
     pub fn tags(&self, repository: &Repository) -> Pager {
-        Pager::tags(&self.core, repository)
+        match self.layouts.get(repository.host()) {
+            Some(layout) => Pager::Layout(Some(LayoutList::new(layout, Some(repository.clone())))),
+            None => Pager::Registry(Box::new(paging::Pager::tags(&self.core, repository))),
+        }
     }
 
     /// The repositories of the registry with the canonical name `host`, in pages. Many registries have no such list:
@@ -136,7 +164,40 @@ impl Client {
     /// [`crate::error::Error::Unsupported`].
     #[must_use]
     pub fn catalog(&self, host: &str) -> Pager {
-        Pager::catalog(&self.core, host)
+        match self.layouts.get(host) {
+            Some(layout) => Pager::Layout(Some(LayoutList::new(layout, None))),
+            None => Pager::Registry(Box::new(paging::Pager::catalog(&self.core, host))),
+        }
+    }
+
+    /// The images of a repository that have no tag: a layout may have such, of a registry nobody can tell.
+    ///
+    /// # Errors
+    /// As [`Self::manifest`].
+    pub async fn unnamed(&self, repository: &Repository) -> Result<Vec<Digest>> {
+        match self.layouts.get(repository.host()) {
+            Some(layout) => layout.unnamed(repository).await,
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// The path of the layout on disk that has this host name; none if it is a registry.
+    #[must_use]
+    pub fn layout_path(&self, host: &str) -> Option<PathBuf> {
+        Some(self.layouts.get(host)?.path().to_owned())
+    }
+
+    /// The image of a layout that `name` means, written as behind the layout's path (`README.md`, "Layouts"), by its
+    /// digest; without a name its only image, `None` if it has not exactly one.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::NotFound`] naming what there is, also if `host` is no layout;
+    /// [`crate::error::Error::Usage`] if the name means several; as [`Self::manifest`].
+    pub async fn find_in_layout(&self, host: &str, name: Option<&str>) -> Result<Option<Reference>> {
+        match self.layouts.get(host) {
+            Some(layout) => layout.find(host, name).await,
+            None => Err(Error::not_found(host, "it is no layout")),
+        }
     }
 
     /// Every host that was talked to, most recent first.

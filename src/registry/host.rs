@@ -368,8 +368,8 @@ impl Host {
         self.counters.retries.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn note_credentials(&self, source: &str) {
-        self.notes.lock().credentials = Some(source.to_owned());
+    pub(super) fn note_credentials(&self, source: Option<&str>) {
+        self.notes.lock().credentials = source.map(str::to_owned);
     }
 
     /// Keeps what an answer's headers say to the user: rate limits, and warnings, each shown once.

@@ -26,7 +26,7 @@ pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.
 pub const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 
 /// Manifests are at most so long (OCI distribution specification).
-const MANIFEST_BYTES_MAX: u64 = 4 << 20;
+pub(super) const MANIFEST_BYTES_MAX: u64 = 4 << 20;
 const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
 const SCHEMA_1: [&str; 2] = [
@@ -157,7 +157,8 @@ async fn head(core: &Core, endpoint: &Endpoint, request: &Request, attempts: &mu
     })
 }
 
-fn name(repository: &Repository, target: &Target) -> String {
+/// What is asked for, as errors name it.
+pub(super) fn name(repository: &Repository, target: &Target) -> String {
     match target {
         Target::Tag(tag) => format!("{repository}:{tag}"),
         Target::Digest(digest) => format!("{repository}@{digest}"),
@@ -195,7 +196,7 @@ struct Probe {
 }
 
 /// What the bytes are, by the header and by themselves.
-fn media_type(what: &str, header: Option<&str>, bytes: &[u8]) -> Result<String> {
+pub(super) fn media_type(what: &str, header: Option<&str>, bytes: &[u8]) -> Result<String> {
     let header = header.map(|text| {
         let essence = text.split(';').next().unwrap_or_default();
         essence.trim().to_ascii_lowercase()

@@ -1,9 +1,10 @@
 //! The registry client: references, authentication, transport with retries, manifests, blobs, catalog and tags.
 //!
-//! It is pure network: nothing is kept on disk here. In memory it keeps what makes the next request cheaper: open
+//! It writes nothing to disk. In memory it keeps what makes the next request cheaper: open
 //! connections, tokens, the URLs behind redirects, and what it learned about each host.
 //!
-//! From top to bottom: `client` is what others use; `manifest`, `blob` and `paging` know what to ask for and how to
+//! From top to bottom: `client` is what others use; it answers from a `layout` on disk where one has the host's name, and
+//! `source` is what both kinds of answers have in common; `manifest`, `blob` and `paging` know what to ask for and how to
 //! judge what comes; they ask the `endpoint`s of a registry one after the other, which `hosts` finds in the settings;
 //! `request` adds authorization (`auth`, `token`, `credentials`, `challenge`) and follows redirects (`redirect`);
 //! `transport` sends, again if need be (`retry`), to one `host` with its `breaker`; `peers` has all of these.
@@ -22,6 +23,7 @@ mod endpoint;
 mod failure;
 mod host;
 mod hosts;
+mod layout;
 mod manifest;
 mod options;
 mod paging;
@@ -31,15 +33,16 @@ mod redirect;
 mod request;
 mod retry;
 mod secret;
+mod source;
 mod tls;
 mod token;
 mod transport;
 
-pub use blob::BlobBody;
 pub use client::Client;
+pub use credentials::CredentialEnvironment;
 pub use endpoint::Provenance;
 pub use host::{HostHealth, RequestCounts};
 pub use manifest::{DOCKER_INDEX, DOCKER_MANIFEST, ManifestBytes, OCI_INDEX, OCI_MANIFEST};
 pub use options::{ClientOptions, HostOptions, MirrorOptions, Timing};
-pub use paging::Pager;
 pub use secret::Secret;
+pub use source::{BlobBody, Pager};

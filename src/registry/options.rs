@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::credentials::CredentialEnvironment;
 use super::secret::Secret;
 
 /// Everything that the client is told once, at its start.
@@ -12,8 +13,8 @@ pub struct ClientOptions {
     /// `USER:PASS`, sent to every registry that asks for a password and has none in [`Self::hosts`]. Set it only
     /// where the user named the registry that it is for.
     pub credential: Option<Secret>,
-    /// Docker's configuration file; `None` means `$DOCKER_CONFIG/config.json`, else `~/.docker/config.json`.
-    pub docker_config: Option<PathBuf>,
+    /// Where to look for the credentials that other tools keep; by default nowhere.
+    pub credential_environment: CredentialEnvironment,
     /// PEM files with certificate authorities that are trusted besides the system's.
     pub ca_files: Vec<PathBuf>,
     /// Accept any certificate.
@@ -33,6 +34,8 @@ pub struct ClientOptions {
     pub certs_dirs: Vec<PathBuf>,
     /// What differs for single registries, by their canonical names (`docker.io`, `localhost:5000`).
     pub hosts: BTreeMap<String, HostOptions>,
+    /// OCI image layouts on disk that are registries under these host names; no request goes to such a host.
+    pub layouts: BTreeMap<String, PathBuf>,
     /// The waits that users do not set.
     pub timing: Timing,
 }
@@ -41,7 +44,7 @@ impl Default for ClientOptions {
     fn default() -> Self {
         Self {
             credential: None,
-            docker_config: None,
+            credential_environment: CredentialEnvironment::default(),
             ca_files: Vec::new(),
             insecure: false,
             plain_http: false,
@@ -51,8 +54,23 @@ impl Default for ClientOptions {
             concurrency: 32,
             certs_dirs: Vec::new(),
             hosts: BTreeMap::new(),
+            layouts: BTreeMap::new(),
             timing: Timing::default(),
         }
+    }
+}
+
+impl ClientOptions {
+    /// The same without the credentials that are given here; those that other tools keep stay.
+    pub(super) fn without_given_credentials(&self) -> Self {
+        let mut options = Self {
+            credential: None,
+            ..self.clone()
+        };
+        for host in options.hosts.values_mut() {
+            host.credential = None;
+        }
+        options
     }
 }
 

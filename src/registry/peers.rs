@@ -44,9 +44,6 @@ type PeerKey = (String, Digest);
 /// The hosts, and the HTTP clients that talk to them.
 pub(super) struct Transport {
     pub(super) options: Arc<ClientOptions>,
-    /// The options without the credentials that were given for registries by name, or for all: mirrors get none of
-    /// these.
-    of_mirrors: Arc<ClientOptions>,
     registries: Mutex<LruCache<String, Resolved>>,
     peers: Mutex<LruCache<PeerKey, Arc<Host>>>,
     roots: RootCertStore,
@@ -72,27 +69,13 @@ impl Transport {
             true => Trust::Anything,
             false => Trust::SystemAnd(roots.clone()),
         };
-        let mut of_mirrors = options.clone();
-        of_mirrors.credential = None;
-        for host in of_mirrors.hosts.values_mut() {
-            host.credential = None;
-        }
         Ok(Self {
-            of_mirrors: Arc::new(of_mirrors),
             registries: Mutex::new(LruCache::new(REGISTRIES_MAX)),
             peers: Mutex::new(LruCache::new(PEERS_MAX)),
             roots,
             proxied: http_client(general.clone(), None, &Way::Environment, connect)?,
             direct: http_client(general, None, &Way::Direct, connect)?,
             options: Arc::new(options),
-        })
-    }
-
-    /// The options by which credentials for `host` are looked up.
-    pub(super) fn options_for(&self, host: &Host) -> Arc<ClientOptions> {
-        Arc::clone(match host.is_mirror() {
-            true => &self.of_mirrors,
-            false => &self.options,
         })
     }
 

@@ -2,6 +2,7 @@
 //! repository, a tag, a digest. Docker Hub's shorthands are resolved here and nowhere else.
 
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 
 use crate::digest::Digest;
@@ -11,6 +12,9 @@ use crate::error::{Error, Result};
 pub const DEFAULT_HOST: &str = "docker.io";
 /// The tag meant when a reference names none.
 pub const DEFAULT_TAG: &str = "latest";
+/// Begins the name that stands for the host where images are those of an OCI image layout on disk: this and the
+/// layout's absolute path. No name in a tree and no reference that a user writes has it.
+const LAYOUT_PREFIX: &str = "oci:";
 /// Longest host and repository path together, in bytes (distribution's limit).
 const NAME_BYTES_MAX: usize = 255;
 /// Longest tag in bytes (OCI distribution specification).
@@ -34,6 +38,19 @@ pub fn is_host(text: &str) -> bool {
     };
     let marked = name.contains('.') || port.is_some() || name == "localhost" || ipv6.is_some();
     marked && port_ok && name_ok && text.len() <= NAME_BYTES_MAX
+}
+
+/// What stands for the host of the images in the layout at `path`.
+#[must_use]
+pub fn layout_host(path: &str) -> String {
+    format!("{LAYOUT_PREFIX}{path}")
+}
+
+/// The path of the layout that [`layout_host`] made `host` of.
+#[must_use]
+pub fn layout_path(host: &str) -> Option<&Path> {
+    let path = host.strip_prefix(LAYOUT_PREFIX)?;
+    path.starts_with('/').then(|| Path::new(path))
 }
 
 fn is_host_label(label: &str) -> bool {
@@ -76,19 +93,26 @@ pub struct Repository {
 }
 
 impl Repository {
-    /// Checks `host` and `path` and resolves Docker Hub's names (`index.docker.io` is `docker.io`, and a path of one
-    /// component there lies in `library/`).
+    /// Checks `host` (a registry, or what [`layout_host`] made) and `path` and resolves Docker Hub's names
+    /// (`index.docker.io` is `docker.io`, and a path of one component there lies in `library/`).
     ///
     /// # Errors
     /// [`Error::Usage`] naming the part that breaks the grammar.
     pub fn new(host: &str, path: &str) -> Result<Self> {
-        let host = canonical_host(host)?;
+        let is_layout = layout_path(host).is_some();
+        let host = if is_layout {
+            host.to_owned()
+        } else {
+            canonical_host(host)?
+        };
         if let Some(bad) = path.split('/').find(|part| !is_component(part)) {
             return Err(Error::usage(format!(
                 "{host}/{path}: {bad:?} is no repository name component: lowercase letters and digits, separated by '.', '_', '__' or '-'"
             )));
         }
-        if host.len() + 1 + path.len() > NAME_BYTES_MAX {
+        // A layout's path is no part of a name that anybody would send.
+        let host_bytes = if is_layout { 0 } else { host.len() + 1 };
+        if host_bytes + path.len() > NAME_BYTES_MAX {
             return Err(Error::usage(format!(
                 "{host}/{path}: a repository name has at most {NAME_BYTES_MAX} bytes"
             )));
@@ -116,7 +140,13 @@ impl Repository {
 
 impl fmt::Display for Repository {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.host, self.path)
+        // A colon ends the path of a layout, so no two repositories are written alike.
+        let separator = if layout_path(&self.host).is_some() {
+            ':'
+        } else {
+            '/'
+        };
+        write!(f, "{}{separator}{}", self.host, self.path)
     }
 }
 
@@ -182,6 +212,11 @@ impl Reference {
     /// # Errors
     /// [`Error::Usage`] naming the part that breaks the grammar.
     pub fn parse_repository(text: &str) -> Result<Repository> {
+        if text.starts_with("oci:/") {
+            return Err(Error::usage(format!(
+                "{text}: only `mount` takes an OCI image layout by its path; [layout.\"NAME\"] in the configuration gives it a name for all commands"
+            )));
+        }
         match text.split_once('/') {
             Some((host, path)) if is_host(host) => Repository::new(host, path),
             _ => Repository::new(DEFAULT_HOST, text),
@@ -292,6 +327,20 @@ mod tests {
             let error = text.parse::<Reference>().unwrap_err();
             assert_eq!(error.exit_code(), 2, "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn images_of_a_layout_are_named_by_its_path_and_by_nothing_that_is_typed() {
+        let host = layout_host("/srv/a:b");
+        let repository = Repository::new(&host, "team/app").unwrap();
+        assert_eq!(repository.to_string(), "oci:/srv/a:b:team/app");
+        assert_eq!(layout_path(repository.host()), Some(Path::new("/srv/a:b")));
+        assert!(Repository::new(&layout_host("relative"), "app").is_err());
+        let long = layout_host(&format!("/{}", "long/".repeat(100)));
+        assert!(Repository::new(&long, "app").is_ok());
+        assert!(!is_host(&host) && canonical_host(&host).is_err());
+        let error = "oci:/srv/app:1".parse::<Reference>().unwrap_err();
+        assert!(error.to_string().contains("[layout"), "{error}");
     }
 
     #[test]

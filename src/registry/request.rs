@@ -51,11 +51,17 @@ pub(super) struct Reached {
     pub(super) answer: Answer,
     /// It came from another origin than the registry's.
     pub(super) elsewhere: bool,
+    /// What the request had to be allowed.
+    pub(super) scope: String,
 }
 
 /// The scope for reading from `repository`.
 pub(super) fn pull_scope(repository: &Repository) -> String {
     format!("repository:{}:pull", repository.path())
+}
+
+fn is_refusal(status: StatusCode) -> bool {
+    matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
 }
 
 impl Core {
@@ -106,23 +112,32 @@ impl Core {
             let mut reached = self
                 .follow(endpoint, request, authorization.as_ref(), attempts)
                 .await?;
-            if reached.answer.status() != StatusCode::UNAUTHORIZED || reached.elsewhere {
+            if reached.elsewhere {
                 return Ok(reached);
             }
-            let Some(challenge) = challenge::parse(reached.answer.headers()) else {
-                return Ok(reached);
-            };
-            if authorization.is_some() {
-                if renewed {
-                    return Ok(reached);
-                }
-                renewed = true;
+            if is_refusal(reached.answer.status()) {
+                // Many that wait for a token of this same host would leave no place for the one that fetches it.
+                reached.answer.give_up_place();
             }
             let sent = authorization.as_ref();
-            let better = self
-                .auth
-                .renew(&self.transport, host, &request.scope, challenge, sent, attempts)
-                .await?;
+            let better = match (reached.answer.status(), sent) {
+                (StatusCode::UNAUTHORIZED, _) if !renewed => {
+                    let Some(challenge) = challenge::parse(reached.answer.headers()) else {
+                        return Ok(reached);
+                    };
+                    renewed = sent.is_some();
+                    self.auth
+                        .renew(&self.transport, host, &request.scope, challenge, sent, attempts)
+                        .await?
+                }
+                (StatusCode::FORBIDDEN, Some(sent)) if !renewed => {
+                    renewed = true;
+                    self.auth
+                        .reconsider(&self.transport, host, &request.scope, sent, attempts)
+                        .await?
+                }
+                _ => return Ok(reached),
+            };
             match better {
                 Some(better) => {
                     reached.answer.drain().await;
@@ -154,14 +169,20 @@ impl Core {
         call.headers.extend(request.headers.clone());
         if let Some(authorization) = authorization {
             call.headers.insert(AUTHORIZATION, authorization.header.clone());
-            endpoint.host.note_credentials(&authorization.source);
         }
+        endpoint
+            .host
+            .note_credentials(authorization.and_then(|authorization| authorization.source.as_deref()));
         let mut host = Arc::clone(&endpoint.host);
         let mut elsewhere = false;
         for _ in 0..=HOPS_MAX {
             let mut answer = send(&host, &call, attempts).await?;
             if !redirect::is_redirect(answer.status()) {
-                return Ok(Reached { answer, elsewhere });
+                return Ok(Reached {
+                    answer,
+                    elsewhere,
+                    scope: request.scope.clone(),
+                });
             }
             let url = redirect::target(&self.transport, &attempts.what, &answer)?;
             if url.origin() != answer.url().origin() {
@@ -213,7 +234,7 @@ impl Core {
             // The everyday answer: no credentials have to do with it.
             404 => String::new(),
             _ if reached.elsewhere => format!("{} redirected there", host.label()),
-            _ => self.auth.describe(&self.transport, host).await,
+            _ => self.auth.describe(host, &reached.scope).await,
         };
         refusal(what, &mut reached.answer, &credentials).await
     }

@@ -25,6 +25,8 @@ const GOOD_FOR_DEFAULT: Duration = Duration::from_secs(60);
 const MARGIN_MAX: Duration = Duration::from_secs(20);
 /// No token is kept for longer, whatever the service says.
 const GOOD_FOR_MAX: Duration = Duration::from_secs(24 * 3600);
+/// How many refresh tokens are tried for one token.
+const FORMS_MAX: usize = 3;
 /// How we call ourselves in an OAuth2 form.
 const CLIENT_ID: &str = "registryfs";
 
@@ -35,11 +37,13 @@ pub(super) struct Service {
     pub(super) scopes: Vec<String>,
 }
 
-/// A token, and for how long from its request on it is to be used.
+/// A token, for how long from its request on it is to be used, and the refresh token that takes the place of the one
+/// it was got with.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Token {
     pub(super) secret: Secret,
     pub(super) good_for: Duration,
+    pub(super) refresh: Option<Secret>,
 }
 
 #[derive(Deserialize)]
@@ -47,9 +51,10 @@ struct Document {
     token: Option<String>,
     access_token: Option<String>,
     expires_in: Option<f64>,
+    refresh_token: Option<String>,
 }
 
-/// Fetches a token with `credentials` from the service that `from` named.
+/// Fetches a token with `credentials` from the service that `from` named. `rotated` is the refresh token that the service gave last in place of theirs.
 ///
 /// # Errors
 /// [`Error::Denied`] naming the credentials if the service refuses, [`Error::Malformed`] if its answer is no token,
@@ -59,14 +64,27 @@ pub(super) async fn fetch(
     from: &Arc<Host>,
     service: &Service,
     credentials: &Credentials,
+    rotated: &(dyn Fn() -> Option<Secret> + Send + Sync),
     attempts: &mut Attempts,
 ) -> Result<Token> {
     if let Identity::Refresh { token, .. } = &credentials.identity {
-        let call = form(service, token);
-        let answer = exchange(transport, from, service, &call, attempts).await?;
-        // 404 and 405: no such form (GCR); 401 and 400: Artifactory's and Azure's ways to say the same.
-        if !matches!(answer.0.status().as_u16(), 400 | 401 | 404 | 405) {
-            return read(service, answer, credentials, attempts).await;
+        let mut tried: Vec<Secret> = Vec::new();
+        // A request for another scope may have the token rotated meanwhile, so this is looked at after each refusal.
+        while let Some(token) = [rotated(), Some(token.clone())]
+            .into_iter()
+            .flatten()
+            .find(|token| !tried.contains(token))
+            .filter(|_| tried.len() < FORMS_MAX)
+        {
+            let call = form(service, &token);
+            let answer = exchange(transport, from, service, &call, attempts).await?;
+            match answer.0.status().as_u16() {
+                // No such form (Google's registry): no other token will find one.
+                404 | 405 => break,
+                // A token that is no longer good; Artifactory and Azure say that there is no form by it too.
+                400 | 401 => tried.push(token),
+                _ => return read(service, answer, credentials, attempts).await,
+            }
         }
     }
     let call = query(service, credentials);
@@ -185,6 +203,10 @@ fn parse(service: &Service, body: &[u8]) -> Result<Token> {
     Ok(Token {
         secret: Secret::new(secret),
         good_for: life - (life / 4).min(MARGIN_MAX),
+        refresh: document
+            .refresh_token
+            .filter(|token| !token.is_empty())
+            .map(Secret::new),
     })
 }
 
@@ -209,6 +231,7 @@ mod tests {
         let expected = |secret: &str, seconds: u64| Token {
             secret: Secret::new(secret),
             good_for: Duration::from_secs(seconds),
+            refresh: None,
         };
         assert_eq!(token(r#"{"token":"t"}"#).unwrap(), expected("t", 45));
         assert_eq!(
@@ -235,7 +258,7 @@ mod tests {
 
     #[test]
     fn the_query_keeps_the_realms_own_and_repeats_the_scope() {
-        let call = query(&service("https://a.example/token?x=1"), &Credentials::none(""));
+        let call = query(&service("https://a.example/token?x=1"), &Credentials::none());
         let Destination::Url(url) = call.to else {
             panic!("a token service is a URL")
         };

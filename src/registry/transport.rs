@@ -115,6 +115,11 @@ impl Answer {
         }
     }
 
+    /// Gives up its place among the requests to the host: what is done before its body is read needs places, too.
+    pub(super) fn give_up_place(&mut self) {
+        self.permits = None;
+    }
+
     /// Reads the rest of a short body that nobody wants, so that its connection can be used again.
     pub(super) async fn drain(&mut self) {
         let until = Instant::now() + DRAIN_WAIT;

@@ -223,10 +223,9 @@ fn a_foreground_daemon_tells_systemd_and_ends_in_order_on_sigterm() {
     socket.set_read_timeout(Some(crate::world::LIMIT)).unwrap();
     let mut command = world.command(&["daemon", "--config", text(&config)]);
     let daemon = start(command.env("NOTIFY_SOCKET", &notify));
-    let mut message = [0; 256];
-    let length = socket.recv(&mut message).unwrap();
-    assert_eq!(&message[..length], b"READY=1\n");
+    assert_eq!(hear(&socket), "READY=1");
     assert!(is_mounted(&mountpoint), "ready means mounted");
+    assert_eq!(hear(&socket), "STATUS=1 mount answers");
 
     // It takes further mounts on, and stays when they are gone.
     let second = world.mountpoint("n");
@@ -236,11 +235,49 @@ fn a_foreground_daemon_tells_systemd_and_ends_in_order_on_sigterm() {
     assert!(world.holder().unwrap().socket.is_some());
     world.text(&["mount", text(&second)]);
 
+    until("the status says so", || hear(&socket) == "STATUS=1 mount answers");
+
     kill(pid(daemon.id()), Signal::SIGTERM).unwrap();
     let output = finish(daemon);
     assert_eq!(code(&output), 0, "{}", errors(&output));
+    until("it says that it ends", || hear(&socket) == "STOPPING=1");
     assert!(!is_mounted(&second));
     Lock::take(&world.store()).unwrap();
+}
+
+/// The next word to the service manager.
+fn hear(socket: &UnixDatagram) -> String {
+    let mut message = [0; 4096];
+    let length = socket.recv(&mut message).unwrap();
+    String::from_utf8_lossy(&message[..length]).trim_end().to_owned()
+}
+
+#[test]
+fn the_watchdog_is_fed_while_the_mounts_answer_whatever_the_registry_does() {
+    let world = World::new();
+    let mountpoint = world.mountpoint("m");
+    let config = world.file(
+        "c.toml",
+        &format!("[[mount]]\nmountpoint = {:?}\n", text(&mountpoint)),
+    );
+    let notify = world.store().with_extension("notify");
+    let socket = UnixDatagram::bind(&notify).unwrap();
+    socket.set_read_timeout(Some(crate::world::LIMIT)).unwrap();
+    world.registry.handle().stop();
+    let mut command = world.command(&["daemon", "--config", text(&config)]);
+    command
+        .env("NOTIFY_SOCKET", &notify)
+        .env("WATCHDOG_USEC", "150000");
+    let daemon = start(&mut command);
+    let sign_of_life = || hear(&socket) == "WATCHDOG=1";
+    until("it shows a sign of life", sign_of_life);
+    assert!(std::fs::metadata(mountpoint.join(world.image("base/slim:11"))).is_err());
+    until("it goes on", sign_of_life);
+
+    kill(pid(daemon.id()), Signal::SIGTERM).unwrap();
+    // Unread words would fill the socket, and a daemon waits until it is heard.
+    until("it says that it ends", || hear(&socket) == "STOPPING=1");
+    assert_eq!(code(&finish(daemon)), 0);
 }
 
 #[test]

@@ -4,7 +4,15 @@
 // Helper functions may fail a test too; clippy.toml allows it in test functions only.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod copies;
 mod daemon;
+mod get;
+mod get_faults;
+mod helpers;
+mod prefetch;
+mod progress;
+#[path = "../support/mod.rs"]
+mod support;
 mod world;
 
 use std::io::Read;
@@ -20,6 +28,11 @@ fn what_cannot_be_meant_exits_2_and_says_why() {
     let bad_file = bad_file.to_str().unwrap();
     let bad_host = world.file("host.toml", "[registry.\"nohost\"]\ninsecure = true\n");
     let bad_host = bad_host.to_str().unwrap();
+    let bad_layout = world.file("layout.toml", "[layout.\"nohost\"]\npath = \"x\"\n");
+    let bad_layout = bad_layout.to_str().unwrap();
+    let two_names = "[registry.\"A.b\"]\n[layout.\"a.b\"]\npath = \"x\"\n";
+    let two_names = world.file("two.toml", two_names);
+    let two_names = two_names.to_str().unwrap();
     let mountpoint = world.mountpoint("a");
     let mountpoint = mountpoint.to_str().unwrap();
     let cases: &[(&[&str], &str)] = &[
@@ -44,8 +57,12 @@ fn what_cannot_be_meant_exits_2_and_says_why() {
         ),
         (&["ls", "--credential", "hunter2", "debian"], "USER:PASS"),
         (&["mount", "-o", "ro,colour", mountpoint], "colour"),
-        (&["mount", "oci:/tmp/x", mountpoint], "oci:/tmp/x"),
-        (&["mount", "docker.io", mountpoint], "docker.io"),
+        (&["mount", "oci:", mountpoint], "oci:PATH"),
+        (&["mount", "Debian", mountpoint], "taken for an image"),
+        (&["mount", "oci/", mountpoint], "\"oci\" is no registry host"),
+        (&["ls", "oci:/srv/app:1"], "[layout.\"NAME\"]"),
+        (&["ls", "--config", bad_layout, "debian"], "[layout.\"nohost\"]: "),
+        (&["ls", "--config", two_names, "debian"], "\"a.b\" is the name"),
         (&["mount", "/nonexistent/a"], "mkdir -p /nonexistent/a"),
     ];
     for (arguments, word) in cases {

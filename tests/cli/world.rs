@@ -1,5 +1,6 @@
 //! A store, a mountpoint or two, and the command, for one test: nothing of it outlives the test, however that ends.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::LazyLock;
@@ -26,10 +27,35 @@ impl World {
     }
 
     pub(crate) fn with(behaviour: Behaviour) -> Self {
+        Self::start(CONTENT.clone(), behaviour)
+    }
+
+    /// A world whose registry has this content.
+    pub(crate) fn of(content: Content) -> Self {
+        Self::start(content, Behaviour::default())
+    }
+
+    fn start(content: Content, behaviour: Behaviour) -> Self {
         Self {
             dir: tempfile::tempdir().unwrap(),
-            registry: DemoRegistry::start(CONTENT.clone(), behaviour).unwrap(),
+            registry: DemoRegistry::start(content, behaviour).unwrap(),
         }
+    }
+
+    /// A path in the directory of the test.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// What the layers in the store take up on disk.
+    pub(crate) fn disk_bytes(&self) -> u64 {
+        let Ok(layers) = std::fs::read_dir(self.store().join("layers")) else {
+            return 0;
+        };
+        let data = layers.map(|layer| layer.unwrap().path().join("data"));
+        data.filter_map(|data| data.metadata().ok())
+            .map(|metadata| metadata.blocks() * 512)
+            .sum()
     }
 
     pub(crate) fn store(&self) -> PathBuf {

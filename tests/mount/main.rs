@@ -7,6 +7,9 @@
 mod contents;
 mod faults;
 mod freshness;
+#[path = "../support/layout.rs"]
+mod layout;
+mod layouts;
 mod merge;
 mod mirrors;
 mod names;
@@ -15,6 +18,7 @@ mod oddities;
 mod outage;
 mod readers;
 mod secrets;
+mod sources;
 mod store;
 #[path = "../support/mod.rs"]
 mod support;

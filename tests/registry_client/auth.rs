@@ -9,7 +9,7 @@ use registryfs::error::Error;
 use registryfs::registry::{Client, ClientOptions, Secret};
 
 use super::server::{Reply, Request, Server};
-use super::{blob, client, quick, repository, tag};
+use super::{blob, client, docker_config, quick, repository, tag};
 
 const MANIFEST: &str = r#"{"schemaVersion":2,"layers":[]}"#;
 
@@ -93,6 +93,26 @@ async fn many_requests_share_one_token() {
         done.unwrap().unwrap();
     }
     assert_eq!(server.count("/token"), 1);
+}
+
+/// A registry is often its own token service. Those that wait for a token must leave a place to fetch it in.
+#[tokio::test]
+async fn more_first_requests_than_places_do_not_block_each_other() {
+    let server = registry(|_| true).await;
+    let client = Client::new(ClientOptions {
+        concurrency: 2,
+        ..quick()
+    })
+    .unwrap();
+    let mut running = tokio::task::JoinSet::new();
+    for n in 0..8 {
+        let (client, repository) = (client.clone(), repository(&server, &format!("r{n}")));
+        running.spawn(async move { client.manifest(&repository, &tag("1")).await });
+    }
+    while let Some(done) = running.join_next().await {
+        done.unwrap().unwrap();
+    }
+    assert_eq!(server.count("/token"), 8);
 }
 
 #[tokio::test]
@@ -219,7 +239,7 @@ async fn basic_credentials_are_read_anew_when_they_are_refused() {
     };
     login("old");
     let client = Client::new(ClientOptions {
-        docker_config: Some(path.clone()),
+        credential_environment: docker_config(folder.path()),
         ..quick()
     })
     .unwrap();

@@ -14,9 +14,10 @@ use registryfs::demo::{
 use registryfs::digest::Digest;
 use registryfs::error::{Error, Result};
 use registryfs::registry::reference::{Repository, Target};
-use registryfs::registry::{Client, ClientOptions, Pager, Secret};
+use registryfs::registry::{Client, ClientOptions, CredentialEnvironment, Pager, Secret};
+use serde_json::json;
 
-use super::{quick, tag};
+use super::{docker_config, quick, tag};
 
 /// Layers are read in ranges of this length, so that each takes a few.
 const RANGE_BYTES: u64 = 20_000;
@@ -119,22 +120,48 @@ async fn an_image_is_read_over_every_way_of_authorization() {
 }
 
 #[tokio::test]
-async fn docker_config_is_where_credentials_are() {
+async fn files_of_other_tools_are_where_credentials_are() {
     let registry = start(with_token(|auth| auth.anonymous_pull = false));
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("config.json");
-    let auth = STANDARD.encode("me:secret");
-    let json = format!(
-        r#"{{"auths":{{"http://{}":{{"auth":"{auth}"}}}}}}"#,
-        registry.host()
-    );
-    std::fs::write(&path, json).unwrap();
-    let client = Client::new(ClientOptions {
-        docker_config: Some(path),
-        ..quick()
-    })
-    .unwrap();
-    read_image(&client, &registry).await.unwrap();
+    let host = registry.host();
+    let password = json!({"auth": STANDARD.encode("me:secret")});
+    let identity = json!({"auth": STANDARD.encode("me:"), "identitytoken": identity_token(&account())});
+    let wrong = json!({"auth": STANDARD.encode("me:wrong")});
+    let namespace = APPLICATION.rsplit_once('/').unwrap().0;
+    for (auths, good) in [
+        (json!({format!("http://{host}"): password}), true),
+        (json!({&host: identity}), true),
+        (
+            json!({&host: wrong, format!("{host}/{namespace}"): password}),
+            true,
+        ),
+        (
+            json!({&host: password, format!("{host}/{namespace}"): wrong}),
+            false,
+        ),
+        (json!({format!("{host}/elsewhere"): password}), false),
+    ] {
+        let shown = auths.to_string();
+        std::fs::write(
+            folder.path().join("config.json"),
+            json!({"auths": auths}).to_string(),
+        )
+        .unwrap();
+        let as_docker = docker_config(folder.path());
+        let as_podman = CredentialEnvironment {
+            registry_auth_file: Some(folder.path().join("config.json")),
+            ..CredentialEnvironment::default()
+        };
+        for credential_environment in [as_docker, as_podman] {
+            let client = Client::new(ClientOptions {
+                credential_environment,
+                ..quick()
+            })
+            .unwrap();
+            let read = read_image(&client, &registry).await;
+            assert_eq!(read.is_ok(), good, "{shown}: {read:?}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ mod auth;
 mod blobs;
 mod certificates;
 mod client_certificates;
+mod credentials;
 mod demo;
 mod manifests;
 mod mirrors;
@@ -19,18 +20,18 @@ mod secrets;
 mod server;
 mod tls;
 
+use std::path::Path;
 use std::time::Duration;
 
 use registryfs::digest::Digest;
 use registryfs::registry::reference::{Repository, Target};
-use registryfs::registry::{Client, ClientOptions, Timing};
+use registryfs::registry::{Client, ClientOptions, CredentialEnvironment, Timing};
 
 use server::Server;
 
 /// Waits short enough for tests. Nothing here depends on how long they really are.
 fn quick() -> ClientOptions {
     ClientOptions {
-        docker_config: Some("/nonexistent/config.json".into()),
         plain_http: true,
         timing: Timing {
             unreachable: Duration::from_millis(100),
@@ -40,6 +41,14 @@ fn quick() -> ClientOptions {
             ..Timing::default()
         },
         ..ClientOptions::default()
+    }
+}
+
+/// Where docker's `config.json` in `folder` is all there is.
+fn docker_config(folder: &Path) -> CredentialEnvironment {
+    CredentialEnvironment {
+        docker_config: Some(folder.to_owned()),
+        ..CredentialEnvironment::default()
     }
 }
 

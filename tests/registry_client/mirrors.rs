@@ -10,7 +10,9 @@ use base64::Engine as _;
 use registryfs::digest::Digest;
 use registryfs::error::Error;
 use registryfs::registry::reference::{Repository, Target};
-use registryfs::registry::{Client, ClientOptions, HostHealth, HostOptions, MirrorOptions, Secret, Timing};
+use registryfs::registry::{
+    Client, ClientOptions, CredentialEnvironment, HostHealth, HostOptions, MirrorOptions, Secret, Timing,
+};
 
 use super::server::{Reply, Request, Server, Then};
 use super::{blob, quick, repository, tag};
@@ -232,7 +234,10 @@ async fn a_mirror_gets_its_own_credentials_and_no_others() {
     );
     std::fs::write(&config, auths).unwrap();
     let found = ClientOptions {
-        docker_config: Some(config),
+        credential_environment: CredentialEnvironment {
+            docker_config: Some(certs.path().to_owned()),
+            ..CredentialEnvironment::default()
+        },
         ..certs.options()
     };
     Client::new(found)

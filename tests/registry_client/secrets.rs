@@ -1,15 +1,17 @@
 //! Passwords, tokens and the signatures of URLs are in no log, no error and no debug print.
 
 use std::io::Write;
+use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use parking_lot::Mutex;
-use registryfs::registry::{Client, ClientOptions, Secret};
+use registryfs::registry::{Client, ClientOptions, CredentialEnvironment, Secret};
 
 use super::server::{Reply, Server, Then};
-use super::{blob, quick, repository, tag};
+use super::{blob, docker_config, quick, repository, tag};
 
 const PASSWORD: &str = "hunter2-password";
 const TOKEN: &str = "eyJ-secret-token";
@@ -27,6 +29,44 @@ impl Write for Log {
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
     }
+}
+
+/// Every way to have credentials for `host`, or to fail to. The password is in all of them.
+fn logins(folder: &Path, host: &str) -> Vec<ClientOptions> {
+    let auth = STANDARD.encode(format!("me:{PASSWORD}"));
+    let script = format!("printf '#!/bin/sh\\necho {PASSWORD}\\n' > \"$1\" && chmod 755 \"$1\"");
+    let program = folder.join("docker-credential-leak");
+    // Written by another process, because a file that a child of this one still has open cannot be started.
+    let mut shell = Command::new("sh");
+    let written = shell.args(["-c", &script, "sh"]).arg(program).status();
+    assert!(written.unwrap().success());
+    let given = [format!("me:{PASSWORD}"), format!("<token>:{PASSWORD}")];
+    let given = given.map(|credential| ClientOptions {
+        credential: Some(Secret::new(credential)),
+        retries: 1,
+        ..quick()
+    });
+    let configs = [
+        format!(r#"{{"auths":{{"{host}":{{"auth":"{auth}"}}}}}}"#),
+        format!(r#"{{"auths":{{"{host}":{{"registrytoken":"{PASSWORD}"}}}}}}"#),
+        format!(r#"{{"auths":{{"{host}":{{"auth":"{PASSWORD}"}}}}}}"#),
+        format!(r#"{{"auths":{{"{host}":{PASSWORD}"#),
+        r#"{"credsStore":"leak"}"#.to_owned(),
+    ];
+    let in_file = configs.iter().enumerate().map(|(number, config)| {
+        let docker = folder.join(number.to_string());
+        std::fs::create_dir(&docker).unwrap();
+        std::fs::write(docker.join("config.json"), config).unwrap();
+        ClientOptions {
+            credential_environment: CredentialEnvironment {
+                path: Some(folder.into()),
+                ..docker_config(&docker)
+            },
+            retries: 1,
+            ..quick()
+        }
+    });
+    given.into_iter().chain(in_file).collect()
 }
 
 /// Everything that goes wrong with secrets in it, and right; the errors and debug prints of it.
@@ -65,6 +105,7 @@ async fn operations() -> String {
                 "WWW-Authenticate",
                 format!(r#"Bearer realm="http://user:{PASSWORD}@{host}/token?k={SIGNATURE}""#),
             ),
+            ("denied", _) => Reply::error(403, "DENIED"),
             ("dead", _) => {
                 Reply::new(307).header("Location", format!("http://127.0.0.1:1/x?sig={SIGNATURE}"))
             }
@@ -72,15 +113,20 @@ async fn operations() -> String {
         }
     })
     .await;
-    for credential in [format!("me:{PASSWORD}"), format!("<token>:{PASSWORD}")] {
-        let options = ClientOptions {
-            credential: Some(Secret::new(credential)),
-            retries: 1,
-            ..quick()
-        };
+    let folder = tempfile::tempdir().unwrap();
+    for options in logins(folder.path(), &server.host()) {
         seen.push_str(&format!("{options:?}\n"));
         let client = Client::new(options).unwrap();
-        for name in ["good", "good", "cut", "forbidden", "dead", "broken", "basic"] {
+        for name in [
+            "good",
+            "good",
+            "cut",
+            "forbidden",
+            "dead",
+            "denied",
+            "broken",
+            "basic",
+        ] {
             let repository = repository(&server, name);
             let read = client.blob_bytes(&repository, &digest, 0..10, total).await;
             let manifest = client.manifest(&repository, &tag("1")).await;
@@ -114,7 +160,15 @@ fn no_secret_is_ever_shown() {
         log.contains("/v2/good/blobs/sha256:") && log.contains("206"),
         "{log}"
     );
-    assert!(seen.contains("Denied") && seen.contains("Network"), "{seen}");
+    for part in [
+        "Denied",
+        "Network",
+        "NoCredentials",
+        "passed over",
+        "has no base64",
+    ] {
+        assert!(seen.contains(part), "{part}: {seen}");
+    }
     let pair = STANDARD.encode(format!("me:{PASSWORD}"));
     for secret in [PASSWORD, TOKEN, SIGNATURE, &pair] {
         for (name, text) in [("log", &log), ("errors and debug prints", &seen)] {

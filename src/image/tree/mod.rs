@@ -27,7 +27,7 @@ mod whiteouts;
 mod write;
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::ops::Deref;
 

@@ -15,6 +15,7 @@ use toml::Spanned;
 use super::super::proxy::ProxyUrl;
 use super::base::Base;
 use super::settings::{Said, add_header};
+use crate::config::explain;
 use crate::error::{Error, Result};
 
 /// Largest `hosts.toml` that is read.
@@ -317,8 +318,8 @@ impl HostsFile {
             Error::usage(format!("{}:{line}: {why}", path.display()))
         };
         let of_toml = |error: toml::de::Error| {
-            let start = error.span().map_or(0, |span| span.start);
-            at(start, error.message())
+            let (line, why, key) = explain(&error, text);
+            Error::usage(format!("{}:{line}: {why} in `{key}`", path.display()))
         };
         let Document { server, host } = toml::from_str(text).map_err(of_toml)?;
         // The root has the server's settings beside its own keys.

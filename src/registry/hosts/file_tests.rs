@@ -89,6 +89,7 @@ fn a_mistake_is_named_with_its_line() {
         ("[host.\"https://x\"]\nproxy = \"http://user:hunter2@/\"", 2),
         ("[host.\"https://x\".header]\n\"bad name\" = \"hunter2\"", 1),
         ("[host.\"https://x\".header]\nx = 1", 2),
+        ("[host.\"https://x\"]\nheader = \"hunter2\"", 2),
     ];
     for (text, line) in cases {
         let error = refused(text);

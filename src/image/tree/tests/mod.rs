@@ -14,7 +14,7 @@ use crate::layer::index::{Index, Summary};
 use crate::layer::index_builder::{IndexBuilder, NewChunk};
 
 /// The index of a layer with these entries. A file's content stands in one chunk, somewhere in a made-up blob.
-fn layer(entries: &[Entry]) -> Index<Vec<u8>> {
+pub(in crate::image) fn layer(entries: &[Entry]) -> Index<Vec<u8>> {
     let mut builder = IndexBuilder::default();
     let mut blob_bytes = 1;
     for entry in entries {
@@ -50,7 +50,10 @@ fn key() -> Digest {
 }
 
 /// The tree of these layers, base first, and the warnings.
-fn merged(layers: &[Index<Vec<u8>>], whiteouts: Whiteouts) -> (Tree<Vec<u8>>, Vec<String>) {
+pub(in crate::image) fn merged(
+    layers: &[Index<Vec<u8>>],
+    whiteouts: Whiteouts,
+) -> (Tree<Vec<u8>>, Vec<String>) {
     let layers: Vec<_> = layers.iter().collect();
     let merged = merge(&layers, &key(), whiteouts).unwrap();
     (Tree::open(merged.bytes, &key()).unwrap(), merged.warnings)

@@ -1,0 +1,78 @@
+//! Where an answer comes from: over the network, or from a layout on disk. What is read is the same for both.
+
+use bytes::Bytes;
+
+use super::endpoint::Provenance;
+use super::layout::{LayoutBody, LayoutList};
+use super::{blob, paging};
+use crate::error::Result;
+
+/// The bytes of one range of a blob, as they come. Dropping it ends its request.
+#[derive(Debug)]
+pub enum BlobBody {
+    /// From a registry.
+    Registry(Box<blob::BlobBody>),
+    /// From a layout.
+    Layout(LayoutBody),
+}
+
+impl BlobBody {
+    /// How many bytes are still to come.
+    #[must_use]
+    pub fn remaining(&self) -> u64 {
+        match self {
+            Self::Registry(body) => body.remaining(),
+            Self::Layout(body) => body.remaining(),
+        }
+    }
+
+    /// Who gives the bytes: whoever finds them wrong tells it, and asks again. A layout gives them itself.
+    #[must_use]
+    pub fn provenance(&self) -> Provenance {
+        match self {
+            Self::Registry(body) => body.provenance(),
+            Self::Layout(_) => Provenance::default(),
+        }
+    }
+
+    /// The next bytes; `None` once the whole range has come.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Malformed`] for an answer that lies about its range or a file that was cut short,
+    /// [`crate::error::Error::Unsupported`] where a registry does not honour ranges, [`crate::error::Error::Timeout`],
+    /// [`crate::error::Error::Io`], and all other errors of asking a registry: resuming may need all of it.
+    pub async fn next(&mut self) -> Result<Option<Bytes>> {
+        match self {
+            Self::Registry(body) => body.next().await,
+            Self::Layout(body) => body.next().await,
+        }
+    }
+}
+
+/// A list of names that is being read page by page.
+#[derive(Debug)]
+pub enum Pager {
+    /// A registry's.
+    Registry(Box<paging::Pager>),
+    /// A layout's, in one page, until that is read.
+    Layout(Option<LayoutList>),
+}
+
+impl Pager {
+    /// The names of the next page, `None` after the last. Names that break the grammar of references are left out:
+    /// nothing could be asked for by them.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::NotFound`], [`crate::error::Error::Denied`] or [`crate::error::Error::Unsupported`] if
+    /// there is no such list or it is not for us; [`crate::error::Error::Malformed`] for a list that never ends or leads
+    /// elsewhere; those of the network.
+    pub async fn next_page(&mut self) -> Result<Option<Vec<String>>> {
+        match self {
+            Self::Registry(pager) => pager.next_page().await,
+            Self::Layout(list) => match list.take() {
+                Some(list) => list.read().await.map(Some),
+                None => Ok(None),
+            },
+        }
+    }
+}
