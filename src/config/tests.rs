@@ -129,7 +129,7 @@ fn mirrors_are_taken_from_one_file_whole_and_in_its_order() {
     let entry = &config.registries["r.example"];
     assert_eq!(entry.server.as_deref(), Some("https://s.example"));
     assert_eq!(entry.client_cert, Some(dir.path().join("me.pem")));
-    let [first, second] = &entry.mirror.as_deref().unwrap()[..] else {
+    let [first, second] = entry.mirror.as_deref().unwrap() else {
         panic!("{entry:?}")
     };
     assert_eq!(

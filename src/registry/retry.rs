@@ -91,7 +91,6 @@ impl Attempts {
         let wait = self.timing.mirrors.min(self.total / 2) / mirrors.max(1);
         bounded.timing.stall = bounded.timing.stall.min(wait);
         bounded.retries = 0;
-        bounded.queue = bounded.queue.min(wait);
         bounded.started = Instant::now();
         bounded.attempt_started = bounded.started;
         bounded.deadline = match self.patience {

@@ -180,7 +180,10 @@ async fn the_usual_variables_say_which_way_to_go() {
     // Neither loopback nor what NO_PROXY names is asked through the proxy.
     let all = ("ALL_PROXY", url("http", &to_plain));
     let loopback = format!("{}/a", plain.host());
-    assert_eq!(printed(&tags(&loopback, &[all.clone()], &[]).await), "1\n");
+    assert_eq!(
+        printed(&tags(&loopback, std::slice::from_ref(&all), &[]).await),
+        "1\n"
+    );
     let except = ("NO_PROXY", ".example".to_owned());
     let output = tags("registry.example/a", &[all, except], &["--timeout", "5"]).await;
     assert_ne!(output.status.code(), Some(0));
