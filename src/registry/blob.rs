@@ -386,6 +386,7 @@ impl BlobBody {
         let mut reached = Reached {
             answer,
             elsewhere: true,
+            with_credentials: false,
             scope: pull_scope(repository),
         };
         Err(self.core.refuse(from, &self.attempts.what, &mut reached).await)

@@ -47,6 +47,8 @@ pub(super) struct Endpoint {
     namespace: Option<String>,
     capabilities: Capabilities,
     pub(super) headers: HeaderMap,
+    /// Whether a certificate or headers of ours tell it who we are.
+    pub(super) knows_us: bool,
     /// Blobs that it does not have (or not for us), by repository, and until when that is believed.
     lacking: Mutex<LruCache<(String, Digest), Instant>>,
 }
@@ -60,6 +62,7 @@ impl Endpoint {
             namespace: (!spec.is_registry).then(|| registry.to_owned()),
             capabilities: spec.capabilities,
             headers: spec.settings.headers.clone(),
+            knows_us: spec.settings.has_identity(),
             lacking: Mutex::new(LruCache::new(LACKING_MAX)),
         }
     }

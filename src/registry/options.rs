@@ -36,6 +36,8 @@ pub struct ClientOptions {
     pub hosts: BTreeMap<String, HostOptions>,
     /// OCI image layouts on disk that are registries under these host names; no request goes to such a host.
     pub layouts: BTreeMap<String, PathBuf>,
+    /// Show nobody a client certificate or a header of ours: they tell who asks, as credentials do.
+    pub anonymous: bool,
     /// The waits that users do not set.
     pub timing: Timing,
 }
@@ -55,6 +57,7 @@ impl Default for ClientOptions {
             certs_dirs: Vec::new(),
             hosts: BTreeMap::new(),
             layouts: BTreeMap::new(),
+            anonymous: false,
             timing: Timing::default(),
         }
     }
@@ -71,6 +74,16 @@ impl ClientOptions {
             host.credential = None;
         }
         options
+    }
+
+    /// The same for who has no credentials, nor anything else that tells who asks.
+    #[must_use]
+    pub(super) fn without_credentials(&self) -> Self {
+        Self {
+            credential_environment: CredentialEnvironment::default(),
+            anonymous: true,
+            ..self.without_given_credentials()
+        }
     }
 }
 

@@ -51,6 +51,8 @@ pub(super) struct Reached {
     pub(super) answer: Answer,
     /// It came from another origin than the registry's.
     pub(super) elsewhere: bool,
+    /// It was asked for with credentials. The registry may give it to everyone all the same.
+    pub(super) with_credentials: bool,
     /// What the request had to be allowed.
     pub(super) scope: String,
 }
@@ -181,6 +183,8 @@ impl Core {
                 return Ok(Reached {
                     answer,
                     elsewhere,
+                    with_credentials: endpoint.knows_us
+                        || authorization.is_some_and(|sent| sent.source.is_some()),
                     scope: request.scope.clone(),
                 });
             }

@@ -101,6 +101,11 @@ pub(super) fn resolve(options: &ClientOptions, registry: &str) -> Result<Vec<End
         (true, Some(last)) => last.settings = last.settings.clone().over(server.settings),
         _ => specs.push(server),
     }
+    if options.anonymous {
+        for spec in &mut specs {
+            spec.settings = std::mem::take(&mut spec.settings).without_identity();
+        }
+    }
     Ok(specs)
 }
 
@@ -115,7 +120,11 @@ pub(super) fn of_peer(options: &ClientOptions, name: &str) -> Result<Settings> {
         .map(|own| of_options(name, own))
         .transpose()?;
     let below = directories::certificates(&options.certs_dirs, name)?;
-    Ok(own.unwrap_or_default().load()?.over(below))
+    let settings = own.unwrap_or_default().load()?.over(below);
+    Ok(match options.anonymous {
+        true => settings.without_identity(),
+        false => settings,
+    })
 }
 
 /// Checks what the options say of single registries, so that a mistake is found at the start.

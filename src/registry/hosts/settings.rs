@@ -85,6 +85,20 @@ pub(in crate::registry) struct Settings {
 }
 
 impl Settings {
+    /// Whether the endpoint is told who we are, credentials left out.
+    pub(in crate::registry) fn has_identity(&self) -> bool {
+        !self.client.is_empty() || !self.headers.is_empty()
+    }
+
+    /// The same, without telling who we are.
+    pub(in crate::registry) fn without_identity(self) -> Self {
+        Self {
+            client: Vec::new(),
+            headers: HeaderMap::new(),
+            ..self
+        }
+    }
+
     /// These settings where they say something, else those `below`. Authorities add up.
     pub(in crate::registry) fn over(self, below: Self) -> Self {
         let mut ca = self.ca;

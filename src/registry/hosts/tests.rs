@@ -136,3 +136,16 @@ fn files_that_are_not_there_are_named_with_the_registry_that_is_used() {
         "others are not touched by it"
     );
 }
+
+#[test]
+fn who_is_nobody_shows_neither_certificates_nor_headers() {
+    let dir = tempfile::tempdir().unwrap();
+    put(dir.path(), "c.pem", "x");
+    let said = "client = \"../c.pem\"\n[header]\nx = \"y\"\n[host.\"https://m.example\"]\nclient = \"../c.pem\"\nca = \"../c.pem\"";
+    put(dir.path(), "x.example/hosts.toml", said);
+    let known = resolve(&options(dir.path()), "x.example").unwrap();
+    assert!(known.iter().all(|spec| spec.settings.has_identity()));
+    let nobody = resolve(&options(dir.path()).without_credentials(), "x.example").unwrap();
+    assert!(!nobody.iter().any(|spec| spec.settings.has_identity()));
+    assert_eq!(nobody[0].settings.ca.len(), 1, "whom we trust stays");
+}
