@@ -14,6 +14,7 @@
 //! | `REGISTRYFS_TAG_TTL`, `_LOOKUP_WAIT`, `_TIMEOUT` | `tag_ttl_s`, `lookup_wait_s`, `timeout_s`, in seconds |
 //! | `REGISTRYFS_OFFLINE`, `_PLAIN_HTTP`, `_INSECURE` | `1`, `true`, `0` or `false` |
 //! | `REGISTRYFS_CA` | `ca`: PEM files, separated by colons |
+//! | `REGISTRYFS_CERTS_DIRS` | `certs_dirs`: directories, separated by colons |
 //! | `REGISTRYFS_ALLOW`, `_DENY` | host patterns, separated by commas |
 //! | `REGISTRYFS_BUDGET` | `budget`, such as `20GiB` |
 //! | `REGISTRYFS_CREDENTIAL` | `USER:PASS`, as `--credential`; there is no such key in files |
@@ -22,6 +23,7 @@ mod bytes;
 mod credential;
 mod environment;
 mod layer;
+mod toml_error;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -30,9 +32,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use bytes::parse_bytes;
-pub use credential::Credential;
+pub use credential::{Credential, SecretText};
 pub use environment::Environment;
-pub use layer::{Layer, LayoutEntry, MountEntry, RegistryEntry};
+pub use layer::{Layer, LayoutEntry, MirrorEntry, MountEntry, RegistryEntry};
+pub use toml_error::explain;
 
 use crate::error::Result;
 
@@ -62,6 +65,8 @@ pub struct Config {
     pub insecure: bool,
     /// PEM files with certificate authorities that are trusted besides the system's, absolute.
     pub ca: Vec<PathBuf>,
+    /// Where other tools keep their `hosts.toml` and certificates, absolute; the first has the say.
+    pub certs_dirs: Vec<PathBuf>,
     /// `USER:PASS` for the registries that the command names.
     pub credential: Option<Credential>,
     /// The size that the cache is kept below, in bytes; nothing means no limit.
@@ -163,6 +168,7 @@ impl Config {
             ),
             ("--insecure", differs(given.insecure.as_ref(), &self.insecure)),
             ("--ca", differs(given.ca.as_ref(), &self.ca)),
+            ("certs_dirs", differs(given.certs_dirs.as_ref(), &self.certs_dirs)),
             (
                 "--credential",
                 given.credential.is_some() && given.credential != self.credential,

@@ -1,4 +1,4 @@
-//! The one secret that passes through the configuration.
+//! The secrets that pass through the configuration.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,6 +6,25 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
+
+/// A setting that may be a secret, such as the value of a header. It never prints itself.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SecretText(String);
+
+impl SecretText {
+    /// The text, for the one place that uses it.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for SecretText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
 
 /// `USER:PASS`. It never prints itself; it is serialised only into the pipe and the socket between processes of one
 /// user.

@@ -72,6 +72,17 @@ impl Environment {
             .ok_or_else(|| Error::usage("no place for the cache: set HOME, XDG_CACHE_HOME, or --cache-dir"))
     }
 
+    /// Where containerd, podman and docker keep what they are told of registries: an ordinary user's own places first.
+    pub(super) fn default_certs_dirs(&self) -> Vec<PathBuf> {
+        let tools = ["containerd/certs.d", "containers/certs.d", "docker/certs.d"];
+        let users = match self.is_root {
+            true => None,
+            false => self.xdg("XDG_CONFIG_HOME", ".config"),
+        };
+        let roots = users.into_iter().chain([PathBuf::from("/etc")]);
+        roots.flat_map(|root| tools.map(|tool| root.join(tool))).collect()
+    }
+
     /// What the variables `REGISTRYFS_*` say.
     pub(super) fn layer(&self) -> Result<Layer> {
         let budget = self
@@ -92,6 +103,9 @@ impl Environment {
             insecure: self.switch("REGISTRYFS_INSECURE")?,
             ca: self
                 .path("REGISTRYFS_CA")
+                .map(|paths| std::env::split_paths(&paths).collect()),
+            certs_dirs: self
+                .path("REGISTRYFS_CERTS_DIRS")
                 .map(|paths| std::env::split_paths(&paths).collect()),
             budget,
             allow: self.list("REGISTRYFS_ALLOW")?,

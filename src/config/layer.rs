@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::Config;
 use super::bytes::ByteSize;
-use super::credential::Credential;
+use super::credential::{Credential, SecretText};
 use super::environment::Environment;
+use super::toml_error::explain;
 use crate::error::{Error, Result};
 
 /// Largest configuration file in bytes.
@@ -44,6 +45,8 @@ pub struct Layer {
     pub insecure: Option<bool>,
     /// PEM files; relative to the file that names them.
     pub ca: Option<Vec<PathBuf>>,
+    /// Directories like containerd's, docker's and podman's `certs.d`; relative to the file that names them.
+    pub certs_dirs: Option<Vec<PathBuf>>,
     /// Size of the cache: a number of bytes or text such as `"20 GiB"`.
     pub budget: Option<ByteSize>,
     /// Failed operations that are remembered. Default 256.
@@ -92,6 +95,53 @@ pub struct RegistryEntry {
     pub insecure: Option<bool>,
     /// PEM files with certificate authorities that are trusted for it.
     pub ca: Option<Vec<PathBuf>>,
+    /// PEM file with the certificate that we show it.
+    pub client_cert: Option<PathBuf>,
+    /// PEM file with its key. Default: in the same file.
+    pub client_key: Option<PathBuf>,
+    /// The proxy on the way to it, whatever the environment says; it may hold a password.
+    pub proxy: Option<SecretText>,
+    /// Seconds that a connection to it may take.
+    pub connect_timeout_s: Option<u64>,
+    /// Headers that are sent to it; they may be secrets.
+    pub header: Option<BTreeMap<String, SecretText>>,
+    /// The URL of the registry's API, where it is not where its name says.
+    pub server: Option<String>,
+    /// What is asked before it, in this order. An empty list also rules out those of a `hosts.toml`.
+    pub mirror: Option<Vec<MirrorEntry>>,
+}
+
+/// One `[[registry."HOST".mirror]]`. What is said of a registry of the same name holds for it too.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MirrorEntry {
+    /// `[http[s]://]HOST[:PORT][/PATH]`.
+    pub url: String,
+    /// What it may be asked: `pull`, `resolve`. Default: both.
+    pub capabilities: Option<Vec<String>>,
+    /// Whether the path of `url` is whole, without `/v2` behind it.
+    pub override_path: Option<bool>,
+    /// As of a registry.
+    pub insecure: Option<bool>,
+    /// As of a registry.
+    pub ca: Option<Vec<PathBuf>>,
+    /// As of a registry.
+    pub client_cert: Option<PathBuf>,
+    /// As of a registry.
+    pub client_key: Option<PathBuf>,
+    /// As of a registry.
+    pub proxy: Option<SecretText>,
+    /// As of a registry.
+    pub connect_timeout_s: Option<u64>,
+    /// As of a registry.
+    pub header: Option<BTreeMap<String, SecretText>>,
+}
+
+impl MirrorEntry {
+    fn paths(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        let files = self.ca.iter_mut().flatten();
+        files.chain(&mut self.client_cert).chain(&mut self.client_key)
+    }
 }
 
 /// One `[layout."NAME"]`.
@@ -108,7 +158,21 @@ impl RegistryEntry {
             plain_http: self.plain_http.or(below.plain_http),
             insecure: self.insecure.or(below.insecure),
             ca: self.ca.or(below.ca),
+            client_cert: self.client_cert.or(below.client_cert),
+            client_key: self.client_key.or(below.client_key),
+            proxy: self.proxy.or(below.proxy),
+            connect_timeout_s: self.connect_timeout_s.or(below.connect_timeout_s),
+            header: self.header.or(below.header),
+            server: self.server.or(below.server),
+            mirror: self.mirror.or(below.mirror),
         }
+    }
+
+    fn paths(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        let files = self.ca.iter_mut().flatten();
+        let own = files.chain(&mut self.client_cert).chain(&mut self.client_key);
+        let mirrors = self.mirror.iter_mut().flatten();
+        own.chain(mirrors.flat_map(MirrorEntry::paths))
     }
 }
 
@@ -140,14 +204,11 @@ impl Layer {
             .map(Some)
     }
 
-    /// Reads the text of a file; `name` is for the error, which quotes the line at fault.
+    /// Reads the text of a file; `name` is for the error, which quotes the key at fault.
     pub(super) fn parse(text: &str, name: &str) -> Result<Self> {
         toml::from_str(text).map_err(|error| {
-            let offset = error.span().map_or(0, |span| span.start);
-            let before = text.get(..offset).unwrap_or_default();
-            let number = before.bytes().filter(|&byte| byte == b'\n').count() + 1;
-            let line = text.lines().nth(number - 1).unwrap_or_default().trim();
-            Error::usage(format!("{name}:{number}: {} in `{line}`", error.message()))
+            let (number, why, key) = explain(&error, text);
+            Error::usage(format!("{name}:{number}: {why} in `{key}`"))
         })
     }
 
@@ -160,8 +221,6 @@ impl Layer {
             }
             Err(error) => Err(Error::usage(format!("{}: {error}", path.display()))),
         };
-        let registry_files = self.registry.values_mut().filter_map(|entry| entry.ca.as_mut());
-        let files = self.ca.iter_mut().chain(registry_files).flatten();
         for source in self
             .mount
             .iter_mut()
@@ -178,11 +237,15 @@ impl Layer {
                 *source = format!("oci:{}{name}", path.display());
             }
         }
+        let registry_files = self.registry.values_mut().flat_map(RegistryEntry::paths);
+        let files = self.ca.iter_mut().flatten().chain(registry_files);
+        let certs_dirs = self.certs_dirs.iter_mut().flatten();
         let layouts = self.layout.values_mut().map(|layout| &mut layout.path);
         let mountpoints = self.mount.iter_mut().flatten().map(|mount| &mut mount.mountpoint);
         self.cache_dir
             .iter_mut()
             .chain(files)
+            .chain(certs_dirs)
             .chain(layouts)
             .chain(mountpoints)
             .try_for_each(absolute)?;
@@ -219,6 +282,7 @@ impl Layer {
             plain_http: self.plain_http.or(below.plain_http),
             insecure: self.insecure.or(below.insecure),
             ca: self.ca.or(below.ca),
+            certs_dirs: self.certs_dirs.or(below.certs_dirs),
             budget: self.budget.or(below.budget),
             journal_entries: self.journal_entries.or(below.journal_entries),
             allow: self.allow.or(below.allow),
@@ -273,6 +337,9 @@ impl Layer {
             plain_http: self.plain_http.unwrap_or(false),
             insecure: self.insecure.unwrap_or(false),
             ca: self.ca.unwrap_or_default(),
+            certs_dirs: self
+                .certs_dirs
+                .unwrap_or_else(|| environment.default_certs_dirs()),
             credential: self.credential,
             budget_bytes: self.budget.map(|budget| budget.0),
             journal_entries: self.journal_entries.unwrap_or(256),

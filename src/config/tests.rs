@@ -96,6 +96,85 @@ fn registry_tables_merge_by_field_and_paths_start_at_their_file() {
 }
 
 #[test]
+fn mirrors_are_taken_from_one_file_whole_and_in_its_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let environment = environment(dir.path(), &[("HOME", "/home/u")]);
+    let low = r#"
+        [registry."r.example"]
+        server = "https://s.example"
+        [[registry."r.example".mirror]]
+        url = "low.example"
+    "#;
+    fs::write(&environment.system_file, low).unwrap();
+    let file = dir.path().join("own.toml");
+    let text = r#"
+        certs_dirs = ["certs.d"]
+        [registry."r.example"]
+        client_cert = "me.pem"
+        proxy = "http://u:hunter2@p.example"
+        [[registry."r.example".mirror]]
+        url = "https://b.example"
+        capabilities = ["pull"]
+        ca = ["b.pem"]
+        header = { x = "hunter2" }
+        [[registry."r.example".mirror]]
+        url = "http://a.example"
+        client_cert = "a.pem"
+        client_key = "/k/a.key"
+    "#;
+    fs::write(&file, text).unwrap();
+    let config = Config::load(&environment, Some(&file), Layer::default())
+        .unwrap()
+        .config;
+    let entry = &config.registries["r.example"];
+    assert_eq!(entry.server.as_deref(), Some("https://s.example"));
+    assert_eq!(entry.client_cert, Some(dir.path().join("me.pem")));
+    let [first, second] = entry.mirror.as_deref().unwrap() else {
+        panic!("{entry:?}")
+    };
+    assert_eq!(
+        (first.url.as_str(), second.url.as_str()),
+        ("https://b.example", "http://a.example")
+    );
+    assert_eq!(first.ca, Some(vec![dir.path().join("b.pem")]));
+    assert_eq!(second.client_cert, Some(dir.path().join("a.pem")));
+    assert_eq!(second.client_key, Some(PathBuf::from("/k/a.key")));
+    assert_eq!(config.certs_dirs, [dir.path().join("certs.d")]);
+    assert!(!format!("{config:?}").contains("hunter2"), "{config:?}");
+    let none = Layer::parse("[registry.\"r.example\"]\nmirror = []", "x").unwrap();
+    assert_eq!(config.conflicts(&none), ["[registry]"]);
+    let elsewhere = Layer {
+        certs_dirs: Some(vec![PathBuf::from("/other")]),
+        ..Layer::default()
+    };
+    assert_eq!(config.conflicts(&elsewhere), ["certs_dirs"]);
+    for unknown in ["urls = 1", "url = \"m\"\nserver = \"s\""] {
+        let text = format!("[[registry.\"r.example\".mirror]]\n{unknown}");
+        assert!(Layer::parse(&text, "x").is_err(), "{unknown}");
+    }
+}
+
+#[test]
+fn other_tools_directories_are_looked_into_an_ordinary_users_own_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut environment = environment(dir.path(), &[("HOME", "/home/u")]);
+    let dirs = |environment: &Environment| {
+        let config = Config::load(environment, None, Layer::default()).unwrap().config;
+        config.certs_dirs.len()
+    };
+    environment.is_root = true;
+    assert_eq!(dirs(&environment), 3);
+    environment.is_root = false;
+    assert_eq!(dirs(&environment), 6);
+    let config = Config::load(&environment, None, Layer::default()).unwrap().config;
+    assert_eq!(
+        config.certs_dirs[0],
+        Path::new("/home/u/.config/containerd/certs.d")
+    );
+    assert_eq!(config.certs_dirs[3], Path::new("/etc/containerd/certs.d"));
+}
+
+#[test]
 fn the_cache_lies_where_systemd_says_then_where_the_user_may_write() {
     let dir = tempfile::tempdir().unwrap();
     let cache_dir = |variables: &[(&str, &str)], is_root: bool| {
@@ -159,7 +238,7 @@ fn errors_name_the_file_the_line_and_the_key() {
         ("credential = \"u:p\"\n", "f.toml:1:", "credential"),
         ("budget = \"many\"\n", "f.toml:1:", "budget"),
         ("[[mount]]\nallow_other = true\n", "f.toml:1:", "mountpoint"),
-        ("a = [", "f.toml:1:", "a = ["),
+        ("a = [", "f.toml:1:", "in `a`"),
     ];
     for (text, place, key) in cases {
         let error = Layer::parse(text, "f.toml").unwrap_err();

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
 
+use super::endpoints::host_options;
 use super::protocol::MountRequest;
 use super::source::MountSource;
 use crate::config::Config;
@@ -240,13 +241,7 @@ fn client_options(config: &Config, credential_host: Option<&str>) -> Result<Clie
     for (host, entry) in &config.registries {
         let name =
             canonical_host(host).map_err(|error| Error::usage(format!("[registry.{host:?}]: {error}")))?;
-        let options = HostOptions {
-            plain_http: entry.plain_http.unwrap_or(false),
-            insecure: entry.insecure.unwrap_or(false),
-            ca_files: entry.ca.clone().unwrap_or_default(),
-            credential: None,
-        };
-        hosts.insert(name, options);
+        hosts.insert(name, host_options(entry));
     }
     let layouts = layouts(config, &hosts)?;
     let mut for_all = None;
@@ -272,6 +267,7 @@ fn client_options(config: &Config, credential_host: Option<&str>) -> Result<Clie
         credential: for_all,
         credential_environment: CredentialEnvironment::of_process(),
         ca_files: config.ca.clone(),
+        certs_dirs: config.certs_dirs.clone(),
         insecure: config.insecure,
         plain_http: config.plain_http,
         offline: config.offline,

@@ -10,6 +10,7 @@
 mod connection;
 mod control;
 mod descriptors;
+mod endpoints;
 mod engine;
 pub mod log;
 mod memory;

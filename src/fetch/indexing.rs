@@ -11,8 +11,8 @@ use crate::error::{Error, Result};
 use crate::fetch::single_flight::SingleFlight;
 use crate::fetch::{Fetcher, Source, blocking};
 use crate::layer::{self, Descriptor, Step};
-use crate::registry::BlobBody;
 use crate::registry::reference::Repository;
+use crate::registry::{BlobBody, Provenance};
 use crate::store::layer::Layer;
 
 /// The most ranges that a format may ask for before it has its index.
@@ -70,18 +70,25 @@ impl Fetcher {
         } = &**source;
         let summary = *self.layer(source).await?.index().summary();
         let range = summary.toc_start..summary.toc_end;
-        let compressed = self
-            .client
-            .blob_bytes(repository, &descriptor.digest, range, descriptor.size)
-            .await
-            .map_err(|error| source.blame(error))?;
-        let toc = blocking(&self.runtime, move || layer::toc(summary.format, &compressed)).await?;
-        let actual = Digest::of(&toc);
-        if actual != summary.toc_digest {
-            let what = format!("{repository} layer {}, table of contents", descriptor.digest);
-            return Err(Error::mismatch(what, summary.toc_digest, actual));
+        loop {
+            let (compressed, provenance) = self
+                .client
+                .blob_bytes_from(repository, &descriptor.digest, range.clone(), descriptor.size)
+                .await
+                .map_err(|error| source.blame(error))?;
+            let toc = blocking(&self.runtime, move || layer::toc(summary.format, &compressed));
+            let toc = toc.await.and_then(|toc| match Digest::of(&toc) {
+                actual if actual == summary.toc_digest => Ok(toc),
+                actual => {
+                    let what = format!("{repository} layer {}, table of contents", descriptor.digest);
+                    Err(Error::mismatch(what, summary.toc_digest, actual))
+                }
+            });
+            match toc {
+                Err(error) if provenance.distrust(&range, &error) => {}
+                toc => return toc.map(Bytes::from),
+            }
         }
-        Ok(Bytes::from(toc))
     }
 
     /// The layer, if it was indexed before. Asks the network nothing.
@@ -93,7 +100,18 @@ impl Fetcher {
         blocking(&self.runtime, move || store.layer(&key)).await
     }
 
+    /// Brings the index. Where a mirror gave bytes that are none, it is left out, and the next endpoint asked.
     async fn index(self: &Arc<Self>, source: &Source) -> Result<Arc<Layer>> {
+        loop {
+            let mut given = Vec::new();
+            match self.index_once(source, &mut given).await {
+                Err(error) if distrust(&given, &error) => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn index_once(self: &Arc<Self>, source: &Source, given: &mut Vec<Given>) -> Result<Arc<Layer>> {
         let Source {
             repository,
             descriptor,
@@ -110,10 +128,15 @@ impl Fetcher {
             indexer = next;
             match step {
                 Step::Need(range) => {
-                    let bytes =
-                        self.client
-                            .blob_bytes(repository, &descriptor.digest, range, descriptor.size);
-                    have = Some(bytes.await?);
+                    let bytes = self.client.blob_bytes_from(
+                        repository,
+                        &descriptor.digest,
+                        range.clone(),
+                        descriptor.size,
+                    );
+                    let (bytes, provenance) = bytes.await?;
+                    given.push((range, provenance));
+                    have = Some(bytes);
                 }
                 Step::Done(index) => {
                     self.counters.layers_indexed.fetch_add(1, Ordering::Relaxed);
@@ -124,6 +147,18 @@ impl Fetcher {
         }
         Err(Error::malformed(what, "its index takes too many requests"))
     }
+}
+
+/// A range of a blob, and who gave it.
+type Given = (Range<u64>, Provenance);
+
+/// Whether `error` may come from what mirrors gave, which are then left out.
+fn distrust(given: &[Given], error: &Error) -> bool {
+    let given = given.iter();
+    // All of them are told: which range was wrong only the index that it should have been would say.
+    given.fold(false, |found, (range, provenance)| {
+        provenance.distrust(range, error) || found
+    })
 }
 
 /// Says in an error from a pure parser which layer it is about, and of which repository.

@@ -2,7 +2,9 @@
 //! verified on the cores, and each lands as soon as it is done, not when the request is.
 
 use std::collections::VecDeque;
+use std::future::Future;
 use std::ops::Range;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -14,7 +16,7 @@ use crate::fetch::flight::Landing;
 use crate::fetch::sink::StoreSink;
 use crate::fetch::{Fetcher, Source};
 use crate::layer::{self, ChunkSink};
-use crate::registry::BlobBody;
+use crate::registry::{BlobBody, Provenance};
 use crate::store::layer::Layer;
 
 /// A batch goes to a core when it has this many compressed bytes, or when nothing more has arrived yet.
@@ -54,10 +56,11 @@ impl Job {
             landings,
             range,
         } = self;
-        let context = Context {
+        let mut context = Context {
             fetcher,
             source,
             layer,
+            provenance: Provenance::default(),
         };
         let mut arriving = VecDeque::with_capacity(landings.len());
         for landing in landings {
@@ -105,11 +108,13 @@ struct Context {
     fetcher: Arc<Fetcher>,
     source: Arc<Source>,
     layer: Arc<Layer>,
+    /// Who gives the bytes.
+    provenance: Provenance,
 }
 
 impl Context {
     /// Streams the body and takes the members off `arriving` as they are complete.
-    async fn stream(&self, range: Range<u64>, arriving: &mut VecDeque<Arriving>) -> Result<()> {
+    async fn stream(&mut self, range: Range<u64>, arriving: &mut VecDeque<Arriving>) -> Result<()> {
         if self.is_remote() {
             self.fetcher.counters.requests.fetch_add(1, Ordering::Relaxed);
         }
@@ -118,6 +123,7 @@ impl Context {
             ..Cut::default()
         };
         let mut body = self.fetcher.blob(&self.source, range).await?;
+        self.provenance = body.provenance();
         loop {
             match body.next().await {
                 Ok(Some(mut piece)) => {
@@ -283,6 +289,13 @@ impl Context {
 
     fn land(&self, landing: Landing, outcome: Result<()>) {
         let outcome = outcome.map_err(|error| self.name_layer(error));
+        let landing = match &outcome {
+            Ok(()) => landing,
+            Err(error) => match self.ask_elsewhere(landing, error) {
+                Some(landing) => landing,
+                None => return,
+            },
+        };
         if let Err(error) = &outcome {
             if matches!(error, Error::Verification { .. } | Error::Malformed { .. }) {
                 tracing::warn!(repository = %self.source.repository, layer = %self.source.descriptor.digest, %error, "refused bytes");
@@ -293,6 +306,29 @@ impl Context {
             }
         }
         landing.done(outcome);
+    }
+
+    /// Where a mirror gave the bytes that are wrong: asks for the member again, which then asks somebody else, because
+    /// the mirror is left out for longer than that takes. Else gives the landing back.
+    fn ask_elsewhere(&self, landing: Landing, error: &Error) -> Option<Landing> {
+        let Ok(member) = self.layer.index().member(landing.member()) else {
+            return Some(landing);
+        };
+        let range = member.blob_range();
+        if !self.provenance.distrust(&range, error) {
+            return Some(landing);
+        }
+        let job = Job {
+            fetcher: Arc::clone(&self.fetcher),
+            source: Arc::clone(&self.source),
+            layer: Arc::clone(&self.layer),
+            landings: vec![landing],
+            range,
+        };
+        // Boxed, because a job that may start a job has no size.
+        let again: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(job.run());
+        self.fetcher.runtime.spawn(again);
+        None
     }
 
     /// Says in an error about bytes which layer they belong to.

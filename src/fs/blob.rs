@@ -24,7 +24,7 @@ use tokio::sync::Mutex;
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Result};
 use crate::fetch::{Fetcher, Source};
-use crate::registry::BlobBody;
+use crate::registry::{BlobBody, Provenance};
 
 /// Bytes kept behind the stream's position.
 const WINDOW_BYTES: usize = 4 << 20;
@@ -35,6 +35,8 @@ const SKIP_BYTES_MAX: u64 = 4 << 20;
 const FAILURE_MEMORY: Duration = Duration::from_secs(5);
 /// A stream that nobody reads for so long is given up.
 const IDLE_MAX: Duration = Duration::from_secs(2);
+/// Streams of one reader whose givers are remembered.
+const GIVERS_MAX: usize = 64;
 /// The most streams of a mount that are kept between reads.
 const STREAMS_MAX: NonZeroUsize = NonZeroUsize::MIN.saturating_add(7);
 
@@ -118,6 +120,8 @@ impl Drop for BlobReader {
 struct Prefix {
     hasher: Hasher,
     bytes: u64,
+    /// Who gave them.
+    givers: Vec<Provenance>,
 }
 
 /// An answer under way.
@@ -250,8 +254,12 @@ impl BlobReader {
         }
         let follows = (prefix.bytes..=prefix.bytes.saturating_add(SKIP_BYTES_MAX)).contains(&offset);
         let position = if follows { prefix.bytes } else { offset };
+        let body = fetcher.blob(&self.source, position..self.size()).await?;
+        if prefix.givers.len() < GIVERS_MAX {
+            prefix.givers.push(body.provenance());
+        }
         Ok(Stream {
-            body: Some(fetcher.blob(&self.source, position..self.size()).await?),
+            body: Some(body),
             window: BytesMut::new(),
             position,
             hashed_from: (position <= prefix.bytes).then_some(prefix.bytes),
@@ -273,8 +281,11 @@ impl BlobReader {
         if actual == expected {
             return Ok(());
         }
-        *prefix = Prefix::default();
         let error = Error::mismatch(self.what(), expected, actual);
+        for giver in std::mem::take(prefix).givers {
+            // The reader has seen the bytes already: only the next one profits.
+            let _ = giver.distrust(&(0..self.size()), &error);
+        }
         self.lie.note(&error);
         self.note_change();
         Err(error)

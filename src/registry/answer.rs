@@ -65,7 +65,7 @@ impl ErrorBody {
 
     /// What the refusal means whose body this is.
     pub(super) fn meaning(&self, what: &str, answer: &Answer, credentials: &str) -> Error {
-        meaning(what, answer.host.name(), answer.status(), self, credentials)
+        meaning(what, &answer.host.peer(), answer.status(), self, credentials)
     }
 
     /// Whether the registry gave one of these codes.

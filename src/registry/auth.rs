@@ -18,7 +18,7 @@ use reqwest::Url;
 use reqwest::header::HeaderValue;
 use tokio::time::{Instant, timeout_at};
 
-use super::challenge::{Challenge, is_loopback, is_metadata_service};
+use super::challenge::{Challenge, is_metadata_service};
 use super::credentials::{Credentials, Failure, Identity, Sources};
 use super::host::Host;
 use super::options::ClientOptions;
@@ -80,6 +80,8 @@ struct Current {
 /// Everything known about who may ask what.
 pub(super) struct Auth {
     sources: Arc<Sources>,
+    /// Mirrors get nothing that was given for the registries that they stand for.
+    sources_of_mirrors: Arc<Sources>,
     wishes: Mutex<LruCache<String, Wish>>,
     tokens: Mutex<LruCache<TokenKey, Arc<tokio::sync::Mutex<Slot>>>>,
     /// Numbers the tokens.
@@ -101,6 +103,7 @@ impl Auth {
     pub(super) fn new(options: &Arc<ClientOptions>) -> Self {
         Self {
             sources: Sources::new(options),
+            sources_of_mirrors: Sources::new(&Arc::new(options.without_given_credentials())),
             wishes: Mutex::new(LruCache::new(HOSTS_MAX)),
             tokens: Mutex::new(LruCache::new(TOKENS_MAX)),
             tokens_fetched: AtomicU64::new(0),
@@ -163,7 +166,7 @@ impl Auth {
                 scopes,
                 insufficient_scope,
             } => {
-                check_realm(transport, &attempts.what, &realm)?;
+                check_realm(transport, host, &attempts.what, &realm)?;
                 let wish = Wish::Token {
                     realm: realm.clone(),
                     service: service.clone(),
@@ -205,11 +208,19 @@ impl Auth {
     /// before their next use: whoever reads the message may log in.
     pub(super) async fn describe(&self, host: &Host, scope: &str) -> String {
         let path = repository_of(scope);
-        let found = self.sources.find(host.name(), path, false).await;
-        self.sources.doubt(host.name(), path);
+        let sources = self.sources(host);
+        let found = sources.find(host.name(), path, false).await;
+        sources.doubt(host.name(), path);
         match found {
             Ok(found) => found.describe(),
             Err(Failure(why)) => why,
+        }
+    }
+
+    fn sources(&self, host: &Host) -> &Arc<Sources> {
+        match host.is_mirror() {
+            true => &self.sources_of_mirrors,
+            false => &self.sources,
         }
     }
 
@@ -245,7 +256,9 @@ impl Auth {
         in_doubt: bool,
         attempts: &Attempts,
     ) -> Result<Arc<Credentials>> {
-        let finding = self.sources.find(host.name(), repository_of(scope), in_doubt);
+        let finding = self
+            .sources(host)
+            .find(host.name(), repository_of(scope), in_doubt);
         match timeout_at(attempts.deadline(), finding).await {
             Ok(Ok(found)) => Ok(found),
             Ok(Err(Failure(why))) => {
@@ -281,7 +294,7 @@ impl Auth {
                 .token_with(&anew, transport, host, service, refused, attempts)
                 .await;
         }
-        self.sources.doubt(host.name(), repository_of(scope));
+        self.sources(host).doubt(host.name(), repository_of(scope));
         Err(error)
     }
 
@@ -360,7 +373,7 @@ impl Auth {
         let key = (service.realm.to_string(), found.fingerprint);
         let rotated = || self.rotated.lock().get(&key).cloned();
         let mut side = attempts.side(format!("token for {}", attempts.what));
-        let token = token::fetch(transport, service, found, &rotated, &mut side).await?;
+        let token = token::fetch(transport, host, service, found, &rotated, &mut side).await?;
         if let Some(refresh) = token.refresh {
             self.rotated.lock().put(key.clone(), refresh);
         }
@@ -413,7 +426,7 @@ pub(super) fn basic(found: &Credentials) -> Option<Authorization> {
 
 /// A realm is chosen by a foreign server and gets our credentials: it must be reached by TLS, be on this machine, or
 /// be a host that plain HTTP was asked for, and it must not be a cloud's metadata service.
-fn check_realm(transport: &Transport, what: &str, realm: &Url) -> Result<()> {
+fn check_realm(transport: &Transport, host: &Host, what: &str, realm: &Url) -> Result<()> {
     let shown = redact(realm);
     if is_metadata_service(realm) {
         let why =
@@ -422,7 +435,7 @@ fn check_realm(transport: &Transport, what: &str, realm: &Url) -> Result<()> {
     }
     let safe = match realm.scheme() {
         "https" => true,
-        "http" => is_loopback(realm) || transport.peer(realm).plain_allowed,
+        "http" => transport.plain_allowed(host, realm),
         _ => false,
     };
     match safe {

@@ -12,11 +12,12 @@ use reqwest::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_RANGE, HeaderMa
 use reqwest::{Method, StatusCode};
 use tokio::time::Instant;
 
+use super::endpoint::{Endpoint, Need, Provenance, Route};
 use super::failure::{Cause, Failure};
-use super::host::Kind;
+use super::host::{Host, Kind};
 use super::redirect::is_redirect;
 use super::reference::Repository;
-use super::request::{Core, Reached, Request, pull_scope};
+use super::request::{Core, Reached, Request, Target, pull_scope};
 use super::retry::{Attempts, Patience};
 use super::secret::one_line;
 use super::transport::{Answer, Call, Destination, send};
@@ -43,6 +44,10 @@ pub struct BlobBody {
     end: u64,
     blob_bytes: u64,
     attempts: Attempts,
+    route: Route,
+    /// The patience for the mirror that is asked now, if it is one with a successor.
+    bounded: Option<Attempts>,
+    provenance: Provenance,
     pace: Pace,
     open: Option<Open>,
 }
@@ -81,14 +86,19 @@ pub(super) async fn open(
         true => Patience::Total,
         false => Patience::Stream,
     };
+    let attempts = core.begin(what, patience)?;
+    let route = core.route(&attempts.what, repository.host(), Need::Pull).await?;
     let mut body = BlobBody {
+        route: route.for_blob(repository, digest),
+        bounded: None,
+        provenance: Provenance::default(),
         core: Arc::clone(core),
         repository: repository.clone(),
         digest: *digest,
         position: range.start,
         end: range.end,
         blob_bytes,
-        attempts: core.begin(what, patience)?,
+        attempts,
         pace: Pace::default(),
         open: None,
     };
@@ -130,12 +140,19 @@ pub(super) async fn whole_verified(
         let why = format!("{blob_bytes} bytes; a blob of its kind has at most {SMALL_BLOB_BYTES_MAX}");
         return Err(Error::malformed(what(), why));
     }
-    let body = open(core, repository, digest, 0..blob_bytes, blob_bytes).await?;
-    let bytes = collect(body).await?;
-    let actual = Digest::of(&bytes);
-    match actual == *digest {
-        true => Ok(bytes),
-        false => Err(Error::mismatch(what(), digest, actual)),
+    loop {
+        let body = open(core, repository, digest, 0..blob_bytes, blob_bytes).await?;
+        let provenance = body.provenance();
+        let bytes = collect(body).await?;
+        let actual = Digest::of(&bytes);
+        if actual == *digest {
+            return Ok(bytes);
+        }
+        let error = Error::mismatch(what(), digest, actual);
+        // Each round leaves out a mirror for longer than it takes, so it ends at the server.
+        if !provenance.distrust(&(0..blob_bytes), &error) {
+            return Err(error);
+        }
     }
 }
 
@@ -156,27 +173,40 @@ impl BlobBody {
         self.end - self.position
     }
 
+    /// Who gives the bytes: whoever finds them wrong tells it, and asks again.
+    #[must_use]
+    pub fn provenance(&self) -> Provenance {
+        self.provenance.clone()
+    }
+
     /// The next bytes; `None` once the whole range has come.
     ///
     /// # Errors
     /// [`Error::Malformed`] for an answer that lies about its range, [`Error::Unsupported`] where a registry does not
     /// honour ranges, [`Error::Timeout`], and all other errors of asking a registry: resuming may need all of it.
     pub async fn next(&mut self) -> Result<Option<Bytes>> {
-        self.attempts.wait_anew();
+        self.patience().wait_anew();
         while self.position < self.end {
             let mut open = match self.open.take() {
                 Some(open) => open,
                 None => self.ask().await?,
             };
             let waiting = Instant::now();
-            let failure = match open.answer.chunk(self.attempts.attempt_deadline()).await {
+            let failure = match open.answer.chunk(self.patience().attempt_deadline()).await {
                 Ok(Some(bytes)) => {
-                    self.keep_pace(bytes.len() as u64, waiting.elapsed())?;
-                    let bytes = self.accept(&mut open, bytes)?;
-                    self.open = Some(open);
-                    match bytes.is_empty() {
-                        true => continue,
-                        false => return Ok(Some(bytes)),
+                    let paced = self.keep_pace(bytes.len() as u64, waiting.elapsed());
+                    match paced.and_then(|()| self.accept(&mut open, bytes)) {
+                        Ok(bytes) => {
+                            self.open = Some(open);
+                            match bytes.is_empty() {
+                                true => continue,
+                                false => return Ok(Some(bytes)),
+                            }
+                        }
+                        Err(error) => {
+                            self.pass(error)?;
+                            continue;
+                        }
                     }
                 }
                 Ok(None) => {
@@ -187,10 +217,26 @@ impl BlobBody {
             };
             let host = Arc::clone(&open.answer.host);
             drop(open);
-            self.attempts.pause(&host, &failure).await?;
+            if let Err(error) = self.patience().pause(&host, &failure).await {
+                self.pass(error)?;
+            }
         }
         self.finish().await?;
         Ok(None)
+    }
+
+    /// The patience for whom is asked now.
+    fn patience(&mut self) -> &mut Attempts {
+        self.bounded.as_mut().unwrap_or(&mut self.attempts)
+    }
+
+    /// What was asked last failed: goes on to the next endpoint, if there is one.
+    fn pass(&mut self, error: Error) -> Result<()> {
+        self.route.pass(error)?;
+        self.bounded = None;
+        self.pace = Pace::default();
+        self.attempts.wait_anew();
+        Ok(())
     }
 
     /// Cuts from `bytes` what is not of the range.
@@ -210,7 +256,7 @@ impl BlobBody {
     }
 
     fn keep_pace(&mut self, bytes: u64, waited: Duration) -> Result<()> {
-        self.attempts.progressed(bytes);
+        self.patience().progressed(bytes);
         if self.attempts.patience == Patience::Total {
             return Ok(());
         }
@@ -246,11 +292,29 @@ impl BlobBody {
     }
 
     fn lie(&self, open: &Open, why: &str) -> Error {
-        Error::malformed(&self.attempts.what, format!("{}: {why}", open.answer.host.name()))
+        Error::malformed(&self.attempts.what, format!("{}: {why}", open.answer.host.peer()))
     }
 
-    /// Asks for what is missing, at the URL behind the last redirect if there is one.
+    /// Asks the endpoints in turn for what is missing.
     async fn ask(&mut self) -> Result<Open> {
+        loop {
+            let endpoint = self.route.current()?;
+            if self.bounded.is_none() {
+                self.bounded = self.route.bounded(&self.attempts);
+            }
+            match self.ask_at(&endpoint).await {
+                Ok(open) => {
+                    let has_next = self.route.has_next();
+                    self.provenance.note(self.position, &endpoint, has_next);
+                    return Ok(open);
+                }
+                Err(error) => self.pass(error)?,
+            }
+        }
+    }
+
+    /// Asks one endpoint, at the URL behind its last redirect if there is one.
+    async fn ask_at(&mut self, endpoint: &Endpoint) -> Result<Open> {
         let whole = self.position == 0 && self.end == self.blob_bytes;
         let mut headers = HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static("identity"))]);
         if !whole {
@@ -259,7 +323,7 @@ impl BlobBody {
                 .map_err(|error| Error::malformed(&self.attempts.what, error.to_string()))?;
             headers.insert(RANGE, range);
         }
-        if let Some(answer) = self.ask_directly(&headers).await? {
+        if let Some(answer) = self.ask_directly(&endpoint.host, &headers).await? {
             return check(
                 &self.attempts.what,
                 answer,
@@ -267,23 +331,26 @@ impl BlobBody {
                 self.blob_bytes,
             );
         }
-        let host = self.core.transport.registry(self.repository.host());
         let request = Request {
             method: Method::GET,
-            to: Destination::Registry(format!("/v2/{}/blobs/{}", self.repository.path(), self.digest)),
+            to: Target::Path(format!("/{}/blobs/{}", self.repository.path(), self.digest)),
             headers,
             scope: pull_scope(&self.repository),
             kind: Kind::Blob,
         };
-        let mut reached = self.core.request(&host, &request, &mut self.attempts).await?;
+        let attempts = self.bounded.as_mut().unwrap_or(&mut self.attempts);
+        let mut reached = self.core.request(endpoint, &request, attempts).await?;
+        let host = &endpoint.host;
         if !is_range_answer(reached.answer.status()) {
-            return Err(self.core.refuse(&host, &self.attempts.what, &mut reached).await);
+            return Err(self.core.refuse(host, &self.attempts.what, &mut reached).await);
         }
         let Reached {
             answer, elsewhere, ..
         } = reached;
         if elsewhere && answer.status().is_success() {
-            self.core.redirects.put(&self.repository, &self.digest, &answer);
+            self.core
+                .redirects
+                .put(host, &self.repository, &self.digest, &answer);
         }
         check(
             &self.attempts.what,
@@ -294,21 +361,22 @@ impl BlobBody {
     }
 
     /// Asks the known final URL. `None` if there is none, or it is no longer good.
-    async fn ask_directly(&mut self, headers: &HeaderMap) -> Result<Option<Answer>> {
+    async fn ask_directly(&mut self, from: &Arc<Host>, headers: &HeaderMap) -> Result<Option<Answer>> {
         let (repository, digest) = (&self.repository, &self.digest);
-        let Some(url) = self.core.redirects.get(repository, digest) else {
+        let Some(url) = self.core.redirects.get(from, repository, digest) else {
             return Ok(None);
         };
-        let host = self.core.transport.peer(&url);
+        let host = self.core.transport.peer(from, &url).await?;
         let call = Call::get(Destination::Url(url.clone()), headers.clone(), Kind::Blob);
-        let answer = send(&host, &call, &mut self.attempts).await;
+        let attempts = self.bounded.as_mut().unwrap_or(&mut self.attempts);
+        let answer = send(&host, &call, attempts).await;
         let good = answer
             .as_ref()
             .is_ok_and(|answer| is_range_answer(answer.status()));
         if good {
             return answer.map(Some);
         }
-        self.core.redirects.forget(repository, digest, &url);
+        self.core.redirects.forget(from, repository, digest, &url);
         let mut answer = answer?;
         let expired = matches!(answer.status().as_u16(), 400 | 401 | 403 | 410);
         if expired || is_redirect(answer.status()) {
@@ -321,11 +389,7 @@ impl BlobBody {
             with_credentials: false,
             scope: pull_scope(repository),
         };
-        let registry = self.core.transport.registry(repository.host());
-        Err(self
-            .core
-            .refuse(&registry, &self.attempts.what, &mut reached)
-            .await)
+        Err(self.core.refuse(from, &self.attempts.what, &mut reached).await)
     }
 }
 
@@ -336,7 +400,7 @@ fn is_range_answer(status: StatusCode) -> bool {
 
 /// Judges the head of an answer to a request for `range` of a blob of `blob_bytes` bytes.
 fn check(what: &str, answer: Answer, range: Range<u64>, blob_bytes: u64) -> Result<Open> {
-    let host = answer.host.name().to_owned();
+    let host = answer.host.peer();
     let lie = |why: String| Err(Error::malformed(what, format!("{host}: {why}")));
     let encoding = answer
         .header(CONTENT_ENCODING)

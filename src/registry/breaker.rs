@@ -122,6 +122,23 @@ impl Breaker {
         }
     }
 
+    /// Whether requests pass, for those who can go elsewhere: a probe that is due is started, and not waited for.
+    pub(super) fn passes(&self, start_probe: impl FnOnce()) -> bool {
+        let now = Instant::now();
+        let mut state = self.state.lock();
+        if !state.open {
+            return true;
+        }
+        let under_way = state.probe_ends.is_some_and(|ends| now < ends);
+        if !under_way && state.next_probe.is_none_or(|due| now >= due) {
+            state.probe_ends = Some(now + self.timing.probe_interval);
+            state.next_probe = Some(now + self.timing.probe_interval);
+            drop(state);
+            start_probe();
+        }
+        false
+    }
+
     /// The probe found the host still down.
     pub(super) fn probe_failed(&self, why: &str) {
         let mut state = self.state.lock();

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::auth::Auth;
+use super::endpoint::Provenance;
 use super::host::HostHealth;
 use super::layout::{LayoutList, Layouts};
 use super::manifest::{self, ManifestBytes};
@@ -39,7 +40,7 @@ impl Client {
     /// Sets the client up; nothing is sent.
     ///
     /// # Errors
-    /// [`crate::error::Error::Io`] or [`crate::error::Error::Usage`] for a CA file that cannot be used.
+    /// [`crate::error::Error::Usage`] for certificates, mirrors and proxies that cannot be meant.
     pub fn new(mut options: ClientOptions) -> Result<Self> {
         let layouts = Layouts::new(std::mem::take(&mut options.layouts));
         let transport = Transport::new(options)?;
@@ -130,10 +131,28 @@ impl Client {
         range: Range<u64>,
         blob_bytes: u64,
     ) -> Result<Bytes> {
+        let from = self.blob_bytes_from(repository, digest, range, blob_bytes);
+        from.await.map(|(bytes, _)| bytes)
+    }
+
+    /// The same, and who gave it: for callers that can tell whether the bytes are what they should be.
+    ///
+    /// # Errors
+    /// As [`Self::blob`].
+    pub async fn blob_bytes_from(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        range: Range<u64>,
+        blob_bytes: u64,
+    ) -> Result<(Bytes, Provenance)> {
         if let Some(layout) = self.layouts.get(repository.host()) {
-            return layout.blob_bytes(repository, digest, range, blob_bytes).await;
+            let bytes = layout.blob_bytes(repository, digest, range, blob_bytes).await?;
+            return Ok((bytes, Provenance::default()));
         }
-        blob::collect(blob::open(&self.core, repository, digest, range, blob_bytes).await?).await
+        let body = blob::open(&self.core, repository, digest, range, blob_bytes).await?;
+        let provenance = body.provenance();
+        Ok((blob::collect(body).await?, provenance))
     }
 
     /// A whole blob of at most 8 MiB, such as an image's configuration, verified against its digest.

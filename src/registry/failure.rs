@@ -12,6 +12,10 @@ use super::secret::one_line;
 /// Longest text taken from an error of the HTTP library, in characters.
 const WHY_CHARS_MAX: usize = 300;
 
+/// The HTTP library's words for what a proxy said to CONNECT; it has no type for them.
+const PROXY_WANTS_LOGIN: &str = "tunnel error: proxy authorization required";
+const PROXY_REFUSES: &str = "tunnel error: unsuccessful";
+
 /// What kind of failure it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cause {
@@ -35,6 +39,10 @@ pub(super) enum Cause {
     Stalled,
     /// The server answered that it cannot answer now.
     Status(StatusCode),
+    /// The proxy on the way does not let us pass without a login.
+    ProxyLogin,
+    /// The proxy on the way does not connect us to the host.
+    ProxyRefusal,
     /// The request itself cannot be sent.
     Invalid,
 }
@@ -57,6 +65,14 @@ impl Failure {
             why: why.into(),
             retry_after: None,
         }
+    }
+
+    /// A proxy wants to know who we are.
+    pub(super) fn proxy_login() -> Self {
+        Self::new(
+            Cause::ProxyLogin,
+            "the proxy wants a user and password (407); write them into its URL: SCHEME://USER:PASS@HOST:PORT",
+        )
     }
 
     pub(super) fn timeout(waited: Duration) -> Self {
@@ -83,30 +99,23 @@ impl Failure {
             (kind != io::ErrorKind::Other).then_some(kind)
         });
         let why = |text: String| one_line(&text, WHY_CHARS_MAX);
-        match tls {
-            Some(rustls::Error::InvalidCertificate(reason)) => {
-                return Self::new(
-                    Cause::Certificate,
-                    why(format!(
-                        "its certificate is not trusted ({reason}); name its authority with --ca FILE, or skip the check with --insecure"
-                    )),
-                );
-            }
-            Some(rustls::Error::InvalidMessage(_)) => {
-                return Self::new(
-                    Cause::NotTls,
-                    "it does not speak TLS; if plain HTTP is meant, ask for it with --plain-http",
-                );
-            }
-            Some(other) => {
-                return Self::new(Cause::Handshake, why(format!("TLS handshake: {other}")));
-            }
-            None => {}
+        if let Some(tls) = tls {
+            return Self::of_tls(&tls);
         }
         if error.is_connect() && error.is_timeout() {
             return Self::new(Cause::Unreachable, "no connection in time");
         }
         let why = why(deepest(&error));
+        match why.as_str() {
+            PROXY_WANTS_LOGIN => return Self::proxy_login(),
+            PROXY_REFUSES => {
+                return Self::new(
+                    Cause::ProxyRefusal,
+                    "the proxy refuses to connect to it; the proxy's own log says why",
+                );
+            }
+            _ => {}
+        }
         if error.is_builder() {
             return Self::new(Cause::Invalid, why);
         }
@@ -133,11 +142,39 @@ impl Failure {
         }
     }
 
+    fn of_tls(error: &rustls::Error) -> Self {
+        match error {
+            rustls::Error::InvalidCertificate(reason) => {
+                let why = format!(
+                    "its certificate is not trusted ({reason}); name its authority with --ca FILE, or skip the check with --insecure"
+                );
+                Self::new(Cause::Certificate, one_line(&why, WHY_CHARS_MAX))
+            }
+            rustls::Error::InvalidMessage(_) => Self::new(
+                Cause::NotTls,
+                "it does not speak TLS; if plain HTTP is meant, ask for it with --plain-http",
+            ),
+            rustls::Error::AlertReceived(rustls::AlertDescription::CertificateRequired) => Self::new(
+                Cause::Handshake,
+                "it wants a client certificate; name one with client_cert and client_key, or in its hosts.toml or certs.d",
+            ),
+            other => {
+                let why = format!("TLS handshake: {other}");
+                Self::new(Cause::Handshake, one_line(&why, WHY_CHARS_MAX))
+            }
+        }
+    }
+
     /// Whether the same request may succeed a moment later.
     pub(super) fn may_pass(&self) -> bool {
         !matches!(
             self.cause,
-            Cause::Certificate | Cause::Handshake | Cause::NotTls | Cause::Invalid
+            Cause::Certificate
+                | Cause::Handshake
+                | Cause::NotTls
+                | Cause::Invalid
+                | Cause::ProxyLogin
+                | Cause::ProxyRefusal
         )
     }
 
@@ -145,7 +182,13 @@ impl Failure {
     pub(super) fn is_before_http(&self) -> bool {
         matches!(
             self.cause,
-            Cause::Unreachable | Cause::Certificate | Cause::Handshake | Cause::NotTls | Cause::HelloClosed
+            Cause::Unreachable
+                | Cause::Certificate
+                | Cause::Handshake
+                | Cause::NotTls
+                | Cause::HelloClosed
+                | Cause::ProxyLogin
+                | Cause::ProxyRefusal
         )
     }
 

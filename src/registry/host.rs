@@ -12,17 +12,22 @@ use reqwest::header::{HeaderMap, WARNING};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use super::absence::Absence;
 use super::breaker::Breaker;
 use super::failure::Failure;
+use super::hosts::PemFile;
 use super::options::Timing;
+use super::proxy::Way;
 use super::retry::unasked_hold;
-use super::secret::one_line;
+use super::secret::{authority, one_line};
 use crate::error::{Error, Result};
 
 /// Longest time that a host is left alone because it said so; then it is asked again.
 const HOLD_MAX: Duration = Duration::from_secs(300);
 /// Warnings kept of one host.
 const WARNINGS_MAX: usize = 16;
+/// Characters kept of a lie: two digests and what they are of.
+const LIE_CHARS_MAX: usize = 600;
 /// Characters kept of a header that is only shown.
 const SHOWN_CHARS_MAX: usize = 200;
 
@@ -59,12 +64,22 @@ pub struct RequestCounts {
 pub struct HostHealth {
     /// The registry, token service or blob store.
     pub host: String,
+    /// The registry that it stands for as a mirror.
+    pub mirror_for: Option<String>,
+    /// The proxy on the way to it, without its password.
+    pub proxy: Option<String>,
     /// `https`, `http`, or `undecided` for a loopback host that has not answered yet.
     pub scheme: String,
     /// For how long requests to it have failed at once, in milliseconds; `None` while it is up.
     pub down_for_ms: Option<u64>,
     /// The last outage, kept after it ended.
     pub last_error: Option<String>,
+    /// For how long from now on it is left out, as a mirror that lied or did not answer, in milliseconds.
+    pub left_out_for_ms: Option<u64>,
+    /// How often it gave, as a mirror, what was not what it should be.
+    pub lies: u64,
+    /// The last of these.
+    pub last_lie: Option<String>,
     /// For how long it asked to be left alone from now on, in milliseconds.
     pub held_for_ms: Option<u64>,
     /// The requests sent to it.
@@ -123,7 +138,13 @@ struct Hold {
 #[derive(Debug)]
 pub(super) struct Host {
     name: String,
+    label: String,
+    mirror_for: Option<String>,
     authority: String,
+    probe_path: String,
+    way: Way,
+    /// Authorities that this host is trusted by besides the general ones; where it sends us, they count too.
+    pub(super) ca: Arc<[PemFile]>,
     pub(super) http: reqwest::Client,
     pub(super) plain_allowed: bool,
     protocol_is_found_out: bool,
@@ -136,6 +157,8 @@ pub(super) struct Host {
     /// One more for every stream, so that streams leave half of the permits to others.
     pub(super) streams: Arc<Semaphore>,
     timing: Timing,
+    absence: Absence,
+    used: Mutex<Option<Instant>>,
     hold: Mutex<Hold>,
     counters: Counters,
     notes: Mutex<Notes>,
@@ -145,28 +168,37 @@ pub(super) struct Host {
 #[derive(Debug)]
 pub(super) struct HostSetup {
     pub(super) http: reqwest::Client,
-    /// Plain HTTP was asked for.
-    pub(super) plain: bool,
-    /// It is this machine: the protocol is found out.
-    pub(super) loopback: bool,
+    pub(super) way: Way,
+    pub(super) ca: Arc<[PemFile]>,
+    /// `None`: it is this machine, and the protocol is found out.
+    pub(super) scheme: Option<Scheme>,
+    /// The registry that it is a mirror of.
+    pub(super) mirror_for: Option<String>,
+    /// What it is asked after an outage; any answer will do.
+    pub(super) probe_path: String,
     pub(super) concurrency: usize,
     pub(super) timing: Timing,
 }
 
 impl Host {
-    /// `name` is shown; `authority` is what requests are sent to.
+    /// `name` is whose credentials count; `authority` is what requests are sent to.
     pub(super) fn new(name: &str, authority: &str, setup: HostSetup) -> Self {
-        let scheme = match (setup.plain, setup.loopback) {
-            (true, _) => Some(Scheme::Http),
-            (false, true) => None,
-            (false, false) => Some(Scheme::Https),
+        let scheme = setup.scheme;
+        let label = match &setup.mirror_for {
+            Some(registry) => format!("{name} (for {registry})"),
+            None => name.to_owned(),
         };
         let concurrency = setup.concurrency.clamp(1, Semaphore::MAX_PERMITS);
         Self {
             name: name.to_owned(),
+            label,
+            mirror_for: setup.mirror_for,
             authority: authority.to_owned(),
+            probe_path: setup.probe_path,
+            way: setup.way,
+            ca: setup.ca,
             http: setup.http,
-            plain_allowed: setup.plain || setup.loopback,
+            plain_allowed: scheme != Some(Scheme::Https),
             protocol_is_found_out: scheme.is_none(),
             scheme: Mutex::new(scheme),
             scheme_gate: tokio::sync::Mutex::new(()),
@@ -174,6 +206,8 @@ impl Host {
             permits: Arc::new(Semaphore::new(concurrency)),
             streams: Arc::new(Semaphore::new(concurrency.div_ceil(2))),
             timing: setup.timing,
+            absence: Absence::default(),
+            used: Mutex::default(),
             hold: Mutex::new(Hold::default()),
             counters: Counters::default(),
             notes: Mutex::new(Notes::default()),
@@ -184,8 +218,71 @@ impl Host {
         &self.timing
     }
 
+    /// The host's canonical name, for credentials.
     pub(super) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Whether it stands for a registry that it is not.
+    pub(super) fn is_mirror(&self) -> bool {
+        self.mirror_for.is_some()
+    }
+
+    /// The name for people, which tells a mirror of one registry from the same host elsewhere.
+    pub(super) fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// [`Self::label`] with the proxy on the way, which may be the one to blame.
+    pub(super) fn peer(&self) -> String {
+        match self.proxy() {
+            Some(proxy) => format!("{} via proxy {proxy}", self.label),
+            None => self.label.clone(),
+        }
+    }
+
+    /// The proxy on the way, without its password.
+    pub(super) fn proxy(&self) -> Option<String> {
+        let scheme = self.scheme().unwrap_or(Scheme::Https);
+        self.way.proxy_of(&self.url(scheme, "/").ok()?)
+    }
+
+    pub(super) fn probe_path(&self) -> &str {
+        &self.probe_path
+    }
+
+    /// Whether `url` is at this host, by a protocol that it speaks.
+    pub(super) fn is_at(&self, url: &Url) -> bool {
+        let speaks = self.scheme().is_none_or(|scheme| scheme.name() == url.scheme());
+        speaks && authority(url) == self.authority
+    }
+
+    /// A mirror gave what was not what it should be.
+    pub(super) fn lied(&self, lie: &Error) {
+        self.absence.note_lie(one_line(&lie.to_string(), LIE_CHARS_MAX));
+        match self.absence.begin(self.timing.left_out) {
+            Some(time) => {
+                tracing::warn!(mirror = %self.label, error = %lie, seconds = time.as_secs(), "a mirror lies: left out for a while");
+            }
+            None => tracing::debug!(mirror = %self.label, error = %lie, "a mirror lies"),
+        }
+    }
+
+    /// A mirror did not answer in its part of the time.
+    pub(super) fn kept_waiting(&self, error: &Error) {
+        if let Some(time) = self.absence.begin(self.timing.left_out) {
+            tracing::warn!(mirror = %self.label, %error, seconds = time.as_secs(), "a mirror does not answer: left out for a while");
+        }
+    }
+
+    /// Whether it is left out as a mirror.
+    pub(super) fn is_absent(&self) -> bool {
+        self.absence.remaining().is_some()
+    }
+
+    /// When it was last asked.
+    pub(super) fn used(&self) -> Option<Instant> {
+        *self.used.lock()
     }
 
     /// The protocol, `None` while it is not known.
@@ -202,7 +299,8 @@ impl Host {
     /// The URL of `path` (which begins with a slash and may have a query) by `scheme`.
     pub(super) fn url(&self, scheme: Scheme, path: &str) -> Result<Url> {
         let text = format!("{}://{}{path}", scheme.name(), self.authority);
-        Url::parse(&text).map_err(|error| Error::malformed(format!("{}{path}", self.name), error.to_string()))
+        Url::parse(&text)
+            .map_err(|error| Error::malformed(format!("{}{path}", self.label), error.to_string()))
     }
 
     /// An answer came.
@@ -215,7 +313,7 @@ impl Host {
     pub(super) fn outage(&self, failure: &Failure, gave_up: bool) {
         if self.breaker.failed(&failure.why, gave_up) {
             self.forget_plain_http();
-            tracing::warn!(host = %self.name, why = %failure.why, "host is down: requests to it fail at once until it answers");
+            tracing::warn!(host = %self.label, why = %failure.why, "host is down: requests to it fail at once until it answers");
         }
     }
 
@@ -249,6 +347,7 @@ impl Host {
     }
 
     pub(super) fn count_request(&self, kind: Kind) {
+        *self.used.lock() = Some(Instant::now());
         if let Some(counter) = self.counters.kinds.get(kind as usize) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
@@ -299,7 +398,7 @@ impl Host {
             let text = one_line(text.trim_matches('"'), SHOWN_CHARS_MAX);
             let mut notes = self.notes.lock();
             if notes.warnings.len() < WARNINGS_MAX && !notes.warnings.contains(&text) {
-                tracing::warn!(host = %self.name, "the registry warns: {text}");
+                tracing::warn!(host = %self.label, "the registry warns: {text}");
                 notes.warnings.push(text);
             }
         }
@@ -312,11 +411,17 @@ impl Host {
             let counter = self.counters.kinds.get(kind as usize);
             counter.map_or(0, |counter| counter.load(Ordering::Relaxed))
         };
+        let (lies, last_lie) = self.absence.lies();
         let notes = self.notes.lock();
         HostHealth {
             host: self.name.clone(),
+            mirror_for: self.mirror_for.clone(),
+            proxy: self.proxy(),
             scheme: self.scheme().map_or("undecided", Scheme::name).to_owned(),
             down_for_ms: self.breaker.down_for().map(milliseconds),
+            left_out_for_ms: self.absence.remaining().map(milliseconds),
+            lies,
+            last_lie,
             last_error: self.breaker.last_error(),
             held_for_ms: self
                 .held()

@@ -1,19 +1,18 @@
 //! Manifests and image indexes: the registry's own bytes, verified, and what type they are. The type decides how the
 //! bytes are read, so a header and a body that disagree about it are refused.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use reqwest::Method;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue};
 use serde::Deserialize;
 
-use super::host::{Host, Kind};
+use super::endpoint::{Endpoint, Need};
+use super::host::Kind;
 use super::reference::{Repository, Target, is_tag};
-use super::request::{Core, Request, pull_scope};
+use super::request::{self, Core, Request, pull_scope};
 use super::retry::{Attempts, Patience};
 use super::secret::one_line;
-use super::transport::{Answer, Destination};
+use super::transport::Answer;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 
@@ -55,13 +54,40 @@ pub struct ManifestBytes {
 pub(super) async fn fetch(core: &Core, repository: &Repository, target: &Target) -> Result<ManifestBytes> {
     let what = name(repository, target);
     let mut attempts = core.begin(&what, Patience::Total)?;
-    let host = core.transport.registry(repository.host());
     let request = request(Method::GET, repository, target)?;
+    let mut route = core.route(&what, repository.host(), need(target)).await?;
+    loop {
+        let endpoint = route.current()?;
+        let mut bounded = route.bounded(&attempts);
+        let attempts = bounded.as_mut().unwrap_or(&mut attempts);
+        match fetch_from(core, &endpoint, target, &request, attempts).await {
+            Ok(manifest) => return Ok(manifest),
+            Err(error) => route.pass(error)?,
+        }
+    }
+}
+
+/// A tag is resolved; what a digest names anyone may have.
+fn need(target: &Target) -> Need {
+    match target {
+        Target::Tag(_) => Need::Resolve,
+        Target::Digest(_) => Need::Pull,
+    }
+}
+
+async fn fetch_from(
+    core: &Core,
+    endpoint: &Endpoint,
+    target: &Target,
+    request: &Request,
+    attempts: &mut Attempts,
+) -> Result<ManifestBytes> {
+    let what = attempts.what.clone();
     let (mut reached, bytes) = core
-        .whole(&host, &request, MANIFEST_BYTES_MAX, &mut attempts)
+        .whole(endpoint, request, MANIFEST_BYTES_MAX, attempts)
         .await?;
     if !reached.answer.status().is_success() {
-        return Err(core.refuse(&host, &what, &mut reached).await);
+        return Err(core.refuse(&endpoint.host, &what, &mut reached).await);
     }
     let digest = Digest::of(&bytes);
     let promised = match target {
@@ -97,9 +123,19 @@ pub(super) struct Found {
 pub(super) async fn find(core: &Core, repository: &Repository, target: &Target) -> Result<Option<Found>> {
     let what = name(repository, target);
     let mut attempts = core.begin(&what, Patience::Total)?;
-    let host = core.transport.registry(repository.host());
-    if let Told::Digest(digest) = head(core, &host, repository, target, &mut attempts).await? {
-        return Ok(digest);
+    let request = request(Method::HEAD, repository, target)?;
+    let mut route = core.route(&what, repository.host(), need(target)).await?;
+    loop {
+        let endpoint = route.current()?;
+        let mut bounded = route.bounded(&attempts);
+        let attempts = bounded.as_mut().unwrap_or(&mut attempts);
+        let passed = match head(core, &endpoint, &request, attempts).await {
+            Ok(Told::Digest(None)) if route.has_next() => Error::not_found(&what, "a mirror lacks it"),
+            Ok(Told::Digest(digest)) => return Ok(digest),
+            Ok(Told::Nothing) => break,
+            Err(error) => error,
+        };
+        route.pass(passed)?;
     }
     match fetch(core, repository, target).await {
         Ok(manifest) => Ok(Some(Found {
@@ -116,15 +152,8 @@ enum Told {
     Nothing,
 }
 
-async fn head(
-    core: &Core,
-    host: &Arc<Host>,
-    repository: &Repository,
-    target: &Target,
-    attempts: &mut Attempts,
-) -> Result<Told> {
-    let request = request(Method::HEAD, repository, target)?;
-    let mut reached = core.request(host, &request, attempts).await?;
+async fn head(core: &Core, endpoint: &Endpoint, request: &Request, attempts: &mut Attempts) -> Result<Told> {
+    let mut reached = core.request(endpoint, request, attempts).await?;
     let answer = &reached.answer;
     Ok(match answer.status().as_u16() {
         200 => match header_digest(answer) {
@@ -137,7 +166,7 @@ async fn head(
         404 => Told::Digest(None),
         401 | 403 => {
             let what = attempts.what.clone();
-            return Err(core.refuse(host, &what, &mut reached).await);
+            return Err(core.refuse(&endpoint.host, &what, &mut reached).await);
         }
         // 405 and the like: this registry, or a proxy before it, does not do HEAD.
         _ => Told::Nothing,
@@ -160,7 +189,7 @@ fn request(method: Method, repository: &Repository, target: &Target) -> Result<R
     }
     Ok(Request {
         method,
-        to: Destination::Registry(format!("/v2/{}/manifests/{target}", repository.path())),
+        to: request::Target::Path(format!("/{}/manifests/{target}", repository.path())),
         headers: HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(ACCEPTED))]),
         scope: pull_scope(repository),
         kind: Kind::Manifest,

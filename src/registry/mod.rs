@@ -5,11 +5,13 @@
 //!
 //! From top to bottom: `client` is what others use; it answers from a `layout` on disk where one has the host's name, and
 //! `source` is what both kinds of answers have in common; `manifest`, `blob` and `paging` know what to ask for and how to
-//! judge what comes; `request` adds authorization (`auth`, `token`, `credentials`, `challenge`) and follows redirects
-//! (`redirect`); `transport` sends, again if need be (`retry`), to one `host` with its `breaker`.
+//! judge what comes; they ask the `endpoint`s of a registry one after the other, which `hosts` finds in the settings;
+//! `request` adds authorization (`auth`, `token`, `credentials`, `challenge`) and follows redirects (`redirect`);
+//! `transport` sends, again if need be (`retry`), to one `host` with its `breaker`; `peers` has all of these.
 
 pub mod reference;
 
+mod absence;
 mod answer;
 mod auth;
 mod blob;
@@ -17,12 +19,16 @@ mod breaker;
 mod challenge;
 mod client;
 mod credentials;
+mod endpoint;
 mod failure;
 mod host;
+mod hosts;
 mod layout;
 mod manifest;
 mod options;
 mod paging;
+mod peers;
+mod proxy;
 mod redirect;
 mod request;
 mod retry;
@@ -34,8 +40,9 @@ mod transport;
 
 pub use client::Client;
 pub use credentials::CredentialEnvironment;
+pub use endpoint::Provenance;
 pub use host::{HostHealth, RequestCounts};
 pub use manifest::{DOCKER_INDEX, DOCKER_MANIFEST, ManifestBytes, OCI_INDEX, OCI_MANIFEST};
-pub use options::{ClientOptions, HostOptions, Timing};
+pub use options::{ClientOptions, HostOptions, MirrorOptions, Timing};
 pub use secret::Secret;
 pub use source::{BlobBody, Pager};

@@ -29,10 +29,15 @@ pub struct ClientOptions {
     pub timeout: Duration,
     /// How many requests may be under way to one host.
     pub concurrency: usize,
+    /// Where other tools keep what they were told of registries: directories like containerd's, docker's and podman's
+    /// `certs.d`. The first has the say.
+    pub certs_dirs: Vec<PathBuf>,
     /// What differs for single registries, by their canonical names (`docker.io`, `localhost:5000`).
     pub hosts: BTreeMap<String, HostOptions>,
     /// OCI image layouts on disk that are registries under these host names; no request goes to such a host.
     pub layouts: BTreeMap<String, PathBuf>,
+    /// Show nobody a client certificate or a header of ours: they tell who asks, as credentials do.
+    pub anonymous: bool,
     /// The waits that users do not set.
     pub timing: Timing,
 }
@@ -49,44 +54,77 @@ impl Default for ClientOptions {
             retries: 5,
             timeout: Duration::from_secs(60),
             concurrency: 32,
+            certs_dirs: Vec::new(),
             hosts: BTreeMap::new(),
             layouts: BTreeMap::new(),
+            anonymous: false,
             timing: Timing::default(),
         }
     }
 }
 
 impl ClientOptions {
-    /// The same for who has no credentials.
+    /// The same without the credentials that are given here; those that other tools keep stay.
+    pub(super) fn without_given_credentials(&self) -> Self {
+        let mut options = Self {
+            credential: None,
+            ..self.clone()
+        };
+        for host in options.hosts.values_mut() {
+            host.credential = None;
+        }
+        options
+    }
+
+    /// The same for who has no credentials, nor anything else that tells who asks.
     #[must_use]
     pub(super) fn without_credentials(&self) -> Self {
-        let hosts = self.hosts.iter().map(|(host, options)| {
-            let options = HostOptions {
-                credential: None,
-                ..options.clone()
-            };
-            (host.clone(), options)
-        });
         Self {
-            credential: None,
             credential_environment: CredentialEnvironment::default(),
-            hosts: hosts.collect(),
-            ..self.clone()
+            anonymous: true,
+            ..self.without_given_credentials()
         }
     }
 }
 
-/// What differs for one registry. The flags only add to the general ones.
+/// What differs for one host. `plain_http` only adds to the general option, and so do `ca_files`.
 #[derive(Debug, Clone, Default)]
 pub struct HostOptions {
     /// Speak plain HTTP to it.
     pub plain_http: bool,
-    /// Accept any certificate of it.
-    pub insecure: bool,
+    /// Whether any certificate of it is accepted.
+    pub insecure: Option<bool>,
     /// PEM files with certificate authorities that are trusted for it, besides the general ones.
     pub ca_files: Vec<PathBuf>,
+    /// PEM file with the certificate that we show it, and those that lead to its authority.
+    pub client_cert: Option<PathBuf>,
+    /// PEM file with the key of that certificate; `None` means that the key is in the same file.
+    pub client_key: Option<PathBuf>,
+    /// The proxy on the way to it, whatever the environment says: `SCHEME://[USER:PASS@]HOST:PORT`.
+    pub proxy: Option<Secret>,
+    /// Longest wait for a connection to it.
+    pub connect_timeout: Option<Duration>,
+    /// Headers that are sent to it, and to nobody else.
+    pub headers: BTreeMap<String, Secret>,
     /// `USER:PASS` for it.
     pub credential: Option<Secret>,
+    /// Where the registry really is, as a URL; `None` means where its name says.
+    pub server: Option<String>,
+    /// What is asked before it, in this order; `None` leaves that to `hosts.toml`.
+    pub mirrors: Option<Vec<MirrorOptions>>,
+}
+
+/// A mirror of a registry.
+#[derive(Debug, Clone, Default)]
+pub struct MirrorOptions {
+    /// `[http[s]://]HOST[:PORT][/PATH]`.
+    pub url: String,
+    /// `pull`, `resolve`, `push`; nothing means all of them.
+    pub capabilities: Vec<String>,
+    /// The path of the URL is whole: `/v2` is not added.
+    pub override_path: bool,
+    /// How it is talked to. Its own server, mirrors and credential are not looked at.
+    pub host: HostOptions,
 }
 
 /// The waits inside the client. Tests shorten them; nothing else needs to.
@@ -105,6 +143,10 @@ pub struct Timing {
     pub backoff: Duration,
     /// Upper limit of any pause that the registry did not ask for.
     pub backoff_max: Duration,
+    /// How long all mirrors of a registry together may take to begin an answer, while there is another endpoint to ask.
+    pub mirrors: Duration,
+    /// For how long a mirror that lied or did not answer is left out the first time; then twice as long each time.
+    pub left_out: Duration,
     /// How often a host that is down is probed, at most.
     pub probe_interval: Duration,
     /// How long a request to a host that is down waits for a probe that is under way.
@@ -120,6 +162,8 @@ impl Default for Timing {
             bytes_per_second_min: 1024,
             backoff: Duration::from_millis(200),
             backoff_max: Duration::from_secs(10),
+            mirrors: Duration::from_secs(5),
+            left_out: Duration::from_secs(60),
             probe_interval: Duration::from_secs(5),
             probe_wait: Duration::from_millis(900),
         }

@@ -11,12 +11,12 @@ use reqwest::{Method, Url};
 use serde::Deserialize;
 
 use super::answer::ErrorBody;
-use super::host::{Host, Kind};
+use super::endpoint::{Endpoint, Need, Route};
+use super::host::Kind;
 use super::reference::{Repository, is_tag};
-use super::request::{Core, Reached, Request, pull_scope};
-use super::retry::Patience;
+use super::request::{Core, Reached, Request, Target, pull_scope};
+use super::retry::{Attempts, Patience};
 use super::secret::redact;
-use super::transport::Destination;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 
@@ -34,7 +34,9 @@ const EMPTY_PAGES_MAX: u32 = 32;
 /// A list that is being read page by page.
 pub struct Pager {
     core: Arc<Core>,
-    host: Arc<Host>,
+    registry: String,
+    /// Whom the pages come from; `None` before the first.
+    route: Option<Route>,
     list: List,
     what: String,
     next: Next,
@@ -75,20 +77,20 @@ impl fmt::Debug for Pager {
 
 impl Pager {
     pub(super) fn tags(core: &Arc<Core>, repository: &Repository) -> Self {
-        let host = core.transport.registry(repository.host());
         let what = format!("{repository}: tags");
-        Self::new(core, host, List::Tags(repository.clone()), what)
+        Self::new(core, repository.host(), List::Tags(repository.clone()), what)
     }
 
     pub(super) fn catalog(core: &Arc<Core>, host: &str) -> Self {
         let what = format!("{host}: catalog");
-        Self::new(core, core.transport.registry(host), List::Catalog, what)
+        Self::new(core, host, List::Catalog, what)
     }
 
-    fn new(core: &Arc<Core>, host: Arc<Host>, list: List, what: String) -> Self {
+    fn new(core: &Arc<Core>, registry: &str, list: List, what: String) -> Self {
         Self {
             core: Arc::clone(core),
-            host,
+            registry: registry.to_owned(),
+            route: None,
             list,
             what,
             next: Next::First,
@@ -106,7 +108,8 @@ impl Pager {
         self.with_credentials
     }
 
-    /// The names of the next page, `None` after the last. Names that break the grammar of references are left out:
+    /// The names of the next page, `None` after the last. If the mirror that gave the first pages fails, the list begins
+    /// anew at the next endpoint, so a name may come twice. Names that break the grammar of references are left out:
     /// nothing could be asked for by them.
     ///
     /// # Errors
@@ -114,12 +117,16 @@ impl Pager {
     /// us; [`Error::Malformed`] for a list that never ends or leads elsewhere; those of the network.
     pub async fn next_page(&mut self) -> Result<Option<Vec<String>>> {
         while !matches!(self.next, Next::End) {
-            let Some((reached, names)) = self.fetch().await? else {
+            let Some((reached, names)) = self.fetch_on().await? else {
                 continue;
             };
             let received = names.len();
-            self.advance(&reached, &names)?;
+            let advanced = self.advance(&reached, &names);
             drop(reached);
+            if let Err(error) = advanced {
+                self.pass(error)?;
+                continue;
+            }
             let repeated = received > 0 && names == self.previous;
             self.previous = names;
             if repeated {
@@ -130,7 +137,7 @@ impl Pager {
             let names: Vec<String> = self
                 .previous
                 .iter()
-                .filter(|name| self.list.is_name(&self.host, name))
+                .filter(|name| self.list.is_name(&self.registry, name))
                 .cloned()
                 .collect();
             if names.is_empty() {
@@ -143,13 +150,63 @@ impl Pager {
         Ok(None)
     }
 
-    /// One page; `None` if the registry wants a smaller one to be asked for.
-    async fn fetch(&mut self) -> Result<Option<(Reached, Vec<String>)>> {
+    /// One page from whom the list comes from, or the first one from the next endpoint if that fails; `None` if the
+    /// registry wants a smaller one to be asked for.
+    async fn fetch_on(&mut self) -> Result<Option<(Reached, Vec<String>)>> {
         let mut attempts = self.core.begin(&self.what, Patience::Total)?;
+        let mut route = match self.route.take() {
+            Some(route) => route,
+            None => {
+                let need = match self.list {
+                    List::Tags(_) => Need::Resolve,
+                    List::Catalog => Need::Server,
+                };
+                self.core.route(&self.what, &self.registry, need).await?
+            }
+        };
+        loop {
+            let endpoint = route.current()?;
+            let mut bounded = route.bounded(&attempts);
+            let attempts = bounded.as_mut().unwrap_or(&mut attempts);
+            match self.fetch(&endpoint, attempts).await {
+                Ok(page) => {
+                    self.route = Some(route);
+                    return Ok(page);
+                }
+                Err(error) => route.pass(error)?,
+            }
+            self.begin_anew();
+        }
+    }
+
+    /// The list turned out to be wrong: begins it anew at the next endpoint, if there is one.
+    fn pass(&mut self, error: Error) -> Result<()> {
+        match &mut self.route {
+            Some(route) => route.pass(error)?,
+            None => return Err(error),
+        }
+        self.begin_anew();
+        Ok(())
+    }
+
+    fn begin_anew(&mut self) {
+        self.next = Next::First;
+        self.page_names = PAGE_NAMES;
+        self.previous.clear();
+        self.seen.clear();
+        self.names = 0;
+        self.empty_pages = 0;
+    }
+
+    async fn fetch(
+        &mut self,
+        endpoint: &Endpoint,
+        attempts: &mut Attempts,
+    ) -> Result<Option<(Reached, Vec<String>)>> {
         let request = self.request();
         let (mut reached, body) = self
             .core
-            .whole(&self.host, &request, PAGE_BYTES_MAX, &mut attempts)
+            .whole(endpoint, &request, PAGE_BYTES_MAX, attempts)
             .await?;
         let status = reached.answer.status().as_u16();
         if status == 400 && self.page_names > 0 {
@@ -162,7 +219,7 @@ impl Pager {
             return Err(error.meaning(&self.what, &reached.answer, "no other page size helps"));
         }
         if !reached.answer.status().is_success() {
-            return Err(self.core.refuse(&self.host, &self.what, &mut reached).await);
+            return Err(self.core.refuse(&endpoint.host, &self.what, &mut reached).await);
         }
         self.with_credentials |= reached.with_credentials;
         let page: Page = serde_json::from_slice(&body)
@@ -179,12 +236,12 @@ impl Pager {
     fn request(&self) -> Request {
         let (path, scope, kind) = match &self.list {
             List::Tags(repository) => (
-                format!("/v2/{}/tags/list", repository.path()),
+                format!("/{}/tags/list", repository.path()),
                 pull_scope(repository),
                 Kind::Tags,
             ),
             List::Catalog => (
-                "/v2/_catalog".to_owned(),
+                "/_catalog".to_owned(),
                 "registry:catalog:*".to_owned(),
                 Kind::Catalog,
             ),
@@ -198,9 +255,9 @@ impl Pager {
         }
         let query = query.finish();
         let to = match &self.next {
-            Next::Link(url) => Destination::Url(url.clone()),
-            _ if query.is_empty() => Destination::Registry(path),
-            _ => Destination::Registry(format!("{path}?{query}")),
+            Next::Link(url) => Target::Page(url.clone()),
+            _ if query.is_empty() => Target::Path(path),
+            _ => Target::Path(format!("{path}?{query}")),
         };
         Request {
             method: Method::GET,
@@ -263,10 +320,10 @@ impl Pager {
 }
 
 impl List {
-    fn is_name(&self, host: &Host, name: &str) -> bool {
+    fn is_name(&self, registry: &str, name: &str) -> bool {
         match self {
             Self::Tags(_) => is_tag(name),
-            Self::Catalog => Repository::new(host.name(), name).is_ok(),
+            Self::Catalog => Repository::new(registry, name).is_ok(),
         }
     }
 }

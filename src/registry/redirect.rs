@@ -11,6 +11,7 @@ use reqwest::{StatusCode, Url};
 use tokio::time::Instant;
 
 use super::challenge::is_metadata_service;
+use super::host::Host;
 use super::reference::Repository;
 use super::secret::redact;
 use super::transport::{Answer, Transport};
@@ -29,16 +30,19 @@ const GOOD_FOR_MAX: Duration = Duration::from_secs(12 * 3600);
 const MARGIN_MAX: Duration = Duration::from_secs(20);
 
 /// Final URLs of blobs, while they are good.
-pub(super) struct Redirects(Mutex<LruCache<(Repository, Digest), (Url, Instant)>>);
+pub(super) struct Redirects(Mutex<LruCache<Key, (Url, Instant)>>);
+
+/// Mirrors redirect to places of their own: the label of the host that did, and the blob.
+type Key = (String, Repository, Digest);
 
 impl Redirects {
     pub(super) fn new() -> Self {
         Self(Mutex::new(LruCache::new(BLOBS_MAX)))
     }
 
-    pub(super) fn get(&self, repository: &Repository, digest: &Digest) -> Option<Url> {
+    pub(super) fn get(&self, from: &Host, repository: &Repository, digest: &Digest) -> Option<Url> {
         let mut known = self.0.lock();
-        let key = (repository.clone(), *digest);
+        let key = key(from, repository, digest);
         let (url, ends) = known.get(&key)?;
         if *ends > Instant::now() {
             return Some(url.clone());
@@ -47,8 +51,8 @@ impl Redirects {
         None
     }
 
-    /// Keeps the URL that `answer` came from. Its own life says for how long, by the server's clock.
-    pub(super) fn put(&self, repository: &Repository, digest: &Digest, answer: &Answer) {
+    /// Keeps the URL that `answer` came from, to which `from` redirected. Its own life says for how long, by the server's clock.
+    pub(super) fn put(&self, from: &Host, repository: &Repository, digest: &Digest, answer: &Answer) {
         let server_now = answer
             .header(DATE)
             .and_then(|text| httpdate::parse_http_date(text).ok())
@@ -58,17 +62,21 @@ impl Redirects {
             return;
         }
         let entry = (answer.url().clone(), Instant::now() + good_for);
-        self.0.lock().put((repository.clone(), *digest), entry);
+        self.0.lock().put(key(from, repository, digest), entry);
     }
 
     /// Drops the URL of a blob, unless it has been replaced since.
-    pub(super) fn forget(&self, repository: &Repository, digest: &Digest, url: &Url) {
+    pub(super) fn forget(&self, from: &Host, repository: &Repository, digest: &Digest, url: &Url) {
         let mut known = self.0.lock();
-        let key = (repository.clone(), *digest);
+        let key = key(from, repository, digest);
         if known.peek(&key).is_some_and(|(known, _)| known == url) {
             known.pop(&key);
         }
     }
+}
+
+fn key(from: &Host, repository: &Repository, digest: &Digest) -> Key {
+    (from.label().to_owned(), repository.clone(), *digest)
 }
 
 /// Whether `status` sends us elsewhere.
@@ -82,7 +90,7 @@ pub(super) fn is_redirect(status: StatusCode) -> bool {
 /// [`Error::Malformed`] if it names no URL, [`Error::Denied`] if it is one that must not be followed: from https to
 /// http (but on this machine, or where plain HTTP was asked for), or to a cloud's metadata service.
 pub(super) fn target(transport: &Transport, what: &str, answer: &Answer) -> Result<Url> {
-    let host = answer.host.name();
+    let host = answer.host.peer();
     let location = answer.header(LOCATION);
     let url = location.and_then(|location| answer.url().join(location).ok());
     let url =
@@ -96,7 +104,7 @@ pub(super) fn target(transport: &Transport, what: &str, answer: &Answer) -> Resu
     }
     match (answer.url().scheme(), url.scheme()) {
         (_, "https") | ("http", "http") => Ok(url),
-        ("https", "http") if transport.peer(&url).plain_allowed => Ok(url),
+        ("https", "http") if transport.plain_allowed(&answer.host, &url) => Ok(url),
         _ => refused("not by https"),
     }
 }

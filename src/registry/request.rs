@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, HeaderMap};
-use reqwest::{Method, StatusCode};
+use reqwest::{Method, StatusCode, Url};
 
 use super::answer::refusal;
 use super::auth::{Auth, Authorization};
 use super::challenge;
+use super::endpoint::{Endpoint, Need, Route};
 use super::host::{Host, Kind};
 use super::options::ClientOptions;
 use super::redirect::{self, HOPS_MAX, Redirects};
@@ -25,11 +26,20 @@ pub(super) struct Core {
     pub(super) redirects: Redirects,
 }
 
+/// What is asked of an endpoint.
+#[derive(Clone)]
+pub(super) enum Target {
+    /// A path of the registry's API, as it goes on behind `/v2`.
+    Path(String),
+    /// A URL that the endpoint gave as the next page.
+    Page(Url),
+}
+
 /// A request to a registry.
 #[derive(Clone)]
 pub(super) struct Request {
     pub(super) method: Method,
-    pub(super) to: Destination,
+    pub(super) to: Target,
     pub(super) headers: HeaderMap,
     /// What a token must allow for it.
     pub(super) scope: String,
@@ -73,17 +83,27 @@ impl Core {
         }
     }
 
-    /// Sends `request` to the registry at `host`.
+    /// The way to what is asked of the registry with the canonical name `registry`.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for settings that cannot be understood, [`Error::Unsupported`] where nobody may be asked.
+    pub(super) async fn route(&self, what: &str, registry: &str, need: Need) -> Result<Route> {
+        let endpoints = self.transport.endpoints(registry).await?;
+        Route::new(what, &endpoints, need)
+    }
+
+    /// Sends `request` to `endpoint`.
     ///
     /// # Errors
     /// Those of the network, of fetching a token, and of redirects that must not be followed. A refusal is no error
     /// here but an answer: see [`Self::refuse`].
     pub(super) async fn request(
         &self,
-        host: &Arc<Host>,
+        endpoint: &Endpoint,
         request: &Request,
         attempts: &mut Attempts,
     ) -> Result<Reached> {
+        let host = &endpoint.host;
         let mut authorization = self
             .auth
             .authorize(&self.transport, host, &request.scope, attempts)
@@ -92,7 +112,7 @@ impl Core {
         loop {
             attempts.wait_anew();
             let mut reached = self
-                .follow(host, request, authorization.as_ref(), attempts)
+                .follow(endpoint, request, authorization.as_ref(), attempts)
                 .await?;
             if reached.elsewhere {
                 return Ok(reached);
@@ -133,23 +153,29 @@ impl Core {
     /// Sends `request` and follows its redirects.
     async fn follow(
         &self,
-        host: &Arc<Host>,
+        endpoint: &Endpoint,
         request: &Request,
         authorization: Option<&Authorization>,
         attempts: &mut Attempts,
     ) -> Result<Reached> {
         let mut call = Call {
             method: request.method.clone(),
-            to: request.to.clone(),
-            headers: request.headers.clone(),
+            to: match &request.to {
+                Target::Path(path) => endpoint.destination(path),
+                Target::Page(url) => endpoint.page(url.clone()),
+            },
+            headers: endpoint.headers.clone(),
             body: None,
             kind: request.kind,
         };
+        call.headers.extend(request.headers.clone());
         if let Some(authorization) = authorization {
             call.headers.insert(AUTHORIZATION, authorization.header.clone());
         }
-        host.note_credentials(authorization.and_then(|authorization| authorization.source.as_deref()));
-        let mut host = Arc::clone(host);
+        endpoint
+            .host
+            .note_credentials(authorization.and_then(|authorization| authorization.source.as_deref()));
+        let mut host = Arc::clone(&endpoint.host);
         let mut elsewhere = false;
         for _ in 0..=HOPS_MAX {
             let mut answer = send(&host, &call, attempts).await?;
@@ -157,20 +183,22 @@ impl Core {
                 return Ok(Reached {
                     answer,
                     elsewhere,
-                    with_credentials: authorization.is_some_and(|sent| sent.source.is_some()),
+                    with_credentials: endpoint.knows_us
+                        || authorization.is_some_and(|sent| sent.source.is_some()),
                     scope: request.scope.clone(),
                 });
             }
             let url = redirect::target(&self.transport, &attempts.what, &answer)?;
             if url.origin() != answer.url().origin() {
                 elsewhere = true;
-                call.headers.remove(AUTHORIZATION);
+                // Neither our right nor the endpoint's own headers are for anybody else, nor come back from there.
+                call.headers = request.headers.clone();
             }
             answer.drain().await;
-            host = self.transport.peer(&url);
+            host = self.transport.peer(&host, &url).await?;
             call.to = Destination::Url(url);
         }
-        let why = format!("more than {HOPS_MAX} redirects, the last to {}", host.name());
+        let why = format!("more than {HOPS_MAX} redirects, the last to {}", host.peer());
         Err(Error::malformed(&attempts.what, why))
     }
 
@@ -180,20 +208,20 @@ impl Core {
     /// Those of [`Self::request`], and [`Error::Malformed`] for a body of more than `bytes_max`.
     pub(super) async fn whole(
         &self,
-        host: &Arc<Host>,
+        endpoint: &Endpoint,
         request: &Request,
         bytes_max: u64,
         attempts: &mut Attempts,
     ) -> Result<(Reached, Bytes)> {
         loop {
-            let mut reached = self.request(host, request, attempts).await?;
+            let mut reached = self.request(endpoint, request, attempts).await?;
             if !reached.answer.status().is_success() {
                 return Ok((reached, Bytes::new()));
             }
             let failure = match reached.answer.body(bytes_max, attempts).await {
                 Ok(body) => return Ok((reached, body)),
                 Err(BodyError::TooLarge) => {
-                    let why = format!("{} sends more than {bytes_max} bytes", reached.answer.host.name());
+                    let why = format!("{} sends more than {bytes_max} bytes", reached.answer.host.peer());
                     return Err(Error::malformed(&attempts.what, why));
                 }
                 Err(BodyError::Failure(failure)) => failure,
@@ -209,7 +237,7 @@ impl Core {
         let credentials = match reached.answer.status().as_u16() {
             // The everyday answer: no credentials have to do with it.
             404 => String::new(),
-            _ if reached.elsewhere => format!("{} redirected there", host.name()),
+            _ if reached.elsewhere => format!("{} redirected there", host.label()),
             _ => self.auth.describe(host, &reached.scope).await,
         };
         refusal(what, &mut reached.answer, &credentials).await

@@ -33,6 +33,7 @@ pub(super) struct Attempts {
     timing: Timing,
     retries: u32,
     queue: Duration,
+    total: Duration,
     started: Instant,
     deadline: Instant,
     attempt_started: Instant,
@@ -54,6 +55,7 @@ impl Attempts {
             timing: options.timing,
             retries: options.retries,
             queue: options.timeout,
+            total: options.timeout,
             started,
             deadline,
             attempt_started: started,
@@ -72,6 +74,7 @@ impl Attempts {
             timing: self.timing,
             retries: self.retries,
             queue: self.queue,
+            total: self.total,
             started: self.started,
             deadline: self.deadline,
             attempt_started: self.started,
@@ -79,6 +82,22 @@ impl Attempts {
             unreachable_since: None,
             progress: 0,
         }
+    }
+
+    /// The same operation at one of `mirrors` mirrors that have a successor: nothing is tried twice, the next byte is
+    /// waited for a short time only, and time is left for the successor. Begins now.
+    pub(super) fn bounded(&self, mirrors: u32) -> Self {
+        let mut bounded = self.side(self.what.clone());
+        let wait = self.timing.mirrors.min(self.total / 2) / mirrors.max(1);
+        bounded.timing.stall = bounded.timing.stall.min(wait);
+        bounded.retries = 0;
+        bounded.started = Instant::now();
+        bounded.attempt_started = bounded.started;
+        bounded.deadline = match self.patience {
+            Patience::Total => self.deadline.checked_sub(self.total / 4).unwrap_or(self.deadline),
+            Patience::Stream => bounded.started + bounded.timing.stall,
+        };
+        bounded
     }
 
     /// When the operation must have ended or, as a stream, made progress.
@@ -158,13 +177,19 @@ impl Attempts {
 
     fn error(&self, host: &Host, failure: &Failure) -> Error {
         if matches!(failure.cause, Cause::Timeout | Cause::Stalled) {
-            return self.timed_out();
+            return match (self.timed_out(), host.peer()) {
+                (Error::Timeout { what, waited_ms }, peer) if peer != host.name() => Error::Timeout {
+                    what: format!("{what} from {peer}"),
+                    waited_ms,
+                },
+                (error, _) => error,
+            };
         }
         let tries = match self.failures {
             0 | 1 => String::new(),
             tries => format!(", after {tries} tries"),
         };
-        Error::network(&self.what, format!("{}: {}{tries}", host.name(), failure.why))
+        Error::network(&self.what, format!("{}: {}{tries}", host.peer(), failure.why))
     }
 }
 

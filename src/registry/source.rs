@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use super::endpoint::Provenance;
 use super::layout::{LayoutBody, LayoutList};
 use super::{blob, paging};
 use crate::error::Result;
@@ -22,6 +23,15 @@ impl BlobBody {
         match self {
             Self::Registry(body) => body.remaining(),
             Self::Layout(body) => body.remaining(),
+        }
+    }
+
+    /// Who gives the bytes: whoever finds them wrong tells it, and asks again. A layout gives them itself.
+    #[must_use]
+    pub fn provenance(&self) -> Provenance {
+        match self {
+            Self::Registry(body) => body.provenance(),
+            Self::Layout(_) => Provenance::default(),
         }
     }
 

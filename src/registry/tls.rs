@@ -5,23 +5,25 @@
 //! Everything is HTTP/1.1: ranges need many connections at once to fill a long line, which HTTP/2 with its one
 //! connection a host does not give, and with one protocol the connection of the manifest serves the first blob.
 
-use std::path::Path;
 use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::Duration;
 
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{ResolvesClientCert, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::sign::CertifiedKey;
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, InconsistentKeys, RootCertStore, SignatureScheme,
+};
 
+use super::hosts::{ClientCertificate, PemFile};
+use super::proxy::Way;
 use crate::error::{Error, Result};
 
 /// How long an idle connection is kept. Registries behind load balancers close theirs after 60 s and more.
 const IDLE: Duration = Duration::from_secs(50);
-/// Largest file with certificate authorities that is read.
-const CA_FILE_BYTES_MAX: u64 = 8 << 20;
 
 /// Which certificates are accepted.
 #[derive(Debug, Clone)]
@@ -46,45 +48,92 @@ static SYSTEM_ROOTS: LazyLock<RootCertStore> = LazyLock::new(|| {
     roots
 });
 
-/// Adds every certificate of the PEM file at `path` to `roots`.
+/// Adds every certificate of a PEM file to `roots`.
 ///
 /// # Errors
-/// [`Error::Usage`] if it cannot be read, or there is no certificate in it.
-pub(super) fn add_ca_file(roots: &mut RootCertStore, path: &Path) -> Result<()> {
-    let shown = path.display().to_string();
-    let unreadable = |error: std::io::Error| {
+/// [`Error::Usage`] if there is none in it, or something that is none.
+pub(super) fn add_authorities(roots: &mut RootCertStore, file: &PemFile) -> Result<()> {
+    let refused = |why: String| {
         Error::usage(format!(
-            "{shown}: cannot be read as certificate authorities: {error}; correct --ca, REGISTRYFS_CA or the key `ca`"
+            "{}: not a certificate authority: {why}",
+            file.path.display()
         ))
     };
-    let size = std::fs::metadata(path).map_err(unreadable)?.len();
-    if size > CA_FILE_BYTES_MAX {
-        return Err(Error::usage(format!(
-            "{shown}: {size} bytes are no file of certificate authorities"
-        )));
-    }
-    let pem = std::fs::read(path).map_err(unreadable)?;
     let mut added = 0;
-    for certificate in CertificateDer::pem_slice_iter(&pem) {
-        let refused = |why: String| Error::usage(format!("{shown}: not a certificate authority: {why}"));
+    for certificate in CertificateDer::pem_slice_iter(&file.pem) {
         let certificate = certificate.map_err(|error| refused(error.to_string()))?;
         roots
             .add(certificate)
             .map_err(|error| refused(error.to_string()))?;
         added += 1;
     }
-    if added == 0 {
-        return Err(Error::usage(format!("{shown}: no PEM certificate in it")));
+    match added {
+        0 => Err(refused("no PEM certificate in it".to_owned())),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
-/// An HTTP client with its own pool of connections. `direct` ignores the proxies of the environment, as is right for
-/// loopback.
+/// Our certificates for a server that asks for one; `None` where there are none.
+///
+/// # Errors
+/// [`Error::Usage`] naming the files that hold no certificate, no key, or a key of another certificate.
+pub(super) fn client_keys(certificates: &[ClientCertificate]) -> Result<Option<Arc<ClientKeys>>> {
+    let keys: Vec<_> = certificates.iter().map(client_key).collect::<Result<_>>()?;
+    Ok((!keys.is_empty()).then(|| Arc::new(ClientKeys(keys))))
+}
+
+fn client_key(files: &ClientCertificate) -> Result<Arc<CertifiedKey>> {
+    let (certificate, key) = (files.certificate.path.display(), files.key.path.display());
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&files.certificate.pem).collect();
+    let chain =
+        chain.map_err(|error| Error::usage(format!("{certificate}: not a client certificate: {error}")))?;
+    if chain.is_empty() {
+        return Err(Error::usage(format!("{certificate}: no PEM certificate in it")));
+    }
+    let no_key = |why: &str| Error::usage(format!("{key}: no key for {certificate}: {why}"));
+    let der = PrivateKeyDer::from_pem_slice(&files.key.pem)
+        .map_err(|_| no_key("it needs a PEM key without a password (PKCS#8, PKCS#1 or SEC1)"))?;
+    let signer = ring::default_provider()
+        .key_provider
+        .load_private_key(der)
+        .map_err(|error| no_key(&error.to_string()))?;
+    let certified = CertifiedKey::new(chain, signer);
+    match certified.keys_match() {
+        Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) | Ok(()) => Ok(Arc::new(certified)),
+        Err(rustls::Error::InconsistentKeys(_)) => Err(Error::usage(format!(
+            "{key}: the key of another certificate than {certificate}"
+        ))),
+        Err(error) => Err(Error::usage(format!(
+            "{certificate}: not a client certificate: {error}"
+        ))),
+    }
+}
+
+/// Certificates of ours, of which a server gets the first whose kind of key it takes.
+#[derive(Debug)]
+pub(super) struct ClientKeys(Vec<Arc<CertifiedKey>>);
+
+impl ResolvesClientCert for ClientKeys {
+    fn resolve(&self, _authorities: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        let fits = |key: &&Arc<CertifiedKey>| key.key.choose_scheme(schemes).is_some();
+        self.0.iter().find(fits).cloned()
+    }
+
+    fn has_certs(&self) -> bool {
+        !self.0.is_empty()
+    }
+}
+
+/// An HTTP client with its own pool of connections, which go `way`.
 ///
 /// # Errors
 /// [`Error::Network`] if the TLS library cannot be set up.
-pub(super) fn http_client(trust: Trust, direct: bool, connect: Duration) -> Result<reqwest::Client> {
+pub(super) fn http_client(
+    trust: Trust,
+    keys: Option<Arc<ClientKeys>>,
+    way: &Way,
+    connect: Duration,
+) -> Result<reqwest::Client> {
     let broken = |why: String| Error::network("HTTP client", why);
     let provider = Arc::new(ring::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
@@ -95,10 +144,13 @@ pub(super) fn http_client(trust: Trust, direct: bool, connect: Duration) -> Resu
         trust,
         chains: OnceLock::new(),
     };
-    let config = builder
+    let builder = builder
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_no_client_auth();
+        .with_custom_certificate_verifier(Arc::new(verifier));
+    let config = match keys {
+        Some(keys) => builder.with_client_cert_resolver(keys),
+        None => builder.with_no_client_auth(),
+    };
     let mut client = reqwest::Client::builder()
         .tls_backend_preconfigured(config)
         .http1_only()
@@ -107,8 +159,14 @@ pub(super) fn http_client(trust: Trust, direct: bool, connect: Duration) -> Resu
         .connect_timeout(connect)
         .pool_idle_timeout(IDLE)
         .tcp_nodelay(true);
-    if direct {
-        client = client.no_proxy();
+    match way {
+        Way::Direct => client = client.no_proxy(),
+        Way::Environment => {}
+        Way::Fixed(proxy) => {
+            let proxy = reqwest::Proxy::all(proxy.expose().clone())
+                .map_err(|error| broken(error.without_url().to_string()))?;
+            client = client.proxy(proxy);
+        }
     }
     client
         .build()

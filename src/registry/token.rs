@@ -1,6 +1,7 @@
 //! Fetching one token from a token service, by the distribution project's specification: a GET request, or for
 //! identity tokens an OAuth2 form, which some services do not have.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
@@ -10,7 +11,7 @@ use serde::Deserialize;
 use super::answer::refusal;
 use super::auth::basic;
 use super::credentials::{Credentials, Identity};
-use super::host::Kind;
+use super::host::{Host, Kind};
 use super::retry::Attempts;
 use super::secret::{Secret, redact};
 use super::transport::{Answer, BodyError, Call, Destination, Transport, send};
@@ -53,13 +54,14 @@ struct Document {
     refresh_token: Option<String>,
 }
 
-/// Fetches a token with `credentials`. `rotated` is the refresh token that the service gave last in place of theirs.
+/// Fetches a token with `credentials` from the service that `from` named. `rotated` is the refresh token that the service gave last in place of theirs.
 ///
 /// # Errors
 /// [`Error::Denied`] naming the credentials if the service refuses, [`Error::Malformed`] if its answer is no token,
 /// and those of the network.
 pub(super) async fn fetch(
     transport: &Transport,
+    from: &Arc<Host>,
     service: &Service,
     credentials: &Credentials,
     rotated: &(dyn Fn() -> Option<Secret> + Send + Sync),
@@ -75,7 +77,7 @@ pub(super) async fn fetch(
             .filter(|_| tried.len() < FORMS_MAX)
         {
             let call = form(service, &token);
-            let answer = exchange(transport, service, &call, attempts).await?;
+            let answer = exchange(transport, from, service, &call, attempts).await?;
             match answer.0.status().as_u16() {
                 // No such form (Google's registry): no other token will find one.
                 404 | 405 => break,
@@ -86,7 +88,7 @@ pub(super) async fn fetch(
         }
     }
     let call = query(service, credentials);
-    let answer = exchange(transport, service, &call, attempts).await?;
+    let answer = exchange(transport, from, service, &call, attempts).await?;
     read(service, answer, credentials, attempts).await
 }
 
@@ -95,11 +97,12 @@ type Whole = (Answer, bytes::Bytes);
 
 async fn exchange(
     transport: &Transport,
+    from: &Arc<Host>,
     service: &Service,
     call: &Call,
     attempts: &mut Attempts,
 ) -> Result<Whole> {
-    let host = transport.peer(&service.realm);
+    let host = transport.peer(from, &service.realm).await?;
     loop {
         let mut answer = send(&host, call, attempts).await?;
         if !answer.status().is_success() {

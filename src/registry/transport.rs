@@ -2,122 +2,27 @@
 //! answer says is for the callers; 401, 404 and redirects are answers like any other here. Dropping a future aborts
 //! its request.
 
-use std::collections::BTreeMap;
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use lru::LruCache;
-use parking_lot::Mutex;
 use reqwest::header::{AsHeaderName, HeaderMap, RETRY_AFTER};
 use reqwest::{Method, StatusCode, Url};
-use rustls::RootCertStore;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
 use super::answer::ErrorBody;
-use super::challenge::is_loopback;
 use super::failure::{Cause, Failure, is_gateway_failure, is_retryable};
-use super::host::{Host, HostHealth, HostSetup, Kind, Scheme};
-use super::options::ClientOptions;
+use super::host::{Host, Kind, Scheme};
 use super::retry::{Attempts, Patience, random_fraction};
-use super::secret::{authority, redact};
-use super::tls::{Trust, add_ca_file, http_client};
+use super::secret::redact;
 use crate::error::{Error, Result};
 
-/// Hosts whose state is kept; names of hosts come from users and from redirects.
-const HOSTS_MAX: NonZeroUsize = NonZeroUsize::new(256).unwrap();
-/// Docker Hub's API does not live under its name.
-const HUB: (&str, &str) = ("docker.io", "registry-1.docker.io");
+pub(super) use super::peers::Transport;
+
 /// Of a body that nobody wants so much is read, and for so long, to keep the connection.
 const DRAIN_BYTES_MAX: u64 = 16 << 10;
 const DRAIN_WAIT: Duration = Duration::from_millis(500);
-/// What a host that was down is asked; every registry answers it, and any answer will do.
-const PROBE_PATH: &str = "/v2/";
-
-/// The hosts, and the HTTP clients that talk to them.
-pub(super) struct Transport {
-    pub(super) options: Arc<ClientOptions>,
-    hosts: Mutex<LruCache<String, Arc<Host>>>,
-    proxied: reqwest::Client,
-    direct: reqwest::Client,
-    special: BTreeMap<String, reqwest::Client>,
-}
-
-impl Transport {
-    /// # Errors
-    /// Of the CA files: [`Error::Usage`].
-    pub(super) fn new(options: ClientOptions) -> Result<Self> {
-        let connect = options.timing.connect;
-        let mut roots = RootCertStore::empty();
-        for file in &options.ca_files {
-            add_ca_file(&mut roots, file)?;
-        }
-        let general = match options.insecure {
-            true => Trust::Anything,
-            false => Trust::SystemAnd(roots.clone()),
-        };
-        let mut special = BTreeMap::new();
-        for (name, host) in &options.hosts {
-            if options.insecure || (!host.insecure && host.ca_files.is_empty()) {
-                continue;
-            }
-            let mut roots = roots.clone();
-            for file in &host.ca_files {
-                add_ca_file(&mut roots, file)?;
-            }
-            let trust = match host.insecure {
-                true => Trust::Anything,
-                false => Trust::SystemAnd(roots),
-            };
-            let loopback = Url::parse(&format!("https://{name}/")).is_ok_and(|url| is_loopback(&url));
-            special.insert(name.clone(), http_client(trust, loopback, connect)?);
-        }
-        Ok(Self {
-            hosts: Mutex::new(LruCache::new(HOSTS_MAX)),
-            proxied: http_client(general.clone(), false, connect)?,
-            direct: http_client(general, true, connect)?,
-            special,
-            options: Arc::new(options),
-        })
-    }
-
-    /// The host of a registry by its canonical name.
-    pub(super) fn registry(&self, name: &str) -> Arc<Host> {
-        let mut hosts = self.hosts.lock();
-        let host = hosts.get_or_insert(name.to_owned(), || Arc::new(self.new_host(name)));
-        Arc::clone(host)
-    }
-
-    /// The host that `url` names: a token service, a blob store, or a registry again.
-    pub(super) fn peer(&self, url: &Url) -> Arc<Host> {
-        let authority = authority(url);
-        self.registry(if authority == HUB.1 { HUB.0 } else { &authority })
-    }
-
-    fn new_host(&self, name: &str) -> Host {
-        let authority = if name == HUB.0 { HUB.1 } else { name };
-        let loopback = Url::parse(&format!("https://{authority}/")).is_ok_and(|url| is_loopback(&url));
-        let general = if loopback { &self.direct } else { &self.proxied };
-        let http = self.special.get(name).unwrap_or(general).clone();
-        let asked = self.options.hosts.get(name).is_some_and(|host| host.plain_http);
-        let setup = HostSetup {
-            http,
-            plain: self.options.plain_http || asked,
-            loopback,
-            concurrency: self.options.concurrency,
-            timing: self.options.timing,
-        };
-        Host::new(name, authority, setup)
-    }
-
-    /// Every host that was talked to, most recent first.
-    pub(super) fn health(&self) -> Vec<HostHealth> {
-        let hosts = self.hosts.lock();
-        hosts.iter().map(|(_, host)| host.health()).collect()
-    }
-}
 
 /// Where a request goes. Like everything here that holds a URL it has no debug form: the query may be signed.
 #[derive(Clone)]
@@ -332,17 +237,23 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     }
 }
 
+/// Whether a mirror is to be passed over now: left out, asked to be left alone, or down. One that is down is probed.
+pub(super) fn is_left_out(host: &Arc<Host>) -> bool {
+    host.is_absent() || host.held().is_some() || !host.breaker.passes(|| start_probe(host))
+}
+
+fn start_probe(host: &Arc<Host>) {
+    let host = Arc::clone(host);
+    tokio::spawn(async move { probe(&host).await });
+}
+
 /// Waits until `host` may be asked, or fails at once if it is down or wants to be left alone for too long.
 async fn gate(host: &Arc<Host>, attempts: &mut Attempts) -> Result<()> {
-    let probe = || {
-        let host = Arc::clone(host);
-        tokio::spawn(async move { probe(&host).await });
-    };
-    host.breaker.admit(probe).await.map_err(|down| {
+    host.breaker.admit(|| start_probe(host)).await.map_err(|down| {
         let seconds = down.since.as_secs();
         Error::network(
             &attempts.what,
-            format!("{} has been down for {seconds} s: {}", host.name(), down.why),
+            format!("{} has been down for {seconds} s: {}", host.peer(), down.why),
         )
     })?;
     while let Some((until, why)) = host.held() {
@@ -350,7 +261,7 @@ async fn gate(host: &Arc<Host>, attempts: &mut Attempts) -> Result<()> {
             let seconds = until.saturating_duration_since(Instant::now()).as_secs_f32();
             return Err(Error::network(
                 &attempts.what,
-                format!("{} {why}; it is not asked again for {seconds:.0} s", host.name()),
+                format!("{} {why}; it is not asked again for {seconds:.0} s", host.peer()),
             ));
         }
         // Those who waited together must not all come back at the same moment.
@@ -363,7 +274,7 @@ async fn gate(host: &Arc<Host>, attempts: &mut Attempts) -> Result<()> {
 
 async fn probe(host: &Arc<Host>) {
     let call = Call::get(
-        Destination::Registry(PROBE_PATH.to_owned()),
+        Destination::Registry(host.probe_path().to_owned()),
         HeaderMap::new(),
         Kind::Probe,
     );
@@ -374,7 +285,7 @@ async fn probe(host: &Arc<Host>) {
                 .probe_failed(&format!("answered {}", answer.status()));
         }
         Ok(_) => {
-            tracing::info!(host = %host.name(), "host is up again");
+            tracing::info!(host = %host.label(), "host is up again");
             host.alive();
         }
         Err(failure) => host.breaker.probe_failed(&failure.why),
@@ -447,6 +358,9 @@ async fn exchange(host: &Arc<Host>, url: Url, call: &Call, until: Instant) -> Re
         request = request.body(body.clone());
     }
     let failure = match timeout_at(until, request.send()).await {
+        Ok(Ok(response)) if response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
+            Failure::proxy_login()
+        }
         Ok(Ok(response)) => {
             host.note_headers(response.headers());
             return Ok(Answer {
@@ -495,14 +409,5 @@ mod tests {
         for text in ["", "-1", "soon", "99999999999999999999"] {
             assert_eq!(asked(text), None, "{text}");
         }
-    }
-
-    #[test]
-    fn docker_hub_is_one_host_under_both_names() {
-        let transport = Transport::new(ClientOptions::default()).unwrap();
-        let hub = transport.registry("docker.io");
-        let url = hub.url(Scheme::Https, "/v2/").unwrap();
-        assert_eq!(url.as_str(), "https://registry-1.docker.io/v2/");
-        assert!(Arc::ptr_eq(&hub, &transport.peer(&url)));
     }
 }

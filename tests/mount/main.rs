@@ -11,6 +11,7 @@ mod freshness;
 mod layout;
 mod layouts;
 mod merge;
+mod mirrors;
 mod names;
 mod names_more;
 mod oddities;

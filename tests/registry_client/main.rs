@@ -6,11 +6,16 @@
 
 mod auth;
 mod blobs;
+mod certificates;
+mod client_certificates;
 mod credentials;
 mod demo;
 mod manifests;
+mod mirrors;
 mod outages;
 mod paging;
+mod proxies;
+mod proxy;
 mod secrets;
 mod server;
 mod tls;

@@ -1,14 +1,11 @@
 //! Which protocol is spoken to whom: TLS first, plain HTTP only to a loopback host that speaks no TLS, and never
 //! after a certificate that is not trusted.
 
-use std::sync::Arc;
-
-use rcgen::{CertificateParams, Issuer, KeyPair};
 use registryfs::error::Error;
 use registryfs::registry::{Client, ClientOptions, HostOptions};
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio_rustls::TlsAcceptor;
 
+use super::certificates::{Authority, acceptor};
 use super::server::{Reply, Request, Server};
 use super::{quick, repository, tag};
 
@@ -16,31 +13,10 @@ fn manifest(_: &Request) -> Reply {
     Reply::new(200).body(r#"{"schemaVersion":2,"layers":[]}"#)
 }
 
-/// A certificate for 127.0.0.1 by an authority of its own: the server's side, and the authority's PEM file.
-fn certificate() -> (TlsAcceptor, tempfile::NamedTempFile) {
-    let authority_key = KeyPair::generate().unwrap();
-    let mut authority = CertificateParams::new(Vec::new()).unwrap();
-    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let authority_certificate = authority.self_signed(&authority_key).unwrap();
-    let issuer = Issuer::new(authority, authority_key);
-    let key = KeyPair::generate().unwrap();
-    let certificate = CertificateParams::new(vec!["127.0.0.1".to_owned()])
-        .unwrap()
-        .signed_by(&key, &issuer)
-        .unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(
-            vec![certificate.der().clone()],
-            PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
-        )
-        .unwrap();
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), authority_certificate.pem()).unwrap();
-    (TlsAcceptor::from(Arc::new(config)), file)
+/// A server's side for 127.0.0.1, and the authority behind it.
+fn certificate() -> (TlsAcceptor, Authority) {
+    let authority = Authority::new();
+    (acceptor(&authority, "127.0.0.1", None), authority)
 }
 
 fn found_out() -> ClientOptions {
@@ -105,7 +81,7 @@ async fn a_named_authority_or_no_check_makes_it_work() {
     };
     let ways = [
         ClientOptions {
-            ca_files: vec![authority.path().to_owned()],
+            ca_files: vec![authority.path()],
             ..found_out()
         },
         ClientOptions {
@@ -113,11 +89,11 @@ async fn a_named_authority_or_no_check_makes_it_work() {
             ..found_out()
         },
         of_host(HostOptions {
-            ca_files: vec![authority.path().to_owned()],
+            ca_files: vec![authority.path()],
             ..HostOptions::default()
         }),
         of_host(HostOptions {
-            insecure: true,
+            insecure: Some(true),
             ..HostOptions::default()
         }),
     ];
@@ -137,7 +113,7 @@ async fn a_certificate_for_another_name_is_not_trusted() {
     let (tls, authority) = certificate();
     let server = Server::start_tls(tls, manifest).await;
     let client = Client::new(ClientOptions {
-        ca_files: vec![authority.path().to_owned()],
+        ca_files: vec![authority.path()],
         ..found_out()
     })
     .unwrap();
@@ -154,7 +130,7 @@ async fn a_host_that_spoke_tls_is_never_spoken_to_plainly_again() {
     let server = Server::start_tls(tls, manifest).await;
     let (address, repository) = (server.address(), repository(&server, "a"));
     let client = Client::new(ClientOptions {
-        ca_files: vec![authority.path().to_owned()],
+        ca_files: vec![authority.path()],
         retries: 0,
         ..found_out()
     })
@@ -173,7 +149,7 @@ async fn a_host_that_has_tls_after_an_outage_is_found_to_have_it() {
     let (address, repository) = (server.address(), repository(&server, "a"));
     let (tls, authority) = certificate();
     let client = Client::new(ClientOptions {
-        ca_files: vec![authority.path().to_owned()],
+        ca_files: vec![authority.path()],
         ..found_out()
     })
     .unwrap();
@@ -201,7 +177,7 @@ async fn a_redirect_from_tls_to_plain_http_is_refused_outside_of_loopback() {
     })
     .await;
     let client = Client::new(ClientOptions {
-        ca_files: vec![authority.path().to_owned()],
+        ca_files: vec![authority.path()],
         ..found_out()
     })
     .unwrap();
