@@ -5,8 +5,8 @@ servers, every request takes its time, and all are written down. Nothing else on
     slow_line.py --delay-ms MS PORT…
 
 Prints the path of the namespace (for `nsenter --net=PATH COMMAND`). Then, for each line on standard input: `requests`
-prints the requests so far as one line of JSON, `clear` forgets them and answers an empty line. Ends with its input. Needs
-root.
+prints the requests so far as one line of JSON; `clear` forgets them; `refuse PORT` ends all connections to a port, which
+from then on refuses more, as if its server had died. The last two answer an empty line. Ends with its input. Needs root.
 
 A request is delayed on its way to the server, an answer is not: so requests that wait for each other's answers are
 MS apart, and those that do not are together. Connections are made without delay. Only plain HTTP/1.1 is read; what is not
@@ -71,6 +71,8 @@ class Line:
     def __init__(self, delay_s):
         self.delay_s = delay_s
         self.requests = []
+        # By port.
+        self.servers, self.connections = {}, {}
 
     def begin(self, port, head):
         """Writes down what begins with `head`; None if it goes on with what came before."""
@@ -82,6 +84,24 @@ class Line:
                    "uri": found[2].decode(), "status": 0, "received": 0, **texts}
         self.requests.append(request)
         return request
+
+    async def listen(self, listener, port):
+        async def connected(reader, writer):
+            self.connections[port].add(writer)
+            try:
+                await self.carry(port, reader, writer)
+            except OSError:
+                writer.close()
+            finally:
+                self.connections[port].discard(writer)
+
+        self.connections[port] = set()
+        self.servers[port] = await asyncio.start_server(connected, sock=listener, limit=READ_BYTES)
+
+    def refuse(self, port):
+        self.servers[port].close()
+        for writer in self.connections[port]:
+            writer.transport.abort()
 
     async def carry(self, port, reader, writer):
         server_reader, server_writer = await asyncio.open_connection("127.0.0.1", port, limit=READ_BYTES)
@@ -127,18 +147,14 @@ class Line:
             return json.dumps(self.requests)
         if line == "clear":
             self.requests.clear()
+        elif line.startswith("refuse "):
+            self.refuse(int(line.removeprefix("refuse ")))
         return ""
 
 
 async def serve(line, namespace, listeners, ports):
     for listener, port in zip(listeners, ports):
-        async def connected(reader, writer, port=port):
-            try:
-                await line.carry(port, reader, writer)
-            except OSError:
-                writer.close()
-
-        await asyncio.start_server(connected, sock=listener, limit=READ_BYTES)
+        await line.listen(listener, port)
     print(f"/proc/{os.getpid()}/fd/{namespace}", flush=True)
     commands = asyncio.StreamReader()
     loop = asyncio.get_running_loop()

@@ -34,7 +34,7 @@ pub(super) struct Request {
     begins: f64,
     ends: Option<f64>,
     method: String,
-    uri: String,
+    pub(super) uri: String,
     status: u16,
     pub(super) range: String,
     /// The scheme of its `Authorization`, empty without one.
@@ -96,6 +96,13 @@ impl Line {
             .into_iter()
             .filter(|request| request.method != "-")
             .collect()
+    }
+
+    /// From now on no connection to a server is made, as if it had died; those that are there end.
+    pub(super) fn refuse(&mut self, variable: &str) {
+        let address = lab(variable);
+        let (_, port) = address.rsplit_once(':').unwrap();
+        self.ask(&format!("refuse {port}"));
     }
 
     fn ask(&mut self, command: &str) -> String {

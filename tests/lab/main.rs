@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod line;
+mod mirrors;
 mod servers;
 mod sources;
 mod world;

@@ -31,6 +31,11 @@ impl Mounted {
         Self::new(options, &[], None)
     }
 
+    /// One whose commands and daemon have an environment of their own.
+    pub(super) fn with_environment(options: &[&str], environment: &[(&str, &Path)]) -> Self {
+        Self::new(options, environment, None)
+    }
+
     /// One whose daemon reaches the lab by `line` alone. It is for its user only: what a daemon asks to know whether
     /// other users may see an image would be among the requests.
     pub(super) fn behind(line: &Line, options: &[&str], environment: &[(&str, &Path)]) -> Self {
