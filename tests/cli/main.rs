@@ -6,9 +6,9 @@
 
 mod copies;
 mod daemon;
-mod helpers;
 mod get;
 mod get_faults;
+mod helpers;
 mod prefetch;
 mod progress;
 #[path = "../support/mod.rs"]

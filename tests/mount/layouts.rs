@@ -216,9 +216,11 @@ fn what_is_written_while_it_is_mounted_is_seen() {
     let at = world.root().join("images.local");
     assert_eq!(id(&at.join("app:1/rootfs")), "one");
     let held = fs::File::open(at.join("app:1/rootfs/id")).unwrap();
+    assert_eq!(errno(fs::metadata(at.join("app:3"))), libc::ENOENT);
     layout.clear();
     layout.add_named(&made("two"), "app:1");
     layout.add_named(&made("three"), "app:3");
+    until("the new one is found", || at.join("app:3").exists());
     assert_eq!(id(&at.join("app:3/rootfs")), "three");
     until("the tag has moved", || id(&at.join("app:1/rootfs")) == "two");
     assert_eq!(std::io::read_to_string(held).unwrap(), "one");
@@ -379,7 +381,9 @@ fn a_daemon_mounts_the_sources_that_its_configuration_names() {
     );
     let world = world.configured(&toml);
     let mut daemon = crate::world::start(&mut world.command(&["daemon"]));
-    until("the mounts answer", || registry.join("app").exists());
+    until("the mounts answer", || {
+        image.join("id").exists() && registry.join("app").exists()
+    });
     assert_eq!(id(&image), "one");
     assert_eq!(names(&registry.join("app")), ["1"]);
     nix::sys::signal::kill(crate::world::pid(daemon.id()), nix::sys::signal::Signal::SIGTERM).unwrap();
