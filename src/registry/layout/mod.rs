@@ -166,6 +166,7 @@ impl Layout {
             bytes,
             media_type,
             digest,
+            with_credentials: false,
         })
     }
 
