@@ -16,7 +16,6 @@ use crate::fs::privacy::Privacy;
 use crate::fs::{CHANGING_TTL, Filesystem, within};
 use crate::image::Named;
 use crate::image::manifest::choose;
-use crate::image::resolve::ABSENT_TTL;
 use crate::registry::reference::{Repository, Target, canonical_host, is_component, is_host};
 
 /// What is known now of the tag that a bare name may be.
@@ -246,7 +245,8 @@ impl Filesystem {
                 Ok(opened) => opened,
                 Err(error @ Error::NotFound { .. }) => {
                     filesystem.journal().record("lookup", &path, &error);
-                    return Ok(Lookup::Absent(ABSENT_TTL));
+                    let holds = filesystem.images().resolver().absent_ttl(repository.host());
+                    return Ok(Lookup::Absent(holds));
                 }
                 Err(error) => return Err(error),
             };

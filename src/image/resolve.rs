@@ -28,7 +28,7 @@ pub const REVALIDATION_WAIT: Duration = Duration::from_millis(500);
 /// How long what a layout on disk says holds.
 const LAYOUT_TTL: Duration = Duration::from_secs(1);
 /// How long "there is no such tag" holds.
-pub const ABSENT_TTL: Duration = Duration::from_secs(10);
+const ABSENT_TTL: Duration = Duration::from_secs(10);
 /// How long a listing that is known is waited for when it is asked for again.
 const RELISTING_WAIT: Duration = Duration::from_secs(5);
 /// After a revalidation failed, the last known digest is given at once for this long.
@@ -88,6 +88,16 @@ impl Resolver {
     #[must_use]
     pub fn tag_ttl(&self) -> Duration {
         self.tag_ttl
+    }
+
+    /// How long "there is no such image" holds for the images of a host.
+    #[must_use]
+    pub fn absent_ttl(&self, host: &str) -> Duration {
+        if self.is_layout(host) {
+            LAYOUT_TTL
+        } else {
+            ABSENT_TTL
+        }
     }
 
     /// The tags and listings that could not be checked when they were last asked for, sorted.

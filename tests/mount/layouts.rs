@@ -216,9 +216,11 @@ fn what_is_written_while_it_is_mounted_is_seen() {
     let at = world.root().join("images.local");
     assert_eq!(id(&at.join("app:1/rootfs")), "one");
     let held = fs::File::open(at.join("app:1/rootfs/id")).unwrap();
+    assert_eq!(errno(fs::metadata(at.join("app:3"))), libc::ENOENT);
     layout.clear();
     layout.add_named(&made("two"), "app:1");
     layout.add_named(&made("three"), "app:3");
+    until("the new one is found", || at.join("app:3").exists());
     assert_eq!(id(&at.join("app:3/rootfs")), "three");
     until("the tag has moved", || id(&at.join("app:1/rootfs")) == "two");
     assert_eq!(std::io::read_to_string(held).unwrap(), "one");
