@@ -254,9 +254,8 @@ impl Mounts {
             && Arc::ptr_eq(found, mounted)
         {
             state.slots.remove(mountpoint);
-        } else {
-            state.detached.retain(|found| !Arc::ptr_eq(found, mounted));
         }
+        state.detached.retain(|found| !Arc::ptr_eq(found, mounted));
         self.note_end(&mut state);
     }
 

@@ -20,7 +20,7 @@ use super::server::Server;
 use crate::error::{Error, Result};
 
 /// How long the readiness waits for mounts that neither answer nor have failed, because they wait for a registry.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(2);
 /// The pause before a mount that failed on the network is tried again; it doubles from the first to the last.
 const RETRY_PAUSE: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(30);
 /// How often within the watchdog's time the mounts are looked at: one lost look must not end the daemon.

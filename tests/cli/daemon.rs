@@ -281,6 +281,36 @@ fn the_watchdog_is_fed_while_the_mounts_answer_whatever_the_registry_does() {
 }
 
 #[test]
+fn an_image_whose_registry_is_away_is_mounted_when_it_comes_back() {
+    let world = World::new();
+    let (all, image) = (world.mountpoint("all"), world.mountpoint("image"));
+    let reference = world.image("base/slim:11");
+    let config = format!(
+        "retries = 0\n[[mount]]\nmountpoint = {:?}\n[[mount]]\nmountpoint = {:?}\nsource = {reference:?}\n",
+        text(&all),
+        text(&image)
+    );
+    let config = world.file("c.toml", &config);
+    let notify = world.store().with_extension("notify");
+    let socket = UnixDatagram::bind(&notify).unwrap();
+    socket.set_read_timeout(Some(crate::world::LIMIT)).unwrap();
+    world.registry.handle().stop();
+    let mut command = world.command(&["daemon", "--config", text(&config)]);
+    let daemon = start(command.env("NOTIFY_SOCKET", &notify));
+    assert_eq!(hear(&socket), "READY=1", "the network is not waited for");
+    assert!(is_mounted(&all) && !is_mounted(&image));
+    let status = hear(&socket);
+    assert!(status.starts_with("STATUS=1 mount answers; waiting"), "{status}");
+    assert!(status.contains(text(&image)), "{status}");
+    world.registry.handle().restart().unwrap();
+    until("the status says so", || hear(&socket) == "STATUS=2 mounts answer");
+    assert!(image.join("etc/os-release").exists());
+    kill(pid(daemon.id()), Signal::SIGTERM).unwrap();
+    until("it says that it ends", || hear(&socket) == "STOPPING=1");
+    assert_eq!(code(&finish(daemon)), 0);
+}
+
+#[test]
 fn a_daemon_without_mounts_says_what_it_waits_for() {
     let world = World::new();
     let daemon = start(&mut world.command(&["daemon"]));

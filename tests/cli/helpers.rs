@@ -188,11 +188,24 @@ fn all_dead_mounts_go_at_once_and_living_ones_stay() {
     kill(Pid::from_raw(daemon), Signal::SIGKILL).unwrap();
     until("the daemon is gone", || Lock::take(&dying.store()).is_ok());
     assert!(is_mounted(&dead) && is_mounted(&link));
-    let output = dying.run(&["umount", "--dead"]);
-    // Other tests leave dead mounts behind too, for a moment, and they may go meanwhile.
+    // In a mount namespace of its own, because other tests want their dead mounts.
+    let own = dying.command(&["umount", "--dead"]);
+    let mut apart = Command::new("unshare");
+    apart
+        .args(["--mount", "--propagation", "private", "sh", "-c"])
+        .args(["\"$@\" && cat /proc/self/mountinfo", "sh"])
+        .arg(own.get_program())
+        .args(own.get_args())
+        .env_clear()
+        .envs(own.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let output = finish(start(&mut apart));
     assert_eq!(code(&output), 0, "{}", errors(&output));
     assert!(errors(&output).contains(text(&dead)), "{}", errors(&output));
-    assert!(!is_mounted(&dead) && !is_mounted(&link) && is_mounted(&alive));
+    let table = String::from_utf8_lossy(&output.stdout);
+    let stays = |mountpoint: &Path| table.contains(&format!(" {} ", mountpoint.display()));
+    assert!(!stays(&dead) && !stays(&link) && stays(&alive), "{table}");
+    dying.text(&["umount", text(&dead)]);
+    dying.text(&["umount", text(&link)]);
     assert_eq!(code(&dying.run(&["umount"])), 2, "what to unmount must be said");
 }
 
