@@ -67,10 +67,12 @@ impl Mount {
             source,
             platform: config.platform.clone(),
             allow_other: options.allow_other.unwrap_or_else(allow_other_default),
+            shown_source: self.source.clone(),
             no_exec: options.no_exec,
             place: None,
             allow: config.allow.clone(),
             deny: config.deny.clone(),
+            share_private: config.share_private,
         })
     }
 }

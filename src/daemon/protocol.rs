@@ -205,6 +205,8 @@ pub struct MountRequest {
     pub platform: Option<String>,
     /// Whether other users reach the mount.
     pub allow_other: bool,
+    /// What the mount table shows as the source, as the user wrote it.
+    pub shown_source: Option<String>,
     /// Whether no program of it can be run.
     pub no_exec: bool,
     /// Another way to the mountpoint, where autofs guards it: [`crate::fuse::Guarded`].
@@ -213,6 +215,8 @@ pub struct MountRequest {
     pub allow: Vec<String>,
     /// Patterns of the hosts that cannot.
     pub deny: Vec<String>,
+    /// Whether other users see what came with credentials.
+    pub share_private: bool,
 }
 
 /// How a request ended.

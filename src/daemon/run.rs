@@ -67,10 +67,12 @@ pub fn daemon(config: &Config, notice: fn(&str)) -> Result<()> {
                 source: MountSource::parse(entry.source.as_deref().unwrap_or_default())?,
                 platform: entry.platform.clone().or_else(|| config.platform.clone()),
                 allow_other: entry.allow_other.unwrap_or_else(allow_other_default),
+                shown_source: entry.source.clone(),
                 no_exec: false,
                 place: None,
                 allow: config.allow.clone(),
                 deny: config.deny.clone(),
+                share_private: entry.share_private.unwrap_or(config.share_private),
             })
         })
         .collect::<Result<Vec<_>>>()?;

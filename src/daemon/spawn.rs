@@ -75,6 +75,12 @@ fn start(log: &Path) -> Result<Child> {
         // The program was replaced since it was started: this name still leads to it.
         .unwrap_or_else(|| PathBuf::from("/proc/self/exe"));
     let mut command = Command::new(program);
+    // A mount unit has no home directory in its environment, and credentials are looked for there.
+    if std::env::var_os("HOME").is_none()
+        && let Ok(Some(user)) = nix::unistd::User::from_uid(nix::unistd::geteuid())
+    {
+        command.env("HOME", user.dir);
+    }
     // The daemon looks for credentials where its command would, but works in another directory.
     for name in ["REGISTRY_AUTH_FILE", "DOCKER_CONFIG"] {
         if let Some(Ok(path)) = std::env::var_os(name)

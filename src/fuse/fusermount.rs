@@ -43,6 +43,12 @@ struct Ended {
     complaint: String,
 }
 
+/// A value as it can stand among its options, where commas separate and backslashes escape.
+pub(super) fn escaped(value: &str) -> String {
+    let escape = |c: char| matches!(c, ',' | '\\').then_some('\\').into_iter().chain([c]);
+    value.chars().flat_map(escape).collect()
+}
+
 impl Fusermount {
     /// The first one in `PATH`.
     ///

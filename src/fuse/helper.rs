@@ -27,8 +27,6 @@ use crate::error::{Error, Result};
 pub(super) const SUBCOMMAND: &str = "mount-helper";
 /// The type of our mounts in the mount table.
 pub(super) const FS_TYPE: &str = "fuse.registryfs";
-/// The source of our mounts in the mount table.
-const SOURCE: &str = "registryfs";
 /// How many symbolic links in a row a mountpoint may be, as for the kernel's own path walk.
 const SYMLINKS_MAX: usize = 40;
 /// How many dead mounts, one over the other, are removed from a mountpoint.
@@ -43,14 +41,7 @@ const UNMOUNT_PAUSE: Duration = Duration::from_millis(50);
 #[serde(tag = "operation", rename_all = "snake_case")]
 pub(super) enum Request {
     /// Mount; the answer is [`Done::Mounted`] and carries the descriptor.
-    Mount {
-        /// Whether users other than the daemon's may enter.
-        allow_other: bool,
-        /// Whether no program of it can be run.
-        no_exec: bool,
-        /// Where the mountpoint is found without walking to it, which would wait for this very mount.
-        place: Option<PathBuf>,
-    },
+    Mount(NewMount),
     /// Set the read-ahead and see that the mount answers.
     Check {
         /// Whether the mountpoint can be walked to; else only the mount table is looked at.
@@ -69,6 +60,19 @@ pub(super) enum Request {
     },
     /// Say whether a live mount of ours is there.
     IsMounted,
+}
+
+/// What [`Request::Mount`] shall make.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct NewMount {
+    /// The source in the mount table.
+    pub(super) source: String,
+    /// Whether users other than the daemon's may enter.
+    pub(super) allow_other: bool,
+    /// Whether no program of it can be run.
+    pub(super) no_exec: bool,
+    /// Where the mountpoint is found without walking to it, which would wait for this very mount.
+    pub(super) place: Option<PathBuf>,
 }
 
 /// Ways to unmount.
@@ -129,11 +133,7 @@ fn run(arguments: &[OsString]) -> io::Result<()> {
     let request: Request = serde_json::from_slice(request.as_bytes())?;
     let path = Path::new(mountpoint);
     let (reply, device): (Reply, Option<OwnedFd>) = match request {
-        Request::Mount {
-            allow_other,
-            no_exec,
-            place,
-        } => match mount_at(path, place.as_deref(), allow_other, no_exec) {
+        Request::Mount(new) => match mount_at(path, &new) {
             Ok((done, device)) => (Ok(done), Some(device)),
             Err(error) => (Err(error), None),
         },
@@ -258,8 +258,8 @@ fn is_dead(mountpoint: &Path) -> bool {
 }
 
 /// Mounts, after removing what a killed daemon left behind.
-fn mount_at(path: &Path, place: Option<&Path>, allow_other: bool, no_exec: bool) -> Result<(Done, OwnedFd)> {
-    let mountpoint = match place {
+fn mount_at(path: &Path, new: &NewMount) -> Result<(Done, OwnedFd)> {
+    let mountpoint = match new.place {
         Some(_) => path.to_owned(),
         None => resolve_new_mountpoint(path)?,
     };
@@ -276,13 +276,13 @@ fn mount_at(path: &Path, place: Option<&Path>, allow_other: bool, no_exec: bool)
         }
         detach(&mountpoint, None)?;
     }
-    let place = place.unwrap_or(&mountpoint);
+    let place = new.place.as_ref().unwrap_or(&mountpoint);
     let metadata = fs::metadata(place)
         .map_err(|error| Error::io(format!("the mountpoint {}", mountpoint.display()), &error))?;
     if !metadata.is_dir() {
         return Err(not_a_directory(&mountpoint));
     }
-    let device = mounted_descriptor(place, allow_other, no_exec)?;
+    let device = mounted_descriptor(place, new)?;
     match ours_at(&mountpoint) {
         Ok(Some(entry)) => {
             let done = Done::Mounted {
@@ -321,12 +321,13 @@ pub(super) fn enforces_permissions(allow_other: bool) -> bool {
 }
 
 /// The descriptor of a session, mounted: for root by mount(2) itself, for others through fusermount3.
-fn mounted_descriptor(mountpoint: &Path, allow_other: bool, no_exec: bool) -> Result<OwnedFd> {
-    let options = options(allow_other);
+fn mounted_descriptor(mountpoint: &Path, new: &NewMount) -> Result<OwnedFd> {
+    let options = options(new.allow_other);
     if !geteuid().is_root() {
         let subtype = FS_TYPE.trim_start_matches("fuse.");
-        let no_exec = if no_exec { "noexec," } else { "" };
-        let options = format!("ro,nosuid,nodev,noatime,{no_exec}fsname={SOURCE},subtype={subtype},{options}");
+        let no_exec = if new.no_exec { "noexec," } else { "" };
+        let source = fusermount::escaped(&new.source);
+        let options = format!("ro,nosuid,nodev,noatime,{no_exec}fsname={source},subtype={subtype},{options}");
         return Fusermount::find()?.mount(mountpoint, &options);
     }
     let device: File = OpenOptions::new()
@@ -341,9 +342,9 @@ fn mounted_descriptor(mountpoint: &Path, allow_other: bool, no_exec: bool) -> Re
         getegid(),
     );
     let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_RDONLY | MsFlags::MS_NOATIME;
-    flags.set(MsFlags::MS_NOEXEC, no_exec);
+    flags.set(MsFlags::MS_NOEXEC, new.no_exec);
     mount(
-        Some(SOURCE),
+        Some(new.source.as_str()),
         mountpoint,
         Some(FS_TYPE),
         flags,

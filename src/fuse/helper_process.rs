@@ -13,7 +13,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair
 use nix::sys::time::{TimeVal, TimeValLike};
 
 use super::fd_passing;
-use super::helper::{Done, Reply, Request, SUBCOMMAND, Unmount};
+use super::helper::{Done, NewMount, Reply, Request, SUBCOMMAND, Unmount};
 use super::mount::MountOptions;
 use crate::error::{Error, Result};
 
@@ -72,11 +72,12 @@ impl Helper {
     /// Mounts.
     pub(super) fn mount(&self, options: &MountOptions) -> Result<Mounted> {
         let mountpoint = &options.mountpoint;
-        let request = Request::Mount {
+        let request = Request::Mount(NewMount {
+            source: options.source.clone(),
             allow_other: options.allow_other,
             no_exec: options.no_exec,
             place: options.place.clone(),
-        };
+        });
         let result = self.ask(mountpoint, &request, DEADLINE);
         if let Err(Error::Timeout { .. } | Error::Io { .. }) = &result {
             // The helper may have been killed between mounting and answering.

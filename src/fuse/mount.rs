@@ -23,6 +23,8 @@ const END_WAIT: Duration = Duration::from_secs(5);
 /// How a mount is removed whose session has ended. A session that failed leaves a dead mount behind; one that was
 /// unmounted from outside leaves nothing, and a live mount with the same device number is somebody else's by then.
 const AFTER_END: Unmount = Unmount::Dead;
+/// The source by default.
+const DEFAULT_SOURCE: &str = "registryfs";
 /// The read-ahead by default, in KiB: the largest request that the kernel makes.
 const READ_AHEAD_KIB: u32 = 1024;
 /// Session threads: more only wake each other, because work that waits is not done on them.
@@ -36,6 +38,8 @@ pub struct MountOptions {
     /// Whether users other than the daemon's may enter. Permissions are enforced then, and for root always; in a mount
     /// that an ordinary user has alone everything can be read.
     pub allow_other: bool,
+    /// The source in the mount table: what was asked to be mounted, by which mount(8) tells what is mounted already.
+    pub source: String,
     /// Whether no program of it can be run.
     pub no_exec: bool,
     /// Where [`Guarded::place`] has the mountpoint, which then cannot be walked to before the mount is reported.
@@ -57,6 +61,7 @@ impl MountOptions {
         Self {
             mountpoint: mountpoint.into(),
             allow_other: true,
+            source: DEFAULT_SOURCE.to_owned(),
             no_exec: false,
             place: None,
             read_ahead_kib: READ_AHEAD_KIB,

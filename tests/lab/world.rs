@@ -20,26 +20,32 @@ pub(super) fn script(name: &str) -> PathBuf {
 pub(super) struct Mounted {
     dir: tempfile::TempDir,
     options: Vec<String>,
+    /// Set for whatever runs.
+    environment: Vec<(String, PathBuf)>,
     /// The network namespace that its daemon lives in, if not ours.
     namespace: Option<String>,
 }
 
 impl Mounted {
     pub(super) fn with(options: &[&str]) -> Self {
-        Self::new(options, None)
+        Self::new(options, &[], None)
     }
 
-    /// A mount whose daemon reaches the lab by `line` alone.
-    pub(super) fn behind(line: &Line, options: &[&str]) -> Self {
-        Self::new(options, Some(line.namespace().to_owned()))
+    /// One whose daemon reaches the lab by `line` alone.
+    pub(super) fn behind(line: &Line, options: &[&str], environment: &[(&str, &Path)]) -> Self {
+        Self::new(options, environment, Some(line.namespace().to_owned()))
     }
 
-    fn new(options: &[&str], namespace: Option<String>) -> Self {
+    fn new(options: &[&str], environment: &[(&str, &Path)], namespace: Option<String>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("mnt")).unwrap();
         let mounted = Self {
             dir,
             options: options.iter().map(ToString::to_string).collect(),
+            environment: environment
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), value.to_path_buf()))
+                .collect(),
             namespace,
         };
         let mountpoint = mounted.root();
@@ -70,7 +76,8 @@ impl Mounted {
             .arg("--cache-dir")
             .arg(self.dir.path().join("store"))
             .args(&self.options)
-            .args(arguments);
+            .args(arguments)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.output().unwrap()
     }
 
