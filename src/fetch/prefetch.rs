@@ -157,7 +157,12 @@ impl Fetcher {
             match done.unwrap_or_else(|error| Err(Error::malformed("prefetch", error.to_string()))) {
                 Ok(()) => {}
                 // The next request would meet the same.
-                Err(error @ (Error::Network { .. } | Error::Timeout { .. } | Error::Denied { .. })) => {
+                Err(
+                    error @ (Error::Network { .. }
+                    | Error::Timeout { .. }
+                    | Error::Denied { .. }
+                    | Error::NoCredentials { .. }),
+                ) => {
                     return Err(error);
                 }
                 Err(error) => first_failure = first_failure.and(Err(error)),

@@ -278,7 +278,12 @@ impl Images {
             tokio::select! {
                 outcome = &mut bringing => return match outcome {
                     Ok(()) => Ok(None),
-                    Err(error) if error.is_network() || matches!(error, Error::Denied { .. }) => Err(error),
+                    Err(error)
+                        if error.is_network()
+                            || matches!(error, Error::Denied { .. } | Error::NoCredentials { .. }) =>
+                    {
+                        Err(error)
+                    }
                     Err(error) => Ok(Some(error)),
                 },
                 _ = interval.tick() => {
