@@ -72,6 +72,8 @@ pub struct Config {
     pub allow: Vec<String>,
     /// Patterns of the registry hosts that cannot.
     pub deny: Vec<String>,
+    /// Whether users other than a mount's owner see what came with his credentials.
+    pub share_private: bool,
     /// What `registryfs daemon` mounts.
     pub mounts: Vec<MountEntry>,
     /// What differs for single registries, by host.
@@ -130,7 +132,7 @@ impl Config {
     }
 
     /// The names of the settings of a whole daemon that `given` states otherwise than this configuration, as flags or
-    /// keys. Settings of a single mount or request (platform, allow, deny) cannot conflict.
+    /// keys. Settings of a single mount or request (platform, allow, deny, share_private) cannot conflict.
     #[must_use]
     pub fn conflicts(&self, given: &Layer) -> Vec<&'static str> {
         fn differs<T: PartialEq>(given: Option<&T>, running: &T) -> bool {

@@ -217,11 +217,13 @@ def machine(lab, scratch, binary):
                 if line.startswith("model name")), "unknown processor")
     memory_kib = int(next(line for line in open("/proc/meminfo", encoding="ascii")).split()[1])
     filesystem = lambda path: output("findmnt", "-no", "FSTYPE", "-T", path).strip()
+    load = os.getloadavg()[0]
+    busy = ", so others were at work and times mean little" if load > os.cpu_count() else ""
     return [
         f"{output(binary, '--version').strip()}; Linux {os.uname().release}; {os.cpu_count()} x {cpu}; "
         f"{memory_kib / (1 << 20):.0f} GiB",
         f"cache on {filesystem(scratch)}, compared with the same tree on {filesystem(lab['LAB_UNPACKED'])}; "
-        f"load before: {os.getloadavg()[0]:.1f}",
+        f"load before: {load:.1f}{busy}",
     ]
 
 

@@ -4,7 +4,7 @@
 # listen on sockets in $run_dir; only nginx has ports.
 # shellcheck disable=SC2034,SC2154,SC2129 # scripts/lab sets and reads what is shared.
 
-# server, port
+# Their default ports; LAB_SERVER_PORT changes one.
 declare -A server_ports=(
     [token]=15001 [token-short]=15002 [redirect]=15003 [token-redirect]=15004 [mirror]=15005
     [signed]=15006 [signed-opaque]=15007 [auth]=15010 [blobs]=15011 [signed-blobs]=15012

@@ -72,6 +72,7 @@ impl Mount {
             place: None,
             allow: config.allow.clone(),
             deny: config.deny.clone(),
+            share_private: config.share_private,
         })
     }
 }

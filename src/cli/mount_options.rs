@@ -41,6 +41,7 @@ impl MountOptions {
             }
             ("allow_other", None) => self.allow_other = Some(true),
             ("noallow_other", None) => self.allow_other = Some(false),
+            ("share_private", None) => layer.share_private = Some(true),
             ("noexec", None) => self.no_exec = true,
             ("exec", None) => self.no_exec = false,
             ("offline", None) => layer.offline = Some(true),
@@ -82,8 +83,10 @@ mod tests {
 
     #[test]
     fn known_options_become_settings() {
-        let options = parse("ro,allow_other,platform=linux/arm64,tag_ttl=5,allow=a.b,allow=c.d").unwrap();
+        let options =
+            parse("ro,allow_other,share_private,platform=linux/arm64,tag_ttl=5,allow=a.b,allow=c.d").unwrap();
         assert_eq!(options.allow_other, Some(true));
+        assert_eq!(options.layer.share_private, Some(true));
         assert_eq!(options.layer.platform.as_deref(), Some("linux/arm64"));
         assert_eq!(options.layer.tag_ttl_s, Some(5));
         assert_eq!(options.layer.allow.unwrap(), ["a.b", "c.d"]);

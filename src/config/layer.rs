@@ -52,6 +52,8 @@ pub struct Layer {
     pub allow: Option<Vec<String>>,
     /// Patterns of hosts that cannot.
     pub deny: Option<Vec<String>>,
+    /// Show other users what came with credentials. Default false.
+    pub share_private: Option<bool>,
     /// `[[mount]]`: what `registryfs daemon` mounts.
     pub mount: Option<Vec<MountEntry>>,
     /// `[registry."HOST"]`: what differs for one registry.
@@ -76,6 +78,8 @@ pub struct MountEntry {
     pub allow_other: Option<bool>,
     /// `OS/ARCH[/VARIANT]` for this mount.
     pub platform: Option<String>,
+    /// Show other users of this mount what came with credentials.
+    pub share_private: Option<bool>,
 }
 
 /// One `[registry."HOST"]`.
@@ -219,6 +223,7 @@ impl Layer {
             journal_entries: self.journal_entries.or(below.journal_entries),
             allow: self.allow.or(below.allow),
             deny: self.deny.or(below.deny),
+            share_private: self.share_private.or(below.share_private),
             mount: self.mount.or(below.mount),
             registry,
             layout,
@@ -273,6 +278,7 @@ impl Layer {
             journal_entries: self.journal_entries.unwrap_or(256),
             allow: host_patterns("allow", self.allow)?,
             deny: host_patterns("deny", self.deny)?,
+            share_private: self.share_private.unwrap_or(false),
             mounts: self.mount.unwrap_or_default(),
             registries: self.registry,
             layouts: self

@@ -114,6 +114,44 @@ fn the_cache_lies_where_systemd_says_then_where_the_user_may_write() {
 }
 
 #[test]
+fn layouts_are_found_from_the_file_that_names_them_and_the_upper_one_wins() {
+    let dir = tempfile::tempdir().unwrap();
+    let sources = ["oci:images", "oci:../x:a:1", "oci:/abs:1", "oci:", "debian:12"];
+    let mounts: String = sources
+        .iter()
+        .map(|source| format!("[[mount]]\nmountpoint = \"m\"\nsource = {source:?}\n"))
+        .collect();
+    let system = format!("[layout.\"a.b\"]\npath = \"a\"\n[layout.\"c.d\"]\npath = \"/c\"\n{mounts}");
+    fs::write(dir.path().join("system.toml"), system).unwrap();
+    let upper = dir.path().join("upper.toml");
+    fs::write(&upper, "[layout.\"c.d\"]\npath = \"d\"\n").unwrap();
+    let environment = environment(dir.path(), &[("HOME", "/h")]);
+    let Loaded { config, given, .. } = Config::load(&environment, Some(&upper), Layer::default()).unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let expected = [("a.b", at("a")), ("c.d", at("d"))].map(|(name, path)| (name.to_owned(), path));
+    assert_eq!(config.layouts, expected.into());
+    let found: Vec<_> = config
+        .mounts
+        .iter()
+        .filter_map(|mount| mount.source.clone())
+        .collect();
+    let path = dir.path().display();
+    assert_eq!(
+        found,
+        [
+            &format!("oci:{path}/images"),
+            &format!("oci:{path}/../x:a:1"),
+            "oci:/abs:1",
+            "oci:",
+            "debian:12"
+        ]
+    );
+    assert!(config.conflicts(&given).is_empty());
+    let other = Layer::parse("[layout.\"c.d\"]\npath = \"/e\"\n", "f").unwrap();
+    assert_eq!(config.conflicts(&other), ["[layout]"]);
+}
+
+#[test]
 fn errors_name_the_file_the_line_and_the_key() {
     let cases = [
         ("retries = 1\nretreis = 2\n", "f.toml:2:", "retreis"),

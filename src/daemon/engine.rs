@@ -121,6 +121,7 @@ impl Engine {
             None => Platform::host(),
         };
         tracing::debug!(source = %request.source, %platform, "resolving");
+        self.images.resolver().openness().load().await?;
         let root = self.root(&request.source).await?;
         let options = self.tree_options(request, platform, status);
         Filesystem::open(Arc::clone(&self.images), options, &root).await
@@ -150,11 +151,15 @@ impl Engine {
     /// Mounts a tree. Blocks until it answers or cannot.
     pub(super) fn mount(&self, request: &MountRequest, tree: Filesystem) -> Result<Mounted> {
         let mut options = MountOptions {
-            allow_other: request.allow_other,
+            allow_other: request.allow_other && !tree.is_private(),
             no_exec: request.no_exec,
             place: request.place.clone(),
             ..MountOptions::new(&request.mountpoint)
         };
+        if request.allow_other && tree.is_private() {
+            let mountpoint = request.mountpoint.display();
+            tracing::warn!(%mountpoint, "the image came with credentials: only its owner may enter, without share_private");
+        }
         if let Some(source) = &request.shown_source {
             options.source.clone_from(source);
         }
@@ -178,6 +183,7 @@ impl Engine {
             platform,
             allow: request.allow.clone(),
             deny: request.deny.clone(),
+            hides_private: request.allow_other && !request.share_private,
             configured: config
                 .registries
                 .keys()
@@ -313,6 +319,11 @@ impl Mounted {
     /// The requests that reached the daemon, by operation.
     pub(super) fn requests(&self) -> Value {
         json!(self.mount.counters().by_operation)
+    }
+
+    /// Whether nobody but the owner may enter, because what is mounted came with his credentials.
+    pub(super) fn is_private(&self) -> bool {
+        self.tree.is_private()
     }
 
     /// The image that is mounted, where it is one.

@@ -367,9 +367,10 @@ impl Mounts {
                     "source": request.source.to_string(),
                     "digest": mounted.digest(),
                     "platform": request.platform.clone().unwrap_or_else(|| Platform::host().to_string()),
-                    "allow_other": request.allow_other,
+                    "allow_other": request.allow_other && !mounted.is_private(),
                     "allow": request.allow,
                     "deny": request.deny,
+                    "share_private": request.share_private,
                     "mounted_s": since.elapsed().as_secs(),
                     "requests": mounted.requests(),
                 }));

@@ -215,6 +215,8 @@ pub struct MountRequest {
     pub allow: Vec<String>,
     /// Patterns of the hosts that cannot.
     pub deny: Vec<String>,
+    /// Whether other users see what came with credentials.
+    pub share_private: bool,
 }
 
 /// How a request ended.

@@ -72,6 +72,7 @@ pub fn daemon(config: &Config, notice: fn(&str)) -> Result<()> {
                 place: None,
                 allow: config.allow.clone(),
                 deny: config.deny.clone(),
+                share_private: entry.share_private.unwrap_or(config.share_private),
             })
         })
         .collect::<Result<Vec<_>>>()?;

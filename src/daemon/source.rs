@@ -11,6 +11,9 @@ use crate::registry::reference::{Reference, canonical_host, is_host};
 /// The text before the path of a layout.
 const LAYOUT_PREFIX: &str = "oci:";
 
+/// What the mount table shows where all registries are mounted.
+const IN_MOUNT_TABLE: &str = "registryfs";
+
 /// What a mount shows. Its text form is what users write, with nothing left to guess.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -32,14 +35,14 @@ pub enum MountSource {
 }
 
 impl MountSource {
-    /// Reads a SOURCE. Nothing or `none` means all registries, `oci:PATH[:TAG]` a layout; what has a slash at its end, or
+    /// Reads a SOURCE. Nothing, `none` or `registryfs` means all registries, `oci:PATH[:TAG]` a layout; what has a slash at its end, or
     /// no slash and a dot (before a port, if there is one) or `localhost`, is a registry, everything else a reference. So
     /// `debian:12` is an image although `12` could be a port.
     ///
     /// # Errors
     /// [`Error::Usage`] saying what the text was taken for; [`Error::NotFound`] for the path of a layout.
     pub fn parse(text: &str) -> Result<Self> {
-        if matches!(text, "" | "none") {
+        if matches!(text, "" | "none" | IN_MOUNT_TABLE) {
             return Ok(Self::Registries);
         }
         if let Some(layout) = text.strip_prefix(LAYOUT_PREFIX) {
@@ -107,12 +110,13 @@ impl MountSource {
         let short = reference
             .strip_prefix("docker.io/library/")
             .filter(|text| is_host(text));
-        match (short, error) {
-            (Some(short), Error::NotFound { what, why }) => Error::NotFound {
-                what,
-                why: format!("{why} (to mount a registry, write {short}/)"),
-            },
-            (_, error) => error,
+        let Some(short) = short else { return error };
+        let hinted = |why: String| format!("{why} (to mount a registry of this name, write {short}/)");
+        match error {
+            Error::NotFound { what, why } => Error::not_found(what, hinted(why)),
+            Error::Denied { what, why } => Error::denied(what, hinted(why)),
+            Error::Network { what, why } => Error::network(what, hinted(why)),
+            error => error,
         }
     }
 }
@@ -178,11 +182,20 @@ mod tests {
         }
         assert_eq!(parsed(""), MountSource::Registries);
         assert_eq!(parsed("none"), MountSource::Registries);
+        assert_eq!(parsed("registryfs"), MountSource::Registries);
         let error = MountSource::parse("De bian").unwrap_err();
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains("taken for an image"), "{error}");
-        let registry = parsed("registry:5000").explain(Error::not_found("x", "no"));
-        assert!(registry.to_string().contains("registry:5000/"), "{registry}");
+        for failure in [
+            Error::not_found("x", "no"),
+            Error::denied("x", "no"),
+            Error::network("x", "no"),
+        ] {
+            let hinted = parsed("registry:5000").explain(failure.clone());
+            assert!(hinted.to_string().contains("write registry:5000/"), "{hinted}");
+            assert_eq!(hinted.exit_code(), failure.exit_code());
+            assert_eq!(parsed("debian:bookworm").explain(failure.clone()), failure);
+        }
     }
 
     #[test]

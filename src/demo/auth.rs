@@ -200,9 +200,11 @@ pub(super) fn token_answer(
     for scope in request.scopes.iter().take(SCOPES_MAX) {
         // The name may contain a colon, type and actions may not.
         if let Some((resource, actions)) = scope.rsplit_once(':') {
+            let name = resource.strip_prefix("repository:");
+            let is_private = name.is_some_and(|name| auth.private.iter().any(|private| private == name));
             let granted = actions
                 .split(',')
-                .filter(|action| everything || *action == "pull")
+                .filter(|action| everything || (*action == "pull" && !is_private))
                 .map(|action| (resource.to_owned(), action.to_owned()));
             allowed.extend(granted.take(SCOPES_MAX));
         }

@@ -99,6 +99,8 @@ pub struct TokenAuth {
     pub account: Account,
     /// Whether a request without credentials gets a token that may pull.
     pub anonymous_pull: bool,
+    /// Repositories for which such a token allows nothing: they are the account's.
+    pub private: Vec<String>,
     /// Lifetime of a token in seconds.
     pub expires_in_s: u64,
     /// Whether `expires_in` is told; without it a client has to assume 60 s.
@@ -116,6 +118,7 @@ impl TokenAuth {
         Self {
             account,
             anonymous_pull: true,
+            private: Vec::new(),
             expires_in_s: 300,
             tell_expiry: true,
             spelling: TokenSpelling::Both,

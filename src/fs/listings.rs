@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use crate::error::{Error, Result};
 use crate::fs::grammar::{Meaning, meaning};
 use crate::fs::nodes::{BareName, Bound, Kind, NameNode, STATE_INO};
-use crate::fs::ops::{Answer, DirEntry, FileType, ROOT_INO};
+use crate::fs::ops::{Answer, Caller, DirEntry, FileType, ROOT_INO};
 use crate::fs::{Filesystem, READDIR_WAIT, within};
 use crate::registry::reference::{Repository, is_component};
 
@@ -110,6 +110,7 @@ fn dir_entry(name: &[u8], ino: u64) -> DirEntry {
 impl Filesystem {
     pub(super) fn readdir_name(
         &self,
+        caller: Caller,
         dir: &Arc<NameNode>,
         cookie: u64,
         limit: usize,
@@ -118,6 +119,7 @@ impl Filesystem {
             return Answer::Now(Err(Error::posix(dir.path.as_str(), libc::ENOTDIR)));
         }
         if cookie > 0
+            && self.admit_now(caller, dir).is_ok()
             && let Some(page) = dir.listings.lock().next_page(cookie, limit)
         {
             return Answer::Now(Ok(page));
@@ -127,8 +129,13 @@ impl Filesystem {
         self.journaled("readdir", move || path, async move {
             let what = dir.shown().to_owned();
             let listed = within(READDIR_WAIT, || what, filesystem.list(&dir)).await;
+            let listed = listed.map_err(|error| not_listable(&dir, error))?;
+            match dir.image() {
+                Some(at) => filesystem.admit(caller, &dir.path, &at).await?,
+                None => filesystem.admit_now(caller, &dir)?,
+            }
             let mut entries = vec![dir_entry(b".", dir.ino), dir_entry(b"..", dir.parent())];
-            entries.extend(listed.map_err(|error| not_listable(&dir, error))?);
+            entries.extend(listed);
             let first = dir.listings.lock().begin(entries, limit);
             Ok(match split(cookie) {
                 (_, 0) => first,

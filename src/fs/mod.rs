@@ -16,6 +16,7 @@ mod names;
 mod nodes;
 pub mod ops;
 mod own;
+mod privacy;
 mod root;
 mod slots;
 mod state;
@@ -70,6 +71,8 @@ pub struct Options {
     pub configured: Vec<String>,
     /// The mount's owner, to whom alone other registries are open.
     pub owner_uid: u32,
+    /// Whether only the owner sees what needed credentials.
+    pub hides_private: bool,
     /// The longest that a lookup waits for the network.
     pub lookup_wait: Duration,
     /// Failures kept for `.registryfs/errors`.
@@ -216,12 +219,11 @@ impl Filesystem {
 
     /// The attributes of a name inode.
     fn name_attr(&self, node: &NameNode) -> Attr {
-        let (kind, size, mode) = match &node.kind {
-            Kind::Text(content) => (FileType::File, content.len() as u64, 0o444),
-            Kind::Config { size, .. } | Kind::Toc { size, .. } => (FileType::File, *size, 0o444),
-            Kind::Blob(blob) => (FileType::File, blob.size(), 0o444),
-            Kind::Registry { host } if !self.is_configured(host) => (FileType::Dir, 4096, 0o500),
-            _ => (FileType::Dir, 4096, 0o555),
+        let (kind, size) = match &node.kind {
+            Kind::Text(content) => (FileType::File, content.len() as u64),
+            Kind::Config { size, .. } | Kind::Toc { size, .. } => (FileType::File, *size),
+            Kind::Blob(blob) => (FileType::File, blob.size()),
+            _ => (FileType::Dir, 4096),
         };
         Attr {
             ino: node.ino,
@@ -229,7 +231,7 @@ impl Filesystem {
             blocks: size.div_ceil(512),
             mtime: to_time(self.name_mtime(node)),
             kind,
-            mode,
+            mode: self.mode_of(node),
             nlink: if kind == FileType::Dir { 2 } else { 1 },
             uid: self.options().owner_uid,
             gid: 0,
@@ -246,6 +248,10 @@ impl Filesystem {
         if !self.is_changing(node) {
             return self.0.started;
         }
+        // What the kernel has of a listing that is not for all must be given by it to nobody.
+        if self.is_owners_list(node) {
+            return SystemTime::now();
+        }
         let taken = node.listings.lock().taken();
         let ttl = self.images().resolver().tag_ttl();
         taken
@@ -257,6 +263,9 @@ impl Filesystem {
         match &node.kind {
             // Its modification time is asked for before each read, for the reason that is told there.
             Kind::Blob(_) => Duration::ZERO,
+            // It may turn out to be open to all.
+            _ if node.image().is_some_and(|at| at.privacy.is_hidden()) => CHANGING_TTL,
+            _ if self.is_unsettled(node) => Duration::ZERO,
             _ if self.is_changing(node) => CHANGING_TTL,
             _ => FOREVER,
         }
@@ -356,7 +365,7 @@ impl Operations for Filesystem {
         }
     }
 
-    fn readdir(&self, _caller: Caller, ino: u64, offset: u64, limit: usize) -> Answer<Vec<DirEntry>> {
+    fn readdir(&self, caller: Caller, ino: u64, offset: u64, limit: usize) -> Answer<Vec<DirEntry>> {
         match self.place(ino) {
             Place::Slot { slot, node } => Answer::Now(
                 self.slots()
@@ -364,7 +373,7 @@ impl Operations for Filesystem {
                     .and_then(|slot| self.readdir_merged(&slot, node, offset, limit)),
             ),
             Place::Name => match self.nodes().get(ino) {
-                Ok(dir) => self.readdir_name(&dir, offset, limit),
+                Ok(dir) => self.readdir_name(caller, &dir, offset, limit),
                 Err(error) => Answer::Now(Err(error)),
             },
         }

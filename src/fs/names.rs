@@ -4,14 +4,15 @@
 //! of it or the first of an image's own names in it. From then on it stays that for as long as the kernel holds it; a tag
 //! that has moved is a new inode under the old name.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fs::grammar::{Meaning, OwnName, meaning};
 use crate::fs::nodes::{BareName, Bound, ImageAt, Kind, Likeness, NameNode, STATE_INO};
 use crate::fs::ops::{Answer, Caller, Entry, FOREVER, Lookup, ROOT_INO};
+use crate::fs::privacy::Privacy;
 use crate::fs::{CHANGING_TTL, Filesystem, within};
 use crate::image::Named;
 use crate::image::manifest::choose;
@@ -49,19 +50,24 @@ impl Filesystem {
         if dir.ino == ROOT_INO && name == b".registryfs" {
             return Answer::Now(self.state_entry());
         }
+        if dir.image().is_some()
+            && let Err(error) = self.admit_now(caller, dir)
+        {
+            return Answer::Now(Err(error));
+        }
         match &dir.kind {
             Kind::Root => Answer::Now(self.lookup_root(caller, dir, name)),
             Kind::State => Answer::Now(Ok(self.lookup_state(dir, name))),
-            Kind::Registry { host } => self.lookup_below(dir, host, None, name),
+            Kind::Registry { host } => self.lookup_below(caller, dir, host, None, name),
             Kind::Bare(bare) => match meaning(name) {
-                Meaning::Own(own) => self.lookup_own_of_bare(dir, own),
-                _ => self.lookup_below(dir, &bare.host, Some(bare.path()), name),
+                Meaning::Own(own) => self.lookup_own_of_bare(caller, dir, own),
+                _ => self.lookup_below(caller, dir, &bare.host, Some(bare.path()), name),
             },
             Kind::Image(at) => match meaning(name) {
                 Meaning::Own(own) => self.lookup_own(dir, Arc::clone(at), own),
                 _ => Answer::Now(Ok(Lookup::Absent(FOREVER))),
             },
-            Kind::Platforms(at) => self.lookup_platform(dir, at, name),
+            Kind::Platforms(at) => self.lookup_platform(caller, dir, at, name),
             Kind::Layers(at) => Answer::Now(Ok(self.lookup_layer(dir, at, name))),
             Kind::Layer { at, number } => self.lookup_layer_name(dir, Arc::clone(at), *number, name),
             Kind::Text(_) | Kind::Config { .. } | Kind::Blob(_) | Kind::Toc { .. } => {
@@ -113,6 +119,7 @@ impl Filesystem {
     /// Looks a name up below a registry (`parent` none) or a repository path, where it is none of an image's own.
     fn lookup_below(
         &self,
+        caller: Caller,
         dir: &Arc<NameNode>,
         host: &str,
         parent: Option<String>,
@@ -131,10 +138,10 @@ impl Filesystem {
                 self.lookup_bare(dir, host, parent, name)
             }
             Meaning::Image { component, target } if is_path => {
-                self.lookup_image(dir, host, &path_of(component), target, name)
+                self.lookup_image(caller, dir, host, &path_of(component), target, name)
             }
             Meaning::Digest(digest) if is_path => match &parent {
-                Some(path) => self.lookup_image(dir, host, path, Target::Digest(digest), name),
+                Some(path) => self.lookup_image(caller, dir, host, path, Target::Digest(digest), name),
                 None => Answer::Now(Ok(Lookup::Absent(FOREVER))),
             },
             _ => Answer::Now(Ok(Lookup::Absent(FOREVER))),
@@ -150,15 +157,12 @@ impl Filesystem {
         name: &str,
     ) -> Answer<Lookup> {
         let path = dir.child_path(name);
-        let bound = self
-            .nodes()
-            .held(&path)
-            .into_iter()
-            .any(|node| node.image().is_some());
+        let held = self.nodes().held(&path);
+        let images: Vec<Arc<ImageAt>> = held.iter().filter_map(|node| node.image()).collect();
         let repository = parent
             .as_ref()
             .and_then(|parent| Repository::new(host, parent).ok());
-        let (Some(repository), true) = (repository, bound) else {
+        let (Some(repository), false) = (repository, images.is_empty()) else {
             return Answer::Now(Ok(Lookup::Found(self.count_bare(
                 dir,
                 host,
@@ -178,6 +182,9 @@ impl Filesystem {
                 Err(Error::NotFound { .. }) => Tag::Absent,
                 Err(error) => return Err(error),
             };
+            for at in &images {
+                filesystem.settle(at).await;
+            }
             Ok(Lookup::Found(
                 filesystem.count_bare(&dir, &host, parent, &name, tag),
             ))
@@ -193,6 +200,7 @@ impl Filesystem {
                 parent,
                 name: name.to_owned(),
                 bound,
+                bound_since: OnceLock::new(),
             })
         };
         let node = self
@@ -217,6 +225,7 @@ impl Filesystem {
     /// `component:tag`, `component@digest` or a digest: an image, or nothing.
     fn lookup_image(
         &self,
+        caller: Caller,
         dir: &Arc<NameNode>,
         host: &str,
         path: &str,
@@ -250,12 +259,9 @@ impl Filesystem {
             };
             let kind = || Kind::Image(at);
             let node = filesystem.nodes().count(dir.ino, path, None, like, kind);
-            let attr = filesystem.name_attr(&node);
-            Ok(Lookup::Found(Entry {
-                attr,
-                attr_ttl: FOREVER,
-                entry_ttl,
-            }))
+            Ok(Lookup::Found(
+                filesystem.image_entry(caller, &node, entry_ttl).await,
+            ))
         })
     }
 
@@ -280,11 +286,19 @@ impl Filesystem {
             Err(error @ Error::NotFound { .. }) if !is_offered => Err(error),
             chosen => Ok(chosen.map_err(missing_of_index)?),
         };
-        Ok((Arc::new(ImageAt { named, image }), valid_for))
+        let privacy = Privacy::new(self.options().hides_private);
+        Ok((
+            Arc::new(ImageAt {
+                named,
+                image,
+                privacy,
+            }),
+            valid_for,
+        ))
     }
 
     /// One of an image's own names in a directory that may be one: this decides what the directory is.
-    fn lookup_own_of_bare(&self, dir: &Arc<NameNode>, own: OwnName) -> Answer<Lookup> {
+    fn lookup_own_of_bare(&self, caller: Caller, dir: &Arc<NameNode>, own: OwnName) -> Answer<Lookup> {
         if let Some(at) = dir.image() {
             return self.lookup_own(dir, at, own);
         }
@@ -302,6 +316,7 @@ impl Filesystem {
                     }
                     decided => decided?,
                 };
+                filesystem.admit(caller, &dir.path, &at).await?;
                 match filesystem.lookup_own(&dir, at, own) {
                     Answer::Now(result) => result,
                     Answer::Later(work) => work.await,
@@ -328,7 +343,10 @@ impl Filesystem {
         let repository = Repository::new(&bare.host, parent)?;
         let target = Target::Tag(bare.name.clone());
         let at = match self.open_image(&repository, &target).await {
-            Ok((at, _)) => at,
+            Ok((at, _)) => {
+                self.settle(&at).await;
+                at
+            }
             Err(error @ Error::Denied { .. }) => {
                 let known = self.images().resolver().known_tags(&repository).await?.is_some();
                 return Err(if known {
@@ -345,7 +363,10 @@ impl Filesystem {
         let mut bound = bare.bound.lock();
         // Two may decide at once; the first to bind it has decided for both.
         match bound.get_or_insert(Bound::Image(at)) {
-            Bound::Image(at) => Ok(Arc::clone(at)),
+            Bound::Image(at) => {
+                bare.bound_since.get_or_init(Instant::now);
+                Ok(Arc::clone(at))
+            }
             Bound::Repository => Err(absent("it is a repository, not an image: add a tag")),
         }
     }

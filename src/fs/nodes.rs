@@ -2,8 +2,9 @@
 //! merged tree. Each lives as long as the kernel holds it.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
@@ -14,6 +15,7 @@ use crate::fs::blob::BlobReader;
 use crate::fs::ino;
 use crate::fs::listings::Listings;
 use crate::fs::ops::ROOT_INO;
+use crate::fs::privacy::Privacy;
 use crate::image::{Image, Named};
 
 /// An image as it stands at a path: what its reference names, for good.
@@ -23,6 +25,8 @@ pub(super) struct ImageAt {
     pub(super) named: Named,
     /// The image for the mount's platform (or of the platform directory), or why there is none.
     pub(super) image: Result<Arc<Image>>,
+    /// Whether it is for the mount's owner only.
+    pub(super) privacy: Privacy,
 }
 
 impl ImageAt {
@@ -55,6 +59,8 @@ pub(super) struct BareName {
     pub(super) name: String,
     /// What it turned out to be.
     pub(super) bound: Mutex<Option<Bound>>,
+    /// When it turned out to be an image.
+    pub(super) bound_since: OnceLock<Instant>,
 }
 
 impl BareName {

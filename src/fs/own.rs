@@ -15,7 +15,8 @@ use crate::fs::grammar::OwnName;
 use crate::fs::ino::{in_slot, of_name};
 use crate::fs::names::missing_of_index;
 use crate::fs::nodes::{ImageAt, Kind, LayerName, Likeness, NameNode};
-use crate::fs::ops::{Answer, DirEntry, Entry, FOREVER, FileType, Lookup};
+use crate::fs::ops::{Answer, Caller, DirEntry, Entry, FOREVER, FileType, Lookup};
+use crate::fs::privacy::Privacy;
 use crate::fs::slots::Slot;
 use crate::image::platform::Platform;
 use crate::image::{Image, Named, Rootfs};
@@ -73,18 +74,18 @@ impl Filesystem {
     }
 
     fn count_own(&self, dir: &NameNode, at: &ImageAt, name: &str, kind: Kind) -> Entry {
-        let node = self.nodes().count(
+        let node = self.count_node(dir, at, name, kind);
+        self.name_entry(&node, self.own_ttl(dir, at))
+    }
+
+    fn count_node(&self, dir: &NameNode, at: &ImageAt, name: &str, kind: Kind) -> Arc<NameNode> {
+        self.nodes().count(
             dir.ino,
             dir.child_path(name),
             Some(at.digest()),
             |_| Likeness::Same,
             || kind,
-        );
-        Entry {
-            attr: self.name_attr(&node),
-            attr_ttl: self.name_attr_ttl(&node),
-            entry_ttl: FOREVER,
-        }
+        )
     }
 
     /// The merged root filesystem.
@@ -103,6 +104,7 @@ impl Filesystem {
         open: impl Future<Output = Result<Arc<Rootfs>>> + Send + 'static,
     ) -> Answer<Lookup> {
         let (filesystem, parent_ino) = (self.clone(), dir.ino);
+        let (dir, at) = (Arc::clone(dir), Arc::clone(at));
         let path = dir.child_path(name);
         let (journal_path, what) = (path.clone(), path.clone());
         let digest = *at.digest();
@@ -114,7 +116,10 @@ impl Filesystem {
             let files = Slot::files(files, rootfs);
             let slot = Slot::view(dirs, path, parent_ino, files);
             let root = slot.rootfs.tree().node(crate::image::tree::ROOT)?;
-            Ok(Lookup::Found(filesystem.merged_entry(&slot, &root)))
+            Ok(Lookup::Found(Entry {
+                entry_ttl: filesystem.own_ttl(&dir, &at),
+                ..filesystem.merged_entry(&slot, &root)
+            }))
         };
         self.journaled("lookup", move || journal_path, work)
     }
@@ -162,6 +167,7 @@ impl Filesystem {
 
     pub(super) fn lookup_platform(
         &self,
+        caller: Caller,
         dir: &Arc<NameNode>,
         at: &Arc<ImageAt>,
         name: &[u8],
@@ -192,9 +198,13 @@ impl Filesystem {
             let at = Arc::new(ImageAt {
                 named,
                 image: Ok(image),
+                privacy: Privacy::new(filesystem.options().hides_private),
             });
-            let kind = Kind::Image(at);
-            Ok(Lookup::Found(filesystem.count_own(&dir, &outer, &name, kind)))
+            let node = filesystem.count_node(&dir, &outer, &name, Kind::Image(at));
+            let entry_ttl = filesystem.own_ttl(&dir, &outer);
+            Ok(Lookup::Found(
+                filesystem.image_entry(caller, &node, entry_ttl).await,
+            ))
         })
     }
 

@@ -55,6 +55,8 @@ pub(super) enum Top {
         slot: Arc<Slot>,
         /// What the reference names.
         digest: Digest,
+        /// Whether it is for the mount's owner only.
+        is_private: bool,
     },
 }
 
@@ -66,6 +68,12 @@ impl Filesystem {
             Top::Names => None,
             Top::Tree { digest, .. } => Some(*digest),
         }
+    }
+
+    /// Whether nobody but the owner may enter the mount, because what it shows came with his credentials.
+    #[must_use]
+    pub fn is_private(&self) -> bool {
+        matches!(self.top(), Top::Tree { is_private: true, .. })
     }
 
     /// Says which table knows an inode by the number that the kernel has for it.
@@ -105,6 +113,7 @@ impl Filesystem {
         let platform = &self.options().platform;
         let image = images.image(&reference.repository, &digest, platform).await?;
         let rootfs = images.rootfs(&image).await?;
+        let is_private = self.is_closed_root(&reference.repository, &digest, &image).await;
         let path = String::new();
         let dirs = self.slot(self.view_key(&path, &digest)).await?;
         let files = Slot::files(self.slot(format!("files {}", rootfs.key())).await?, rootfs);
@@ -113,6 +122,10 @@ impl Filesystem {
         let root = slot.rootfs.vouch(slot.rootfs.tree().node(ROOT)?)?;
         // The kernel holds the root from the beginning to the end, without a lookup.
         self.slots().count(&slot, &root);
-        Ok(Top::Tree { slot, digest })
+        Ok(Top::Tree {
+            slot,
+            digest,
+            is_private,
+        })
     }
 }

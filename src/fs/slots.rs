@@ -92,12 +92,14 @@ impl Slot {
     pub(super) fn path_of(&self, node: u32) -> String {
         let inner = self.rootfs.tree().path_of(node).unwrap_or_default();
         let inner = String::from_utf8_lossy(&inner).into_owned();
-        let root = self.view.as_ref().map_or("", |view| view.path.as_str());
-        match (root, inner.trim_start_matches('/')) {
-            ("", "") => "/".to_owned(),
-            (root, "") => root.to_owned(),
-            ("", inner) => inner.to_owned(),
-            (root, inner) => format!("{root}/{inner}"),
+        let inner = inner.trim_start_matches('/');
+        match self.view.as_ref().map(|view| view.path.as_str()) {
+            // A file's image is named beside it, and its path is that in the image.
+            None => format!("/{inner}"),
+            Some("") if inner.is_empty() => "/".to_owned(),
+            Some("") => inner.to_owned(),
+            Some(root) if inner.is_empty() => root.to_owned(),
+            Some(root) => format!("{root}/{inner}"),
         }
     }
 }

@@ -5,11 +5,12 @@
 //! way is replaced if it is no directory; a directory is replaced by nothing, and replaces nothing.
 
 use std::ffi::{OsStr, OsString};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
@@ -262,21 +263,33 @@ impl Drop for Destination {
 pub(super) struct Temporary {
     pub(super) name: OsString,
     place: Place,
+    /// Whether it may still be there.
+    is_there: bool,
 }
 
 impl Temporary {
     /// A name in the directory of `place`, for what is to become it. Nothing is made.
     pub(super) fn new(place: &Place) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
+        // Not the process's number: in a container a killed predecessor, whose files still lie there, had the same.
+        static RUN: LazyLock<u64> = LazyLock::new(|| RandomState::new().build_hasher().finish());
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         Self {
-            name: format!(".registryfs-{}-{number}.part", std::process::id()).into(),
+            name: format!(".registryfs-{:016x}-{number}.part", *RUN).into(),
             place: place.clone(),
+            is_there: true,
         }
     }
 
     /// Gives it its final name, in place of what has it.
-    pub(super) fn put(self, item: &Item) -> Result<()> {
+    pub(super) fn put(mut self, item: &Item) -> Result<()> {
+        let renamed = self.rename(item);
+        // A link in the place of another one to the same file is left where it was.
+        self.is_there = renamed.is_err() || matches!(item.what, What::Link { .. });
+        renamed
+    }
+
+    fn rename(&self, item: &Item) -> Result<()> {
         let (dir, name) = (&*self.place.dir, &*self.place.name);
         let rename = || rustix::fs::renameat(dir, &*self.name, dir, name);
         match rename() {
@@ -297,8 +310,9 @@ impl Temporary {
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        // After a rename there is nothing, unless both names were links to the same file.
-        let _ = rustix::fs::unlinkat(&*self.place.dir, &*self.name, AtFlags::empty());
+        if self.is_there {
+            let _ = rustix::fs::unlinkat(&*self.place.dir, &*self.name, AtFlags::empty());
+        }
     }
 }
 

@@ -7,6 +7,7 @@ pub mod answers;
 pub mod copy;
 pub mod images;
 pub mod manifest;
+pub mod openness;
 pub mod plan;
 pub mod platform;
 pub mod query;

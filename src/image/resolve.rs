@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::fetch::single_flight::SingleFlight;
 use crate::fetch::{Fetcher, blocking};
 use crate::image::answers::Listing;
+use crate::image::openness::Openness;
 use crate::registry::Pager;
 use crate::registry::reference::{Repository, Target};
 use crate::store::db::{ListingRecord, TagRecord};
@@ -52,6 +53,7 @@ pub struct TagDigest {
 #[derive(Debug)]
 pub struct Resolver {
     fetcher: Arc<Fetcher>,
+    openness: Arc<Openness>,
     tag_ttl: Duration,
     checks: SingleFlight<(Repository, String), Option<Digest>>,
     documents: SingleFlight<(Repository, Digest), Bytes>,
@@ -65,6 +67,7 @@ impl Resolver {
     #[must_use]
     pub fn new(fetcher: Arc<Fetcher>, tag_ttl: Duration) -> Arc<Self> {
         Arc::new(Self {
+            openness: Openness::new(Arc::clone(&fetcher)),
             fetcher,
             tag_ttl,
             checks: SingleFlight::default(),
@@ -73,6 +76,12 @@ impl Resolver {
             resting: Mutex::new(LruCache::new(NonZeroUsize::MIN.saturating_add(RESTING_MAX - 1))),
             stale: Mutex::default(),
         })
+    }
+
+    /// What is open to everyone.
+    #[must_use]
+    pub fn openness(&self) -> &Arc<Openness> {
+        &self.openness
     }
 
     /// How long a tag's digest is trusted.
@@ -196,6 +205,8 @@ impl Resolver {
                 Some(_) => client.tag_digest(&repository, &tag).await,
                 None => match client.manifest(&repository, &Target::Tag(tag.clone())).await {
                     Ok(manifest) => {
+                        let image = (repository.clone(), manifest.digest);
+                        resolver.openness.came(image, manifest.with_credentials).await;
                         resolver
                             .keep_document(manifest.digest, manifest.bytes, manifest.media_type)
                             .await?;
@@ -230,6 +241,8 @@ impl Resolver {
         let work = async move {
             let target = Target::Digest(digest);
             let manifest = resolver.fetcher.client().manifest(&repository, &target).await?;
+            let image = (repository, digest);
+            resolver.openness.came(image, manifest.with_credentials).await;
             resolver
                 .keep_document(digest, manifest.bytes.clone(), manifest.media_type)
                 .await?;
@@ -305,8 +318,9 @@ impl Resolver {
         }
         let repository = repository.clone();
         let of = format!("tags {repository}");
+        let host = repository.host().to_owned();
         let pager = move |fetcher: &Fetcher| fetcher.client().tags(&repository);
-        self.listing(of, pager).await
+        self.listing(&host, of, pager).await
     }
 
     /// The repositories that a registry's catalog lists, sorted.
@@ -317,10 +331,10 @@ impl Resolver {
         if self.is_layout(host) {
             return listing_now(self.fetcher.client().catalog(host)).await;
         }
-        let host = host.to_owned();
         let of = format!("catalog {host}");
-        let pager = move |fetcher: &Fetcher| fetcher.client().catalog(&host);
-        self.listing(of, pager).await
+        let asked = host.to_owned();
+        let pager = move |fetcher: &Fetcher| fetcher.client().catalog(&asked);
+        self.listing(host, of, pager).await
     }
 
     /// What was last heard of a repository's tags, whatever its age. Asks the network nothing.
@@ -365,7 +379,7 @@ impl Resolver {
         blocking(self.fetcher.runtime(), move || store.db().listing(&of)).await
     }
 
-    async fn listing<P>(self: &Arc<Self>, of: String, pager: P) -> Result<Listing>
+    async fn listing<P>(self: &Arc<Self>, host: &str, of: String, pager: P) -> Result<Listing>
     where
         P: FnOnce(&Fetcher) -> Pager + Send + 'static,
     {
@@ -377,8 +391,8 @@ impl Resolver {
             });
         }
         let resolver = Arc::clone(self);
-        let name = of.clone();
-        let work = async move { resolver.fetch_listing(&name, pager).await.map(Arc::new) };
+        let (host, name) = (host.to_owned(), of.clone());
+        let work = async move { resolver.fetch_listing(&host, &name, pager).await.map(Arc::new) };
         let asked = self.listings.run(self.fetcher.runtime(), of.clone(), work);
         let Some(record) = known else {
             return Ok(Listing {
@@ -402,7 +416,7 @@ impl Resolver {
         }
     }
 
-    async fn fetch_listing<P>(&self, of: &str, pager: P) -> Result<Vec<String>>
+    async fn fetch_listing<P>(&self, host: &str, of: &str, pager: P) -> Result<Vec<String>>
     where
         P: FnOnce(&Fetcher) -> Pager + Send + 'static,
     {
@@ -414,6 +428,7 @@ impl Resolver {
                 return Err(Error::unsupported(of, "it has more than a million names"));
             }
         }
+        self.openness.host_answered(host, pager.with_credentials()).await;
         self.stale.lock().remove(of);
         names.sort();
         names.dedup();

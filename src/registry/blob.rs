@@ -318,6 +318,7 @@ impl BlobBody {
         let mut reached = Reached {
             answer,
             elsewhere: true,
+            with_credentials: false,
             scope: pull_scope(repository),
         };
         let registry = self.core.transport.registry(repository.host());

@@ -53,6 +53,14 @@ impl Client {
         })
     }
 
+    /// A client with the same settings that has no credentials. It shares nothing with this one.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn without_credentials(&self) -> Result<Self> {
+        Self::new(self.core.options().without_credentials())
+    }
+
     /// The manifest or index that `target` names, at most 4 MiB. Its digest is verified against the target's, or for
     /// a tag against the one that the registry states.
     ///
@@ -67,6 +75,17 @@ impl Client {
         manifest::fetch(&self.core, repository, target).await
     }
 
+    /// Whether the registry gives us this manifest. Asks with HEAD, which counts against no limit.
+    ///
+    /// # Errors
+    /// As [`Self::manifest`], but for an absent one.
+    pub async fn has_manifest(&self, repository: &Repository, digest: &Digest) -> Result<bool> {
+        let target = Target::Digest(*digest);
+        manifest::target_digest(&self.core, repository, &target)
+            .await
+            .map(|found| found.is_some())
+    }
+
     /// The digest that a tag names now, `None` if there is no such tag.
     ///
     /// # Errors
@@ -75,7 +94,7 @@ impl Client {
         if let Some(layout) = self.layouts.get(repository.host()) {
             return layout.tag_digest(repository, tag).await;
         }
-        manifest::tag_digest(&self.core, repository, tag).await
+        manifest::target_digest(&self.core, repository, &Target::Tag(tag.to_owned())).await
     }
 
     /// Bytes `range` of a blob that has `blob_bytes` bytes by its descriptor. They are **not** verified: a range has

@@ -47,6 +47,8 @@ pub struct ManifestBytes {
     pub media_type: String,
     /// The digest of the bytes.
     pub digest: Digest,
+    /// Whether it was asked for with credentials. The registry may give it to everyone all the same.
+    pub with_credentials: bool,
 }
 
 /// Fetches and verifies a manifest.
@@ -78,20 +80,24 @@ pub(super) async fn fetch(core: &Core, repository: &Repository, target: &Target)
         bytes,
         media_type,
         digest,
+        with_credentials: reached.with_credentials,
     })
 }
 
-/// The digest that a tag names now, `None` if there is no such tag. Asks with HEAD, which registries do not count
+/// The digest that `target` names now, `None` if there is no such manifest. Asks with HEAD, which registries do not count
 /// against their limits, and with GET where HEAD does not tell.
-pub(super) async fn tag_digest(core: &Core, repository: &Repository, tag: &str) -> Result<Option<Digest>> {
-    let target = Target::Tag(tag.to_owned());
-    let what = name(repository, &target);
+pub(super) async fn target_digest(
+    core: &Core,
+    repository: &Repository,
+    target: &Target,
+) -> Result<Option<Digest>> {
+    let what = name(repository, target);
     let mut attempts = core.begin(&what, Patience::Total)?;
     let host = core.transport.registry(repository.host());
-    if let Told::Digest(digest) = head(core, &host, repository, &target, &mut attempts).await? {
+    if let Told::Digest(digest) = head(core, &host, repository, target, &mut attempts).await? {
         return Ok(digest);
     }
-    match fetch(core, repository, &target).await {
+    match fetch(core, repository, target).await {
         Ok(manifest) => Ok(Some(manifest.digest)),
         Err(Error::NotFound { .. }) => Ok(None),
         Err(error) => Err(error),

@@ -56,6 +56,26 @@ impl Default for ClientOptions {
     }
 }
 
+impl ClientOptions {
+    /// The same for who has no credentials.
+    #[must_use]
+    pub(super) fn without_credentials(&self) -> Self {
+        let hosts = self.hosts.iter().map(|(host, options)| {
+            let options = HostOptions {
+                credential: None,
+                ..options.clone()
+            };
+            (host.clone(), options)
+        });
+        Self {
+            credential: None,
+            credential_environment: CredentialEnvironment::default(),
+            hosts: hosts.collect(),
+            ..self.clone()
+        }
+    }
+}
+
 /// What differs for one registry. The flags only add to the general ones.
 #[derive(Debug, Clone, Default)]
 pub struct HostOptions {

@@ -43,6 +43,7 @@ pub struct Pager {
     previous: Vec<String>,
     names: usize,
     empty_pages: u32,
+    with_credentials: bool,
 }
 
 enum List {
@@ -96,7 +97,13 @@ impl Pager {
             previous: Vec::new(),
             names: 0,
             empty_pages: 0,
+            with_credentials: false,
         }
+    }
+
+    #[must_use]
+    pub fn with_credentials(&self) -> bool {
+        self.with_credentials
     }
 
     /// The names of the next page, `None` after the last. Names that break the grammar of references are left out:
@@ -157,6 +164,7 @@ impl Pager {
         if !reached.answer.status().is_success() {
             return Err(self.core.refuse(&self.host, &self.what, &mut reached).await);
         }
+        self.with_credentials |= reached.with_credentials;
         let page: Page = serde_json::from_slice(&body)
             .map_err(|_| Error::malformed(&self.what, "the registry's answer is no list of names"))?;
         let names = page.names.unwrap_or_default();

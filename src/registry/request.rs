@@ -41,6 +41,8 @@ pub(super) struct Reached {
     pub(super) answer: Answer,
     /// It came from another origin than the registry's.
     pub(super) elsewhere: bool,
+    /// It was asked for with credentials. The registry may give it to everyone all the same.
+    pub(super) with_credentials: bool,
     /// What the request had to be allowed.
     pub(super) scope: String,
 }
@@ -155,6 +157,7 @@ impl Core {
                 return Ok(Reached {
                     answer,
                     elsewhere,
+                    with_credentials: authorization.is_some_and(|sent| sent.source.is_some()),
                     scope: request.scope.clone(),
                 });
             }

@@ -65,4 +65,13 @@ impl Pager {
             },
         }
     }
+
+    /// Whether a page was asked for with credentials. The registry may give the list to everyone all the same.
+    #[must_use]
+    pub fn with_credentials(&self) -> bool {
+        match self {
+            Self::Registry(pager) => pager.with_credentials(),
+            Self::Layout(_) => false,
+        }
+    }
 }

@@ -40,6 +40,10 @@ CREATE TABLE IF NOT EXISTS media_types (digest TEXT PRIMARY KEY, media_type TEXT
 CREATE TABLE IF NOT EXISTS listings (
     of TEXT PRIMARY KEY, names TEXT NOT NULL, checked_ms INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS slots (slot INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE);
+-- the images that a registry gave to somebody without credentials, and the registries that were asked with some
+CREATE TABLE IF NOT EXISTS open_images (
+    repository TEXT NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (repository, digest)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS hosts_with_credentials (host TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS warnings (tree TEXT PRIMARY KEY, text TEXT NOT NULL) WITHOUT ROWID;
 ";
 
@@ -209,6 +213,59 @@ impl Db {
             &tree.to_string(),
             &lines.join("\n"),
         )
+    }
+
+    /// Whether an image is known to be open to everyone.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn is_open_image(&self, repository: &str, digest: &Digest) -> Result<bool> {
+        let connection = self.connection.lock();
+        let found = connection
+            .query_row(
+                "SELECT 1 FROM open_images WHERE repository = ?1 AND digest = ?2",
+                [repository, &digest.to_string()],
+                |_| Ok(()),
+            )
+            .optional();
+        found.map(|row| row.is_some()).map_err(|e| failed(&e))
+    }
+
+    /// Records that an image is open to everyone.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn put_open_image(&self, repository: &str, digest: &Digest) -> Result<()> {
+        self.execute(
+            "INSERT OR REPLACE INTO open_images VALUES (?1, ?2)",
+            repository,
+            &digest.to_string(),
+        )
+    }
+
+    /// The registries that were ever asked with credentials.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn hosts_with_credentials(&self) -> Result<Vec<String>> {
+        let connection = self.connection.lock();
+        let mut statement = connection
+            .prepare_cached("SELECT host FROM hosts_with_credentials")
+            .map_err(|e| failed(&e))?;
+        let rows = statement
+            .query_map([], |row| row.get(0))
+            .map_err(|e| failed(&e))?;
+        rows.collect::<rusqlite::Result<_>>().map_err(|e| failed(&e))
+    }
+
+    /// Records that a registry was asked with credentials.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn put_host_with_credentials(&self, host: &str) -> Result<()> {
+        let connection = self.connection.lock();
+        let written = connection.execute("INSERT OR IGNORE INTO hosts_with_credentials VALUES (?1)", [host]);
+        kept(written.map(drop))
     }
 
     /// What was last heard of a listing (`tags HOST/PATH`, `catalog HOST`).
@@ -420,6 +477,26 @@ mod tests {
         assert_eq!(db.listing("tags h.io/a").unwrap().unwrap().names, ["1", "2"]);
         assert_eq!(db.visited("h.io").unwrap(), ["h.io/a"]);
         assert_eq!(db.visited("").unwrap(), ["h.io/a", "h.iox/c"]);
+    }
+
+    #[test]
+    fn what_is_open_to_everyone_is_known_by_repository_and_digest() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, two) = (Digest::of(b"1"), Digest::of(b"2"));
+        let db = open(&dir);
+        db.put_open_image("h.io/a", &one).unwrap();
+        db.put_open_image("h.io/a", &one).unwrap();
+        db.put_host_with_credentials("h.io").unwrap();
+        db.put_host_with_credentials("h.io").unwrap();
+        drop(db);
+        let db = open(&dir);
+        assert!(db.is_open_image("h.io/a", &one).unwrap());
+        assert!(!db.is_open_image("h.io/a", &two).unwrap());
+        assert!(
+            !db.is_open_image("h.io/b", &one).unwrap(),
+            "the same image elsewhere"
+        );
+        assert_eq!(db.hosts_with_credentials().unwrap(), ["h.io"]);
     }
 
     #[test]

@@ -125,6 +125,27 @@ fn wrong_bytes_make_no_file_and_the_others_come() {
 }
 
 #[test]
+fn a_cache_that_was_damaged_makes_no_file() {
+    let world = world();
+    let copy = world.path("copy");
+    world.text(&["prefetch", &world.image(IMAGE)]);
+    let layer = fs::read_dir(world.store().join("layers"))
+        .unwrap()
+        .next()
+        .unwrap();
+    let data = fs::File::options()
+        .write(true)
+        .open(layer.unwrap().path().join("data"));
+    std::os::unix::fs::FileExt::write_all_at(&data.unwrap(), b"damage", 50_000).unwrap();
+    let output = world.run(&["get", &world.image(IMAGE), "data/0[01]", "-o", text(&copy)]);
+    let said = errors(&output);
+    assert_eq!(code(&output), 7, "{said}");
+    assert!(said.contains("data/00: verification failed"), "{said}");
+    assert_eq!(complete(&copy), [1]);
+    assert_eq!(leftovers(&copy), [""; 0]);
+}
+
+#[test]
 fn answers_that_break_off_are_gone_on_with() {
     for fault in [Fault::Cut(300_000), Fault::CutHalfway, Fault::Reset] {
         let world = world();

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod copies;
+mod credentials;
 mod daemon;
 mod get;
 mod get_faults;

@@ -531,7 +531,7 @@ fn what_is_missing_for_a_mount_is_said_with_the_remedy() {
     let powerless = format!("exec setpriv --bounding-set=-sys_admin {binary} \"$@\"");
     let without_device =
         format!("exec unshare -m sh -c 'mount -t tmpfs none /dev; exec {binary} \"$@\"' sh \"$@\"");
-    for (script, remedy) in [(powerless, "needs root"), (without_device, "modprobe fuse")] {
+    for (script, remedy) in [(powerless, "CAP_SYS_ADMIN"), (without_device, "modprobe fuse")] {
         let mut options = options(&mountpoint);
         options.helper = Some(mounted::shell_script(dir.path(), &script));
         let error = Mount::start(mounted::no_fs(), &options, mounted::handle()).unwrap_err();

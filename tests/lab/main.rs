@@ -4,6 +4,7 @@
 
 mod line;
 mod servers;
+mod sources;
 mod world;
 
 use std::path::{Path, PathBuf};

@@ -1,7 +1,7 @@
 //! What stands between people and their registries: tokens, redirects, URLs that expire, mirrors. Each on real servers, with
 //! all requests seen from a line of its own.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -27,9 +27,13 @@ struct Far {
 
 impl Far {
     fn new(server: &str, options: &[&str]) -> Self {
+        Self::with_environment(server, options, &[])
+    }
+
+    fn with_environment(server: &str, options: &[&str], environment: &[(&str, &Path)]) -> Self {
         let line = Line::new();
         let options = [&["--plain-http"], options].concat();
-        let mounted = Mounted::behind(&line, &options);
+        let mounted = Mounted::behind(&line, &options, environment);
         let rootfs = mounted.root().join(lab(server)).join(IMAGE);
         Self {
             line,
@@ -120,6 +124,48 @@ fn a_token_that_ended_early_is_renewed_once() {
         briefs(&requests),
         ["auth 200", "token-short 206", "token-short 401"]
     );
+}
+
+#[test]
+#[ignore = "needs the lab"]
+fn a_login_lives_on_refresh_tokens_that_are_good_for_one_use() {
+    let form = [
+        "grant_type=password".to_owned(),
+        format!("username={}", lab("LAB_USER")),
+        format!("password={}", lab("LAB_PASSWORD")),
+        "access_type=offline".to_owned(),
+        "service=lab".to_owned(),
+        "client_id=test".to_owned(),
+    ];
+    let mut curl = Command::new("curl");
+    curl.arg("-fsS")
+        .arg(format!("http://{}/token/60", lab("LAB_AUTH")));
+    let answer = curl
+        .args(form.iter().flat_map(|field| ["-d", field]))
+        .output()
+        .unwrap();
+    let answer: serde_json::Value = serde_json::from_slice(&answer.stdout).unwrap();
+    let login = serde_json::json!({
+        "auths": { lab("LAB_TOKEN_SHORT"): { "identitytoken": answer["refresh_token"] } }
+    });
+    let docker = tempfile::tempdir().unwrap();
+    std::fs::write(docker.path().join("config.json"), login.to_string()).unwrap();
+    let mut far = Far::with_environment("LAB_TOKEN_SHORT", &[], &[("DOCKER_CONFIG", docker.path())]);
+    let posted = |requests: &[Request]| {
+        briefs(requests)
+            .iter()
+            .filter(|brief| *brief == "auth 200")
+            .count()
+    };
+    assert_eq!(posted(&far.read(FIRST)), 1);
+    for path in [LATER, "usr/bin/perl"] {
+        wait_s("LAB_SHORT_TOKEN_S", 1);
+        let requests = far.read(path);
+        assert_eq!(
+            briefs(&requests),
+            ["auth 200", "token-short 206", "token-short 401"]
+        );
+    }
 }
 
 #[test]

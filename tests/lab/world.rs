@@ -20,30 +20,41 @@ pub(super) fn script(name: &str) -> PathBuf {
 pub(super) struct Mounted {
     dir: tempfile::TempDir,
     options: Vec<String>,
+    /// Set for whatever runs.
+    environment: Vec<(String, PathBuf)>,
     /// The network namespace that its daemon lives in, if not ours.
     namespace: Option<String>,
 }
 
 impl Mounted {
     pub(super) fn with(options: &[&str]) -> Self {
-        Self::new(options, None)
+        Self::new(options, &[], None)
     }
 
-    /// A mount whose daemon reaches the lab by `line` alone.
-    pub(super) fn behind(line: &Line, options: &[&str]) -> Self {
-        Self::new(options, Some(line.namespace().to_owned()))
+    /// One whose daemon reaches the lab by `line` alone. It is for its user only: what a daemon asks to know whether
+    /// other users may see an image would be among the requests.
+    pub(super) fn behind(line: &Line, options: &[&str], environment: &[(&str, &Path)]) -> Self {
+        Self::new(options, environment, Some(line.namespace().to_owned()))
     }
 
-    fn new(options: &[&str], namespace: Option<String>) -> Self {
+    fn new(options: &[&str], environment: &[(&str, &Path)], namespace: Option<String>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("mnt")).unwrap();
         let mounted = Self {
             dir,
             options: options.iter().map(ToString::to_string).collect(),
+            environment: environment
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), value.to_path_buf()))
+                .collect(),
             namespace,
         };
         let mountpoint = mounted.root();
-        mounted.text(&["mount".as_ref(), mountpoint.as_os_str()]);
+        let mut mount = vec!["mount".as_ref(), mountpoint.as_os_str()];
+        if mounted.namespace.is_some() {
+            mount.extend(["-o", "noallow_other"].map(OsStr::new));
+        }
+        mounted.text(&mount);
         mounted
     }
 
@@ -70,7 +81,8 @@ impl Mounted {
             .arg("--cache-dir")
             .arg(self.dir.path().join("store"))
             .args(&self.options)
-            .args(arguments);
+            .args(arguments)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.output().unwrap()
     }
 

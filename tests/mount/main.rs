@@ -17,6 +17,7 @@ mod oddities;
 mod outage;
 mod readers;
 mod secrets;
+mod sharing;
 mod sources;
 mod store;
 #[path = "../support/mod.rs"]

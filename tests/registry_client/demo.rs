@@ -120,6 +120,44 @@ async fn an_image_is_read_over_every_way_of_authorization() {
 }
 
 #[tokio::test]
+async fn an_answer_says_whether_credentials_went_with_its_question() {
+    let basic = Behaviour {
+        auth: Auth::Basic(account()),
+        ..Behaviour::default()
+    };
+    let refresh = format!("<token>:{}", identity_token(&account()));
+    let closed = |auth: &mut TokenAuth| auth.private = vec![APPLICATION.to_owned()];
+    // The last: whether anyone may have it.
+    let ways = [
+        (Behaviour::default(), Some("me:secret"), false, true),
+        (with_token(|_| ()), None, false, true),
+        (with_token(|_| ()), Some("me:secret"), true, true),
+        (with_token(closed), Some("me:secret"), true, false),
+        (with_token(closed), Some(refresh.as_str()), true, false),
+        (basic, Some("me:secret"), true, false),
+    ];
+    for (behaviour, credential, with_credentials, for_everyone) in ways {
+        let shown = format!("{:?}", behaviour.auth);
+        let registry = start(behaviour);
+        let repository = Repository::new(&registry.host(), APPLICATION).unwrap();
+        let client = client(credential);
+        let tag = Target::Tag("latest".to_owned());
+        // The first is asked without, and refused; later ones carry what helped.
+        for _ in 0..2 {
+            let manifest = client.manifest(&repository, &tag).await.unwrap();
+            assert_eq!(manifest.with_credentials, with_credentials, "{shown}");
+        }
+        let mut tags = client.tags(&repository);
+        tags.next_page().await.unwrap().unwrap();
+        assert_eq!(tags.with_credentials(), with_credentials, "{shown}");
+        let digest = client.manifest(&repository, &tag).await.unwrap().digest;
+        let nobody = client.without_credentials().unwrap();
+        let given = nobody.has_manifest(&repository, &digest).await;
+        assert_eq!(given == Ok(true), for_everyone, "{shown}: {given:?}");
+    }
+}
+
+#[tokio::test]
 async fn files_of_other_tools_are_where_credentials_are() {
     let registry = start(with_token(|auth| auth.anonymous_pull = false));
     let folder = tempfile::tempdir().unwrap();

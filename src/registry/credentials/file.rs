@@ -69,9 +69,11 @@ impl Stamp {
         else {
             return false;
         };
-        let changed =
-            u64::try_from(*seconds).map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
-        changed.is_ok_and(|changed| now < changed + UNSETTLED)
+        let settled =
+            u64::try_from(*seconds).map(|seconds| Duration::from_secs(seconds).saturating_add(UNSETTLED));
+        let settled = settled.map(|since_epoch| SystemTime::UNIX_EPOCH.checked_add(since_epoch));
+        // A time too late to be told is never over; one from before the epoch is.
+        settled.is_ok_and(|settled| settled.is_none_or(|settled| now < settled))
     }
 }
 

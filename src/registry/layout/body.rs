@@ -50,7 +50,8 @@ impl LayoutBody {
             return Ok(None);
         }
         let (blob, offset) = (Arc::clone(&self.blob), self.position);
-        let piece = on_thread(move || {
+        let path = self.blob.path.clone();
+        let piece = on_thread(&path, move || {
             let mut piece = vec![0; usize::try_from(length).unwrap_or(0)];
             let read = blob.file.read_exact_at(&mut piece, offset);
             read.map(|()| Bytes::from(piece))

@@ -16,7 +16,7 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use lru::LruCache;
@@ -37,6 +37,9 @@ const UNNAMED_MAX: usize = 64;
 const COLLECTED_BYTES_MAX: u64 = 64 << 20;
 /// Largest blob that is read as one: an image's configuration.
 const SMALL_BLOB_BYTES_MAX: u64 = 8 << 20;
+
+/// Longest wait for one step: for a piece of a blob, a manifest, `index.json`.
+const DISK_WAIT: Duration = Duration::from_secs(60);
 
 /// The layouts by host.
 #[derive(Debug)]
@@ -89,7 +92,7 @@ impl Layout {
     /// What the layout holds now.
     async fn names(self: &Arc<Self>) -> Result<Arc<Names>> {
         let layout = Arc::clone(self);
-        on_thread(move || layout.read_names()).await
+        on_thread(&self.path, move || layout.read_names()).await
     }
 
     fn read_names(&self) -> Result<Arc<Names>> {
@@ -140,7 +143,10 @@ impl Layout {
             },
         };
         let layout = Arc::clone(self);
-        on_thread(move || layout.read_manifest(&what, digest, entry.as_ref())).await
+        on_thread(&self.path, move || {
+            layout.read_manifest(&what, digest, entry.as_ref())
+        })
+        .await
     }
 
     fn read_manifest(&self, what: &str, digest: Digest, entry: Option<&Entry>) -> Result<ManifestBytes> {
@@ -160,6 +166,7 @@ impl Layout {
             bytes,
             media_type,
             digest,
+            with_credentials: false,
         })
     }
 
@@ -194,7 +201,7 @@ impl Layout {
         blob_bytes: u64,
     ) -> Result<LayoutBody> {
         let (layout, what, digest) = (Arc::clone(self), format!("{repository}@{digest}"), *digest);
-        on_thread(move || {
+        on_thread(&self.path, move || {
             let blob = layout.open_blob(&what, &digest)?;
             LayoutBody::new(&what, blob, range, blob_bytes)
         })
@@ -232,7 +239,7 @@ impl Layout {
         blob_bytes: u64,
     ) -> Result<Bytes> {
         let (layout, what, digest) = (Arc::clone(self), format!("{repository}@{digest}"), *digest);
-        on_thread(move || {
+        on_thread(&self.path, move || {
             let blob = layout.open_blob(&what, &digest)?;
             let path = blob.path.clone();
             blob.check_size(&what, blob_bytes)?;
@@ -310,13 +317,22 @@ fn verify(what: &str, path: &Path, digest: &Digest, bytes: &[u8]) -> Result<()> 
     }
 }
 
-/// Runs what may wait for a disk on a thread for such work.
-async fn on_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
-        Err(Error::Io {
-            what: "reading a layout".to_owned(),
+/// Runs what may wait for a disk on a thread for such work. A disk, or a server of files, that says nothing is given up;
+/// its thread is lost to it.
+async fn on_thread<T: Send + 'static>(
+    path: &Path,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    match tokio::time::timeout(DISK_WAIT, tokio::task::spawn_blocking(work)).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(error)) => Err(Error::Io {
+            what: shown(path),
             errno: libc::EIO,
             why: error.to_string(),
-        })
-    })
+        }),
+        Err(_) => Err(Error::Timeout {
+            what: shown(path),
+            waited_ms: u64::try_from(DISK_WAIT.as_millis()).unwrap_or(u64::MAX),
+        }),
+    }
 }
