@@ -195,3 +195,58 @@ fn status(engine: &Engine) -> serde_json::Value {
     fields.insert("errors".to_owned(), serde_json::json!([]));
     fields.into()
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::{UnixListener, UnixStream};
+
+    use super::*;
+    use crate::config::{Config, Environment, Layer};
+    use crate::daemon::protocol::Frame;
+
+    /// Takes a question and shows that it is at work.
+    async fn begin(listener: &UnixListener) -> UnixStream {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        Frame::read(&mut stream).await.unwrap().unwrap();
+        Frame::Alive.write(&mut stream).await.unwrap();
+        stream
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_daemon_that_dies_at_work_is_replaced_unless_all_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache_dir = dir.path().join("cache");
+        let environment = Environment {
+            variables: [("REGISTRYFS_CACHE_DIR".into(), cache_dir.clone().into())].into(),
+            is_root: false,
+            system_file: dir.path().join("none"),
+        };
+        let loaded = Config::load(&environment, None, Layer::default()).unwrap();
+        let socket = dir.path().join("s");
+        let lock = Lock::take(&cache_dir).unwrap();
+        lock.note(Some(&socket)).unwrap();
+        let listener = UnixListener::bind(&socket).unwrap();
+        let session = Session::new(&loaded, |_| {});
+
+        let all_die = async {
+            for _ in 0..=DEATHS_MAX {
+                drop(begin(&listener).await);
+            }
+        };
+        let (answer, ()) = tokio::join!(session.ask::<serde_json::Value>(Query::Status), all_die);
+        assert!(matches!(answer, Err(Error::Busy { .. })), "{answer:?}");
+
+        let dies = async move {
+            let stream = begin(&listener).await;
+            drop(listener);
+            drop(lock);
+            drop(stream);
+        };
+        let (answer, ()) = tokio::join!(session.ask::<serde_json::Value>(Query::Status), dies);
+        assert_eq!(
+            answer.unwrap()["daemon"],
+            serde_json::Value::Null,
+            "answered here"
+        );
+    }
+}
