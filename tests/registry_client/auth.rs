@@ -384,3 +384,33 @@ async fn authorization_stays_with_the_registry() {
         assert_eq!(request.header("authorization"), None, "{request:?}");
     }
 }
+
+#[tokio::test]
+async fn a_refusal_of_the_token_service_is_believed_for_a_while() {
+    let server = Server::start(|request| match request.path() {
+        "/token" => Reply::error(401, "UNAUTHORIZED"),
+        _ => challenge(request, ""),
+    })
+    .await;
+    let client = with_credential("me:wrong");
+    for name in ["1", "2", "3"] {
+        let error = client
+            .manifest(&repository(&server, "a"), &tag(name))
+            .await
+            .unwrap_err();
+        let text = error.to_string();
+        assert!(matches!(error, Error::Denied { .. }), "{text}");
+        assert!(
+            text.contains(&format!("/a:{name}")) && text.contains("--credential"),
+            "{text}"
+        );
+    }
+    assert_eq!(server.count("/token"), 1, "{:?}", server.lines());
+    let other = client.manifest(&repository(&server, "b"), &tag("1")).await;
+    assert!(other.is_err());
+    assert_eq!(
+        server.count("/token"),
+        2,
+        "another repository is another question"
+    );
+}
