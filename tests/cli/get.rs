@@ -263,3 +263,45 @@ fn a_directory_never_goes_through_the_link_of_an_earlier_image() {
     assert!(errors(&output).contains("lib"), "{}", errors(&output));
     assert!(!Path::new("/tmp").join(name).exists());
 }
+
+#[test]
+fn names_may_be_long_and_odd_and_a_message_stays_on_its_line() {
+    let longest = "ä".repeat(127) + "x";
+    assert_eq!(longest.len(), 255);
+    // With the destination before it, longer than a path can be in one system call.
+    let deep = vec!["d".repeat(254); 16].join("/");
+    let odd = "od\nd\u{1b}[31m";
+    let world = World::of(content(&[&[
+        file(&longest, "long"),
+        link("l", Kind::Hardlink, &longest),
+        file(&format!("{deep}/f"), "deep"),
+        file(odd, "odd"),
+    ]]));
+    let image = world.image(IMAGE);
+    let copy = world.path("copy");
+    fs::create_dir_all(copy.join(odd).join("in the way")).unwrap();
+    let output = world.run(&["get", "--format=json", &image, ".", "-o", text(&copy)]);
+    let said = errors(&output);
+    assert_eq!((code(&output), said.lines().count()), (1, 1), "{said:?}");
+    assert!(said.contains("od?d?[31m: a directory"), "{said:?}");
+    let summary: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (&summary["files"], &summary["hard_links"]),
+        (&2.into(), &1.into()),
+        "{summary}"
+    );
+    assert_eq!(fs::read(copy.join(&longest)).unwrap(), b"long");
+    let mut dir = fs::File::open(&copy).unwrap();
+    for name in deep.split('/') {
+        let flags = rustix::fs::OFlags::DIRECTORY;
+        dir = rustix::fs::openat(&dir, name, flags, rustix::fs::Mode::empty())
+            .unwrap()
+            .into();
+    }
+    assert_eq!(
+        rustix::fs::statat(&dir, "f", rustix::fs::AtFlags::empty())
+            .unwrap()
+            .st_size,
+        4
+    );
+}
