@@ -22,7 +22,7 @@ impl Digest {
             reference: self.reference.clone(),
         };
         let resolved: Resolved = context.session().ask(query).await?;
-        out.note_stale(resolved.stale);
+        out.note_stale(resolved.stale.as_deref());
         match out.format {
             Format::Json => out.json(&resolved),
             Format::Text => out.line(resolved.digest),

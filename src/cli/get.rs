@@ -74,7 +74,7 @@ impl Get {
         };
         session.close().await;
         let report = result?;
-        out.note_stale(report.stale);
+        out.note_stale(report.stale.as_deref());
         if !report.spared.is_empty() {
             note(&format!("warning: {}", spared(&report.spared)));
         }

@@ -34,7 +34,7 @@ impl Info {
             };
         }
         let info: ImageInfo = session.ask(Query::Info { image }).await?;
-        out.note_stale(info.resolved.stale);
+        out.note_stale(info.resolved.stale.as_deref());
         if out.format == Format::Json {
             return out.json(&info);
         }

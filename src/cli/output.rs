@@ -59,7 +59,7 @@ impl Output {
 
     /// Prints a list of names.
     pub(super) fn listing(&mut self, listing: &Listing) -> Result<()> {
-        self.note_stale(listing.stale);
+        self.note_stale(listing.stale.as_deref());
         match self.format {
             Format::Json => self.json(listing),
             Format::Text => listing
@@ -69,10 +69,12 @@ impl Output {
         }
     }
 
-    /// Warns that an answer is an old one.
-    pub(super) fn note_stale(&self, is_stale: bool) {
-        if is_stale {
-            note("warning: the registry could not be asked; this is what it said before");
+    /// Warns that an answer is an old one, and says why.
+    pub(super) fn note_stale(&self, why: Option<&str>) {
+        if let Some(why) = why {
+            note(&format!(
+                "warning: the registry could not be asked; this is what it said before: {why}"
+            ));
         }
     }
 

@@ -59,7 +59,7 @@ impl Prefetch {
         drop(bar);
         result?;
         let summary = summary.ok_or_else(|| Error::malformed("answer", "it ends early"))?;
-        out.note_stale(summary.stale);
+        out.note_stale(summary.stale.as_deref());
         match out.format {
             Format::Json => out.json(&summary)?,
             Format::Text => out.line(text(&summary))?,

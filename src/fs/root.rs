@@ -106,9 +106,9 @@ impl Filesystem {
     /// Resolves a reference and opens its root filesystem, for good: the image stays what it is now.
     pub(super) async fn open_top(&self, reference: &Reference) -> Result<Top> {
         let images = self.images();
-        let (digest, is_stale) = images.digest(reference).await?;
-        if is_stale {
-            tracing::warn!(%reference, %digest, "the registry does not answer: this is what was last heard");
+        let (digest, stale) = images.digest(reference).await?;
+        if let Some(why) = stale {
+            tracing::warn!(%reference, %digest, %why, "cannot ask the registry: this is what was last heard");
         }
         let platform = &self.options().platform;
         let image = images.image(&reference.repository, &digest, platform).await?;

@@ -88,8 +88,8 @@ impl Progress {
 pub struct Report {
     /// The image by its digest.
     pub reference: String,
-    /// Whether the tag could not be checked and this is its last known image.
-    pub stale: bool,
+    /// Why the tag could not be checked, where that is so and this is its last known image.
+    pub stale: Option<String>,
     /// Directories, those that only lead to others included.
     pub directories: u64,
     /// Regular files.
@@ -146,7 +146,7 @@ pub async fn get(session: &Arc<Session>, request: &Request, progress: &Arc<Progr
     progress.total_bytes.store(plan.head.bytes, Ordering::Relaxed);
     let mut report = Report {
         reference: plan.head.reference.clone(),
-        stale: plan.head.stale,
+        stale: plan.head.stale.clone(),
         ..Report::default()
     };
     plan.head.unmatched.drain(..).for_each(|error| report.fail(error));

@@ -11,8 +11,8 @@ use crate::image::platform::Platform;
 pub struct Listing {
     /// The names, as the registry gave them, sorted.
     pub names: Vec<String>,
-    /// Whether the registry could not be asked and this is what it said before.
-    pub stale: bool,
+    /// Why the registry could not be asked, where that is so and this is what it said before.
+    pub stale: Option<String>,
 }
 
 /// What a reference names now.
@@ -24,8 +24,8 @@ pub struct Resolved {
     pub digest: Digest,
     /// Its media type.
     pub media_type: String,
-    /// Whether the tag could not be checked for a network reason and this is its last known digest.
-    pub stale: bool,
+    /// Why the tag could not be checked, where that is so and this is its last known digest.
+    pub stale: Option<String>,
 }
 
 /// `registryfs info REF`.

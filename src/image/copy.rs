@@ -54,8 +54,8 @@ pub enum Prefetched {
 pub struct Summary {
     /// The image by its digest.
     pub reference: String,
-    /// Whether the tag could not be checked and this is its last known image.
-    pub stale: bool,
+    /// Why the tag could not be checked, where that is so and this is its last known image.
+    pub stale: Option<String>,
     /// The patterns that matched nothing, and why.
     pub unmatched: Vec<Error>,
     /// The first failure that did not end it.
@@ -295,12 +295,12 @@ impl Images {
         }
     }
 
-    /// The image that a reference chooses, its tree, and whether that is only what was known before.
+    /// The image that a reference chooses, its tree, and why that is only what was known before.
     async fn opened(
         self: &Arc<Self>,
         reference: &Reference,
         platform: &Platform,
-    ) -> Result<(Arc<Image>, Arc<Rootfs>, bool)> {
+    ) -> Result<(Arc<Image>, Arc<Rootfs>, Option<String>)> {
         let (digest, stale) = self.digest(reference).await?;
         let image = self.image(&reference.repository, &digest, platform).await?;
         let rootfs = self.rootfs(&image).await?;

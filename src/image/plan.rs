@@ -13,8 +13,8 @@ use crate::error::Error;
 pub struct Head {
     /// The image by its digest, so that the contents come from the same one when the tag has moved.
     pub reference: String,
-    /// Whether the tag could not be checked and this is its last known image.
-    pub stale: bool,
+    /// Why the tag could not be checked, where that is so and this is its last known image.
+    pub stale: Option<String>,
     /// The patterns that matched nothing, and why.
     pub unmatched: Vec<Error>,
     /// The regular file that the only pattern, one without wildcards, leads to.

@@ -61,7 +61,7 @@ impl Images {
             Err(error) if visited.is_empty() => return Err(error),
             Err(error) => Listing {
                 names: Vec::new(),
-                stale: error.is_network(),
+                stale: error.is_network().then(|| error.to_string()),
             },
         };
         listing.names.extend(visited);
@@ -78,13 +78,13 @@ impl Images {
         self.resolver().tags(repository).await
     }
 
-    /// The digest that a reference names now.
+    /// The digest that a reference names now, or what was last heard and why it could not be checked.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Denied`], and those of the network.
-    pub async fn digest(self: &Arc<Self>, reference: &Reference) -> Result<(Digest, bool)> {
+    pub async fn digest(self: &Arc<Self>, reference: &Reference) -> Result<(Digest, Option<String>)> {
         match reference.target() {
-            Target::Digest(digest) => Ok((digest, false)),
+            Target::Digest(digest) => Ok((digest, None)),
             Target::Tag(tag) => {
                 let answer = self.resolver().tag(&reference.repository, &tag).await?;
                 Ok((answer.digest, answer.stale))

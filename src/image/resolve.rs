@@ -4,7 +4,7 @@
 //! A tag is asked for again after `tag_ttl`. If a digest of it is known, that question waits [`REVALIDATION_WAIT`] and goes
 //! on in the background; until an authoritative answer comes, the last known digest stands, marked stale.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use lru::LruCache;
 use parking_lot::Mutex;
+use tokio::time::error::Elapsed;
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
@@ -35,16 +36,18 @@ const RELISTING_WAIT: Duration = Duration::from_secs(5);
 const STALE_REST: Duration = Duration::from_secs(5);
 /// The most names kept of a listing.
 const LISTING_NAMES_MAX: usize = 1_000_000;
+/// Why something is stale, where the wait for the answer has ended and the question goes on.
+const NO_ANSWER: &str = "no answer yet";
 /// The most tags whose failed revalidation is remembered.
 const RESTING_MAX: usize = 4096;
 
 /// A tag's digest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TagDigest {
     /// The digest.
     pub digest: Digest,
-    /// Whether it could not be checked for a network reason.
-    pub stale: bool,
+    /// Why it could not be checked, where that is so and this is what was last heard.
+    pub stale: Option<String>,
     /// For how long it need not be asked for again.
     pub valid_for: Duration,
 }
@@ -59,7 +62,7 @@ pub struct Resolver {
     documents: SingleFlight<(Repository, Digest), Bytes>,
     listings: SingleFlight<String, Arc<Vec<String>>>,
     resting: Mutex<LruCache<(Repository, String), Instant>>,
-    stale: Mutex<HashSet<String>>,
+    stale: Mutex<HashMap<String, String>>,
 }
 
 impl Resolver {
@@ -103,7 +106,7 @@ impl Resolver {
     /// The tags and listings that could not be checked when they were last asked for, sorted.
     #[must_use]
     pub fn stale_names(&self) -> Vec<String> {
-        let mut names: Vec<String> = self.stale.lock().iter().cloned().collect();
+        let mut names: Vec<String> = self.stale.lock().keys().cloned().collect();
         names.sort();
         names
     }
@@ -123,7 +126,7 @@ impl Resolver {
             })?;
             return Ok(TagDigest {
                 digest,
-                stale: false,
+                stale: None,
                 valid_for: LAYOUT_TTL,
             });
         }
@@ -141,7 +144,7 @@ impl Resolver {
                     let valid_for = self.tag_ttl.saturating_sub(age);
                     return Ok(TagDigest {
                         digest,
-                        stale: false,
+                        stale: None,
                         valid_for,
                     });
                 }
@@ -166,16 +169,16 @@ impl Resolver {
             .get(&key)
             .is_some_and(|since| since.elapsed() < STALE_REST)
         {
-            return Ok(stale(digest));
+            let why = self.stale.lock().get(&name).cloned();
+            return Ok(stale(digest, why.unwrap_or_else(|| NO_ANSWER.to_owned())));
         }
         match tokio::time::timeout(REVALIDATION_WAIT, check).await {
             Ok(Ok(Some(digest))) => Ok(self.fresh(digest)),
             Ok(Ok(None)) => Err(no_such_tag(&name)),
             Ok(Err(error)) if is_authoritative(&error) => Err(error),
-            Ok(Err(_)) | Err(_) => {
+            failed => {
                 self.resting.lock().put(key, Instant::now());
-                self.mark_stale(name);
-                Ok(stale(digest))
+                Ok(stale(digest, self.mark_stale(name, failed)))
             }
         }
     }
@@ -183,7 +186,7 @@ impl Resolver {
     fn fresh(&self, digest: Digest) -> TagDigest {
         TagDigest {
             digest,
-            stale: false,
+            stale: None,
             valid_for: self.tag_ttl,
         }
     }
@@ -397,7 +400,7 @@ impl Resolver {
         if let Some(record) = known.as_ref().filter(|record| record.age() < self.tag_ttl) {
             return Ok(Listing {
                 names: record.names.clone(),
-                stale: false,
+                stale: None,
             });
         }
         let resolver = Arc::clone(self);
@@ -407,22 +410,19 @@ impl Resolver {
         let Some(record) = known else {
             return Ok(Listing {
                 names: asked.await?.to_vec(),
-                stale: false,
+                stale: None,
             });
         };
         match tokio::time::timeout(RELISTING_WAIT, asked).await {
             Ok(Ok(names)) => Ok(Listing {
                 names: names.to_vec(),
-                stale: false,
+                stale: None,
             }),
             Ok(Err(error)) if is_authoritative(&error) => Err(error),
-            Ok(Err(_)) | Err(_) => {
-                self.mark_stale(of);
-                Ok(Listing {
-                    names: record.names,
-                    stale: true,
-                })
-            }
+            failed => Ok(Listing {
+                names: record.names,
+                stale: Some(self.mark_stale(of, failed)),
+            }),
         }
     }
 
@@ -450,12 +450,17 @@ impl Resolver {
         Ok(names)
     }
 
-    /// Notes a name for `status`; beyond a bound only the fact counts.
-    fn mark_stale(&self, name: String) {
+    /// Notes a name for `status`, and gives the reason; beyond a bound only the fact counts.
+    fn mark_stale<T>(&self, name: String, failed: std::result::Result<Result<T>, Elapsed>) -> String {
+        let why = match failed {
+            Ok(Err(error)) => error.to_string(),
+            Ok(Ok(_)) | Err(_) => NO_ANSWER.to_owned(),
+        };
         let mut stale = self.stale.lock();
-        if stale.len() < RESTING_MAX {
-            stale.insert(name);
+        if stale.len() < RESTING_MAX || stale.contains_key(&name) {
+            stale.insert(name, why.clone());
         }
+        why
     }
 }
 
@@ -465,13 +470,13 @@ async fn listing_now(mut pager: Pager) -> Result<Listing> {
     while let Some(page) = pager.next_page().await? {
         names.extend(page);
     }
-    Ok(Listing { names, stale: false })
+    Ok(Listing { names, stale: None })
 }
 
-fn stale(digest: Digest) -> TagDigest {
+fn stale(digest: Digest, why: String) -> TagDigest {
     TagDigest {
         digest,
-        stale: true,
+        stale: Some(why),
         valid_for: STALE_REST,
     }
 }

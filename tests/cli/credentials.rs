@@ -53,6 +53,27 @@ fn a_helper_that_is_not_there_is_named() {
 }
 
 #[test]
+fn an_answer_from_memory_says_why_the_registry_was_not_asked() {
+    let world = closed();
+    let folder = login(&world, "config.json").parent().unwrap().to_owned();
+    let tags = || {
+        let mut command = world.command(&["tags", &world.image("base/slim")]);
+        finish(start(
+            command
+                .env("DOCKER_CONFIG", &folder)
+                .env("REGISTRYFS_TAG_TTL", "0"),
+        ))
+    };
+    let fresh = tags();
+    assert_eq!((code(&fresh), errors(&fresh).as_str()), (0, ""));
+    world.file("config.json", r#"{"credsStore":"nobody"}"#);
+    let stale = tags();
+    assert_eq!((code(&stale), &stale.stdout), (0, &fresh.stdout));
+    let said = errors(&stale);
+    assert!(said.contains("docker-credential-nobody, which "), "{said}");
+}
+
+#[test]
 fn a_daemon_finds_a_login_by_the_environment_of_its_mount() {
     let world = closed();
     let mountpoint = world.mountpoint("m");
