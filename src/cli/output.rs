@@ -6,6 +6,7 @@ use std::io::{self, BufWriter, Stdout, Write};
 use serde::Serialize;
 
 use super::globals::Format;
+use super::progress::beside_bar;
 use super::text::{table, visible, visible_name};
 use crate::error::{Error, Result};
 use crate::image::answers::Listing;
@@ -91,6 +92,8 @@ pub(super) fn is_closed_pipe(error: &Error) -> bool {
 
 /// Tells the user something that is not the answer.
 pub(super) fn note(text: &str) {
-    // Where standard error is closed there is no one to tell.
-    let _ = writeln!(io::stderr(), "registryfs: {}", visible(text));
+    beside_bar(|| {
+        // Where standard error is closed there is no one to tell.
+        let _ = writeln!(io::stderr(), "registryfs: {}", visible(text));
+    });
 }

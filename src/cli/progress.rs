@@ -4,12 +4,24 @@ use std::io::{IsTerminal, stderr};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use parking_lot::Mutex;
 
 use super::globals::Globals;
 use crate::daemon::log::Verbosity;
 
 /// How often the bar looks where it is.
 pub(super) const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The bar that is shown: a command has one at most.
+static SHOWN: Mutex<Option<ProgressBar>> = Mutex::new(None);
+
+/// Does what writes to standard error, with the bar out of its way.
+pub(super) fn beside_bar(write: impl FnOnce()) {
+    match &*SHOWN.lock() {
+        Some(bar) => bar.suspend(write),
+        None => write(),
+    }
+}
 
 /// A bar for bytes. It goes away when it is dropped.
 #[derive(Debug)]
@@ -29,6 +41,7 @@ impl Bar {
         bar.set_style(style("{spinner} {msg}"));
         if is_shown {
             bar.enable_steady_tick(LOOK_INTERVAL);
+            *SHOWN.lock() = Some(bar.clone());
         }
         Self(bar)
     }
@@ -51,6 +64,7 @@ impl Bar {
 
 impl Drop for Bar {
     fn drop(&mut self) {
+        *SHOWN.lock() = None;
         self.0.finish_and_clear();
     }
 }

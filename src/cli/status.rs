@@ -58,11 +58,25 @@ fn list_item(item: &Value, depth: usize) -> Vec<String> {
     if let Some(text) = failure(item).or_else(|| scalar(item, Unit::None)) {
         return vec![format!("{indent}- {text}")];
     }
-    let mut inner = lines(item, depth + 1);
+    let mut inner = lines(&said(item), depth + 1);
     if let Some(first) = inner.first_mut() {
         *first = format!("{indent}- {}", first.trim_start());
     }
     inner
+}
+
+/// What an item of a list says: many such items in a row, most of whose fields say nothing, would hide the others.
+fn said(item: &Value) -> Value {
+    let Value::Object(fields) = item else {
+        return item.clone();
+    };
+    let says_something = |value: &Value| match value {
+        Value::Null => false,
+        Value::Array(items) => !items.is_empty(),
+        _ => true,
+    };
+    let said = fields.iter().filter(|(_, value)| says_something(value));
+    said.map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
 /// A failed operation on one line: when, what, where, which errno, and why.
@@ -165,7 +179,7 @@ mod tests {
             "cache": {"disk_bytes": 1536, "layers": 2},
             "daemon": null,
             "mounts": [
-                {"mountpoint": "/m", "mounted_s": 130, "requests": {"read": 3, "lookup": 0}},
+                {"mountpoint": "/m", "mounted_s": 130, "requests": {"read": 3, "lookup": 0}, "digest": null, "deny": []},
                 {"mountpoint": "/n"},
             ],
             "stale": [],

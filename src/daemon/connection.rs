@@ -25,7 +25,7 @@ pub(super) struct Connection {
 }
 
 /// What an answer consists of.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) enum Part {
     /// A piece of the bytes.
     Piece(Vec<u8>),
@@ -42,7 +42,8 @@ impl Connection {
         }
     }
 
-    /// Connects to a socket; `None` where nobody listens on it.
+    /// Connects to a socket; `None` where nobody listens on it, be it that whoever did has just ended: the kernel then
+    /// resets a connection that was made already.
     pub(super) async fn to(socket: &Path) -> Result<Option<Self>> {
         let failed = |error: io::Error| Error::io(socket.display().to_string(), &error);
         let stream = match timeout(SILENCE_MAX, UnixStream::connect(socket)).await {
@@ -50,7 +51,9 @@ impl Connection {
             Ok(Err(error))
                 if matches!(
                     error.kind(),
-                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+                    io::ErrorKind::NotFound
+                        | io::ErrorKind::ConnectionRefused
+                        | io::ErrorKind::ConnectionReset
                 ) =>
             {
                 return Ok(None);
@@ -157,7 +160,35 @@ fn silent(what: impl Into<String>, waited: Duration) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_daemon_that_ends_while_it_is_called_is_none_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s");
+        let is_over = Arc::new(AtomicBool::new(false));
+        let daemons = {
+            let (socket, is_over) = (socket.clone(), Arc::clone(&is_over));
+            std::thread::spawn(move || {
+                while !is_over.load(Ordering::Relaxed) {
+                    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+                    std::thread::yield_now();
+                    drop(listener);
+                    std::fs::remove_file(&socket).unwrap();
+                }
+            })
+        };
+        for _ in 0..20_000 {
+            if let Some(mut connection) = Connection::to(&socket).await.unwrap() {
+                assert_eq!(connection.next().await.unwrap(), Part::Outcome(Outcome::Ending));
+            }
+        }
+        is_over.store(true, Ordering::Relaxed);
+        daemons.join().unwrap();
+    }
 
     #[tokio::test]
     async fn a_silent_daemon_is_named_with_the_remedy() {

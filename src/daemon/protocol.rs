@@ -4,9 +4,11 @@
 //! document that was asked for, and one last message, the outcome. While the work goes on, the daemon sends an empty
 //! frame every [`ALIVE_INTERVAL`], so a client tells a slow answer from a daemon that stands still.
 
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bytes::Buf;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -26,8 +28,17 @@ pub(super) const PIECE_BYTES_MAX: usize = 1 << 20;
 pub(super) const ALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a client waits for any frame before it gives the daemon up.
 pub(super) const SILENCE_MAX: Duration = Duration::from_secs(20);
-/// How many bytes of a frame are read before more memory is set aside for it.
-const READ_STEP_BYTES: usize = 64 << 10;
+/// How many bytes of a frame are read before more memory is set aside for it: a piece has its place from the beginning.
+const READ_STEP_BYTES: usize = PIECE_BYTES_MAX;
+/// What a socket may hold on its way, as far as the system allows, in bytes: with less, the two sides of a copy wake each
+/// other up all the time.
+const SOCKET_BYTES: usize = 2 << 20;
+
+/// Lets much be on its way to the other side.
+pub(super) fn widen(socket: &impl AsFd) {
+    // Without it everything works, slower.
+    let _ = nix::sys::socket::setsockopt(socket, nix::sys::socket::sockopt::SndBuf, &SOCKET_BYTES);
+}
 
 /// One frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,8 +74,9 @@ impl Frame {
         let io = |error: std::io::Error| Error::io("control socket", &error);
         let mut header = [kind, 0, 0, 0, 0];
         header[1..].copy_from_slice(&length.to_be_bytes());
-        to.write_all(&header).await.map_err(io)?;
-        to.write_all(bytes).await.map_err(io)?;
+        // Both at once: the header alone would wake the other side up for nothing.
+        let mut frame = Buf::chain(header.as_slice(), bytes);
+        to.write_all_buf(&mut frame).await.map_err(io)?;
         to.flush().await.map_err(io)
     }
 
@@ -167,6 +179,17 @@ pub(super) enum Request {
         /// Where, as the mount table spells it.
         mountpoint: PathBuf,
     },
+}
+
+impl Request {
+    /// Whether it lasts as long as the client, or a mount, likes.
+    pub(super) fn is_lasting(&self) -> bool {
+        match self {
+            Self::Query { query, .. } => query.is_stream(),
+            Self::WaitForEnd { .. } => true,
+            Self::Mount { .. } | Self::Unmount { .. } => false,
+        }
+    }
 }
 
 /// The settings that an invocation named itself, with the secret that [`Layer`] does not carry along.

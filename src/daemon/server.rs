@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::OwnedReadHalf;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, interval_at, timeout};
 
@@ -17,15 +17,16 @@ use super::connection::is_trusted;
 use super::control::mount_namespace;
 use super::engine::Engine;
 use super::mounts::{Mounting, Mounts};
-use super::protocol::{ALIVE_INTERVAL, Frame, Given, MountRequest, Outcome, Request};
+use super::protocol::{ALIVE_INTERVAL, Frame, Given, MountRequest, Outcome, Request, widen};
 use super::query::{PIECES_WAITING_MAX, Pieces, answer};
 use crate::config::Config;
 use crate::error::{Error, Result};
 
-/// How many clients are served at once; further ones wait.
+/// How many clients are served at once with what is soon done; further ones wait.
 const CLIENTS_MAX: usize = 64;
-/// How many of them may be served with file contents, which last as long as the client likes: the rest stay free for
-/// control.
+/// How many more there may be of those whose requests last: further ones are turned away.
+const LASTING_CLIENTS_MAX: usize = 512;
+/// How many of these are served with file contents at once; further ones wait.
 const STREAMS_MAX: usize = 32;
 /// How long a client may take to say what it wants.
 const REQUEST_WITHIN: Duration = Duration::from_secs(10);
@@ -45,6 +46,7 @@ pub(super) struct Server {
     engine: Arc<Engine>,
     mounts: Arc<Mounts>,
     streams: Semaphore,
+    lasting_clients: Semaphore,
     farewells: Mutex<Vec<std::os::unix::net::UnixStream>>,
 }
 
@@ -56,6 +58,7 @@ impl Server {
             engine,
             mounts,
             streams: Semaphore::new(STREAMS_MAX),
+            lasting_clients: Semaphore::new(LASTING_CLIENTS_MAX),
             farewells: Mutex::default(),
         })
     }
@@ -72,7 +75,7 @@ impl Server {
         tokio::pin!(stop);
         loop {
             let next = async {
-                let permit = permits.clone().acquire_owned().await;
+                let permit = permits.clone().acquire_owned().await.ok();
                 (permit, listener.accept().await)
             };
             tokio::select! {
@@ -82,10 +85,7 @@ impl Server {
                 (permit, accepted) = next => match accepted {
                     Ok((stream, _)) => {
                         let server = self.clone();
-                        clients.spawn(async move {
-                            server.serve(stream).await;
-                            drop(permit);
-                        });
+                        clients.spawn(async move { server.serve(stream, permit).await });
                     }
                     Err(error) => {
                         tracing::warn!(%error, "cannot accept a client");
@@ -102,11 +102,13 @@ impl Server {
         std::mem::take(&mut self.farewells.lock())
     }
 
-    async fn serve(self: Arc<Self>, stream: UnixStream) {
+    /// Serves a client, who holds `place` while he is served with what is soon done.
+    async fn serve(self: Arc<Self>, stream: UnixStream, place: Option<OwnedSemaphorePermit>) {
         match stream.peer_cred() {
             Ok(peer) if is_trusted(peer.uid()) => {}
             _ => return tracing::warn!("a process of another user was turned away"),
         }
+        widen(&stream);
         let (mut from, mut to) = stream.into_split();
         let request = match timeout(REQUEST_WITHIN, Frame::read(&mut from)).await {
             Ok(Ok(Some(frame))) => frame.body::<Request>(),
@@ -115,6 +117,17 @@ impl Server {
         };
         let ends_mount = matches!(request, Ok(Request::Unmount { .. }));
         let outcome = match request {
+            Ok(request) if request.is_lasting() => {
+                // Nor may those that wait for a stream keep anybody from control.
+                drop(place);
+                match self.lasting_clients.try_acquire() {
+                    Ok(_place) => self.clone().work(request, &mut from, &mut to).await,
+                    Err(_) => Ok(Outcome::Failed(Error::busy(
+                        "daemon",
+                        format!("it has {LASTING_CLIENTS_MAX} clients already; try again when some are done"),
+                    ))),
+                }
+            }
             Ok(request) => self.clone().work(request, &mut from, &mut to).await,
             Err(error) => Ok(Outcome::Failed(error)),
         };

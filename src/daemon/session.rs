@@ -20,6 +20,8 @@ use crate::store::lock::Lock;
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 /// After how long the user is told what is waited for.
 const NOTICE_AFTER: Duration = Duration::from_secs(1);
+/// How many daemons may die over one question: the next one would too.
+const DEATHS_MAX: u32 = 2;
 
 /// Someone who answers questions. Where this process works on the store itself, it holds it until [`Self::close`].
 #[derive(Debug)]
@@ -27,6 +29,13 @@ pub struct Session {
     loaded: Loaded,
     notice: fn(&str),
     own: Mutex<Option<Arc<Engine>>>,
+}
+
+/// How passing a question on ended.
+enum Passed {
+    Outcome(Outcome),
+    /// The daemon died at work before it gave a piece of the answer: somebody else can be asked.
+    Death(Error),
 }
 
 enum Answering {
@@ -82,19 +91,25 @@ impl Session {
     /// What the answer says, or why there is none; [`Error::Interrupted`] if nobody takes the pieces.
     pub async fn answer(&self, query: Query, to: mpsc::Sender<Vec<u8>>) -> Result<()> {
         query.check()?;
-        let started = Instant::now();
+        let mut started = Instant::now();
+        let mut deaths = 0;
         loop {
             match self.answering(&query, started).await? {
                 Answering::Here(engine) => {
                     return answer(engine.images(), || status(&engine), query, &to).await;
                 }
                 Answering::Daemon(connection) => match self.pass_on(connection, &query, &to).await? {
-                    Outcome::Done => return Ok(()),
-                    Outcome::Failed(error) => return Err(error),
-                    Outcome::Ending if started.elapsed() > self.loaded.config.timeout => {
+                    Passed::Outcome(Outcome::Done) => return Ok(()),
+                    Passed::Outcome(Outcome::Failed(error)) => return Err(error),
+                    Passed::Outcome(Outcome::Ending) if started.elapsed() > self.loaded.config.timeout => {
                         return Err(Error::busy("daemon", "it answers nothing"));
                     }
-                    Outcome::Ending => tokio::time::sleep(RETRY_INTERVAL).await,
+                    Passed::Outcome(Outcome::Ending) => tokio::time::sleep(RETRY_INTERVAL).await,
+                    Passed::Death(error) if deaths == DEATHS_MAX => return Err(error),
+                    Passed::Death(_) => {
+                        deaths += 1;
+                        started = Instant::now();
+                    }
                 },
             }
         }
@@ -122,7 +137,7 @@ impl Session {
                 tracing::info!(store = %config.cache_dir.display(), "asking the daemon of the store");
                 return Ok(Answering::Daemon(connection));
             }
-            let busy = match Lock::take(&config.cache_dir) {
+            let (what, why) = match Lock::take(&config.cache_dir) {
                 Ok(lock) => {
                     tracing::info!(store = %config.cache_dir.display(), "answering from the store, which no daemon has");
                     let host = query.host();
@@ -130,14 +145,15 @@ impl Session {
                     *own = Some(Arc::new(engine));
                     continue;
                 }
-                Err(busy @ Error::Busy { .. }) => busy,
+                Err(Error::Busy { what, why }) => (what, why),
                 Err(error) => return Err(error),
             };
             if started.elapsed() > config.timeout {
-                return Err(busy);
+                let remedy = "ask again when that is done, or use another --cache-dir";
+                return Err(Error::busy(what, format!("{why}; {remedy}")));
             }
             if !noticed && started.elapsed() > NOTICE_AFTER {
-                (self.notice)(&format!("waiting: {busy}"));
+                (self.notice)(&format!("waiting: {what}: {why}"));
                 noticed = true;
             }
             tokio::time::sleep(RETRY_INTERVAL).await;
@@ -149,16 +165,22 @@ impl Session {
         mut connection: Connection,
         query: &Query,
         to: &mpsc::Sender<Vec<u8>>,
-    ) -> Result<Outcome> {
+    ) -> Result<Passed> {
         let request = Request::Query {
             query: query.clone(),
             given: Given::new(&self.loaded.given),
         };
         connection.send(&request).await?;
+        let mut has_begun = false;
         loop {
-            match connection.next().await? {
-                Part::Piece(bytes) => to.send(bytes).await.map_err(|_| Error::Interrupted)?,
-                Part::Outcome(outcome) => return Ok(outcome),
+            match connection.next().await {
+                Ok(Part::Piece(bytes)) => {
+                    has_begun = true;
+                    to.send(bytes).await.map_err(|_| Error::Interrupted)?;
+                }
+                Ok(Part::Outcome(outcome)) => return Ok(Passed::Outcome(outcome)),
+                Err(error @ Error::Busy { .. }) if !has_begun => return Ok(Passed::Death(error)),
+                Err(error) => return Err(error),
             }
         }
     }
@@ -172,4 +194,59 @@ fn status(engine: &Engine) -> serde_json::Value {
     fields.insert("mounts".to_owned(), serde_json::json!([]));
     fields.insert("errors".to_owned(), serde_json::json!([]));
     fields.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::{UnixListener, UnixStream};
+
+    use super::*;
+    use crate::config::{Config, Environment, Layer};
+    use crate::daemon::protocol::Frame;
+
+    /// Takes a question and shows that it is at work.
+    async fn begin(listener: &UnixListener) -> UnixStream {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        Frame::read(&mut stream).await.unwrap().unwrap();
+        Frame::Alive.write(&mut stream).await.unwrap();
+        stream
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_daemon_that_dies_at_work_is_replaced_unless_all_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache_dir = dir.path().join("cache");
+        let environment = Environment {
+            variables: [("REGISTRYFS_CACHE_DIR".into(), cache_dir.clone().into())].into(),
+            is_root: false,
+            system_file: dir.path().join("none"),
+        };
+        let loaded = Config::load(&environment, None, Layer::default()).unwrap();
+        let socket = dir.path().join("s");
+        let lock = Lock::take(&cache_dir).unwrap();
+        lock.note(Some(&socket)).unwrap();
+        let listener = UnixListener::bind(&socket).unwrap();
+        let session = Session::new(&loaded, |_| {});
+
+        let all_die = async {
+            for _ in 0..=DEATHS_MAX {
+                drop(begin(&listener).await);
+            }
+        };
+        let (answer, ()) = tokio::join!(session.ask::<serde_json::Value>(Query::Status), all_die);
+        assert!(matches!(answer, Err(Error::Busy { .. })), "{answer:?}");
+
+        let dies = async move {
+            let stream = begin(&listener).await;
+            drop(listener);
+            drop(lock);
+            drop(stream);
+        };
+        let (answer, ()) = tokio::join!(session.ask::<serde_json::Value>(Query::Status), dies);
+        assert_eq!(
+            answer.unwrap()["daemon"],
+            serde_json::Value::Null,
+            "answered here"
+        );
+    }
 }

@@ -114,8 +114,8 @@ impl Fetcher {
     /// Brings parts into the store. What lands is added to `landed_bytes`, in compressed bytes.
     ///
     /// # Errors
-    /// A failure of the network that outlasts the retries, or a refusal, which ends all; else the first that befell a
-    /// part of it.
+    /// A failure of the network that outlasts the retries, a refusal, or a disk that does not keep what comes, which end
+    /// all; else the first that befell a part of it.
     pub async fn bring_parts(
         self: &Arc<Self>,
         parts: &[Part],
@@ -161,7 +161,8 @@ impl Fetcher {
                     error @ (Error::Network { .. }
                     | Error::Timeout { .. }
                     | Error::Denied { .. }
-                    | Error::NoCredentials { .. }),
+                    | Error::NoCredentials { .. }
+                    | Error::Io { .. }),
                 ) => {
                     return Err(error);
                 }
@@ -179,11 +180,14 @@ impl Fetcher {
         landed_bytes: &AtomicU64,
     ) -> Result<()> {
         let mut backoff = Backoff::new(retries);
+        let all = members.clone();
         let mut left = members;
         loop {
             let before = left.len();
             let (failed, error) = self.attempt(part, &left, landed_bytes).await;
-            let Some(error) = error else { return Ok(()) };
+            let Some(error) = error else {
+                return is_kept(&part.layer, &all);
+            };
             if failed.len() < before {
                 backoff.progress();
             }
@@ -308,6 +312,23 @@ impl Fetcher {
     pub fn keeps_what_comes(&self) -> bool {
         self.overflow.is_empty()
     }
+}
+
+/// Whether the store has these members, which came: a full disk fails no read, but keeps nothing for later.
+fn is_kept(layer: &Layer, members: &[u32]) -> Result<()> {
+    let index = layer.index();
+    for &member in members {
+        let chunks = index.member_chunks(&index.member(member)?)?;
+        if !chunks.iter().all(|&chunk| layer.is_present(chunk)) {
+            return Err(Error::Io {
+                what: "the cache".to_owned(),
+                errno: libc::ENOSPC,
+                why: "its disk does not take what is fetched; make room, or use another --cache-dir"
+                    .to_owned(),
+            });
+        }
+    }
+    Ok(())
 }
 
 fn member_bytes(layer: &Layer, member: u32) -> Result<u64> {

@@ -10,7 +10,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use parking_lot::Mutex;
-use rustix::fs::{AtFlags, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 use serde::Serialize;
 
@@ -109,9 +109,23 @@ impl Attributes {
             self.attribute(&attribute.0, set);
         }
         if !is_link {
-            rustix::fs::chmodat(dir, name, self.mode(item, is_given), AtFlags::empty()).map_err(failed)?;
+            Self::mode_of_name(dir, name, self.mode(item, is_given)).map_err(failed)?;
         }
         rustix::fs::utimensat(dir, name, &times(item), not_followed).map_err(failed)
+    }
+
+    /// Sets the mode of a special file. The system call that takes a name follows a symlink that somebody has put there.
+    fn mode_of_name(dir: BorrowedFd<'_>, name: &OsStr, mode: Mode) -> rustix::io::Result<()> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(dir, name, flags, Mode::empty())?;
+        let kind = FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode);
+        if matches!(
+            kind,
+            FileType::Symlink | FileType::RegularFile | FileType::Directory
+        ) {
+            return Err(Errno::LOOP);
+        }
+        rustix::fs::chmod(format!("/proc/self/fd/{}", file.as_raw_fd()), mode)
     }
 
     /// Gives it to its owner with `change`, if that may be. Answers whether it belongs to him.
@@ -176,4 +190,29 @@ fn times(item: &Item) -> Timestamps {
 /// A failed system call for an item.
 pub(super) fn failed(item: &Item, errno: Errno) -> Error {
     Error::io(shown(&item.path.0), &errno.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::{MetadataExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_link_put_in_the_place_of_a_special_file_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = fs::File::open(dir.path()).unwrap();
+        let precious = dir.path().join("precious");
+        fs::write(&precious, "").unwrap();
+        let mode = |path| fs::metadata(path).unwrap().mode() & 0o7777;
+        let before = mode(&precious);
+        symlink("precious", dir.path().join("pipe")).unwrap();
+        for name in ["pipe", "precious"] {
+            let set = Attributes::mode_of_name(open.as_fd(), OsStr::new(name), Mode::from_raw_mode(0o4777));
+            assert!(set.is_err(), "{name}");
+        }
+        assert_eq!(mode(&precious), before);
+    }
 }

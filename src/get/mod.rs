@@ -18,6 +18,7 @@ mod destination;
 mod plan;
 mod writer;
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -116,6 +117,8 @@ struct Shared {
     destination: Destination,
     progress: Arc<Progress>,
     counts: Mutex<Report>,
+    /// The paths of what has further names and is not made yet. What lies there meanwhile is something else.
+    awaited: Mutex<HashSet<Vec<u8>>>,
 }
 
 impl Shared {
@@ -125,6 +128,11 @@ impl Shared {
 
     fn fail(&self, error: Error) {
         self.counts.lock().fail(error);
+    }
+
+    /// Something that may have further names is in its place.
+    fn made(&self, item: &Item) {
+        self.awaited.lock().remove(&item.path.0);
     }
 }
 
@@ -154,10 +162,12 @@ pub async fn get(session: &Arc<Session>, request: &Request, progress: &Arc<Progr
         return Ok(report);
     }
     let root = root(request, &mut plan)?;
+    let awaited = with_further_names(&plan.items)?;
     let shared = Arc::new(Shared {
         destination: Destination::open(&root)?,
         progress: Arc::clone(progress),
         counts: Mutex::new(report),
+        awaited: Mutex::new(awaited),
     });
     let items = Arc::new(plan.items);
     in_background(&shared, &items, directories).await?;
@@ -225,10 +235,14 @@ fn small_things(shared: &Shared, items: &[Item]) -> Result<()> {
     for item in items {
         let made = match &item.what {
             What::Symlink { target } => shared.destination.make_symlink(item, &target.0).map(|()| {
+                shared.made(item);
                 shared.count(|report| report.symlinks += 1);
             }),
             What::Char { .. } | What::Block { .. } | What::Fifo => {
                 shared.destination.make_special(item).map(|is_made| {
+                    if is_made {
+                        shared.made(item);
+                    }
                     shared.count(|report| report.special_files += u64::from(is_made));
                 })
             }
@@ -242,14 +256,37 @@ fn small_things(shared: &Shared, items: &[Item]) -> Result<()> {
     Ok(())
 }
 
+/// The item that a link is another name of.
+fn first_name<'a>(items: &'a [Item], item: &Item) -> Result<Option<&'a Item>> {
+    let What::Link { to } = item.what else {
+        return Ok(None);
+    };
+    let first = usize::try_from(to).ok().and_then(|to| items.get(to));
+    first
+        .map(Some)
+        .ok_or_else(|| Error::malformed("plan", "a link to nothing"))
+}
+
+fn with_further_names(items: &[Item]) -> Result<HashSet<Vec<u8>>> {
+    let mut paths = HashSet::new();
+    for item in items {
+        paths.extend(first_name(items, item)?.map(|first| first.path.0.clone()));
+    }
+    Ok(paths)
+}
+
 fn hard_links(shared: &Shared, items: &[Item]) -> Result<()> {
     for item in items {
-        let What::Link { to } = item.what else { continue };
-        let first = usize::try_from(to).ok().and_then(|to| items.get(to));
-        let first = first.ok_or_else(|| Error::malformed("plan", "a link to nothing"))?;
+        let Some(first) = first_name(items, item)? else {
+            continue;
+        };
+        if shared.awaited.lock().contains(&first.path.0) {
+            // It could not be made, which is told already; what lies there was there before.
+            continue;
+        }
         match shared.destination.make_link(item, first) {
             Ok(true) => shared.count(|report| report.hard_links += 1),
-            // Its first name could not be made, which is told already.
+            // Somebody has taken it away.
             Ok(false) => {}
             Err(error) => each_its_own(shared, error)?,
         }
@@ -274,7 +311,8 @@ fn each_its_own(shared: &Shared, error: Error) -> Result<()> {
     Ok(())
 }
 
-/// A path of an image, for messages.
+/// A path of an image, for messages: on one line, whatever the image says.
 fn shown(path: &[u8]) -> String {
-    OsStr::from_bytes(path).to_string_lossy().into_owned()
+    let text = OsStr::from_bytes(path).to_string_lossy();
+    text.replace(char::is_control, "?")
 }

@@ -195,6 +195,7 @@ impl Output {
         }
         shared.destination.attributes().of_file(self.file.as_fd(), item)?;
         self.temporary.put(item)?;
+        shared.made(item);
         shared.count(|report| {
             report.files += 1;
             report.bytes += self.position;

@@ -455,3 +455,29 @@ fn nonsense_on_the_control_socket_harms_nobody() {
     assert_eq!(status(&world)["mounts"].as_array().unwrap().len(), 1);
     drop(silent);
 }
+
+#[test]
+fn clients_that_take_their_time_keep_nobody_from_control() {
+    let large = crate::copies::noise(24 << 20, 1);
+    let world = World::of(crate::copies::content(&[&[crate::support::file("large", large)]]));
+    let image = world.image(crate::copies::IMAGE);
+    world.text(&["prefetch", &image]);
+    let mountpoint = world.mountpoint("m");
+    world.text(&["mount", text(&mountpoint)]);
+    // More than are served at once, and nobody reads what they print.
+    let stalled: Vec<_> = (0..80)
+        .map(|_| start(&mut world.command(&["cat", &image, "large"])))
+        .collect();
+    let socket = world.holder().unwrap().socket.unwrap();
+    let connected = || {
+        let table = std::fs::read_to_string("/proc/net/unix").unwrap();
+        table.lines().filter(|line| line.ends_with(text(&socket))).count()
+    };
+    until("all are there", || connected() > stalled.len());
+    assert_eq!(status(&world)["mounts"].as_array().unwrap().len(), 1);
+    world.text(&["umount", text(&mountpoint)]);
+    for mut client in stalled {
+        client.kill().unwrap();
+        client.wait().unwrap();
+    }
+}

@@ -10,9 +10,10 @@ use std::process::Child;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use registryfs::demo::{Fault, RangeLie, Redirect, Scope};
+use registryfs::layer::entry::Kind;
 
 use crate::copies::{IMAGE, content, leftovers, noise, odd_image, picture};
-use crate::support::{File, file};
+use crate::support::{File, file, link};
 use crate::world::{World, code, errors, finish, start, until};
 
 /// Small files first, then large ones.
@@ -122,6 +123,32 @@ fn wrong_bytes_make_no_file_and_the_others_come() {
         code(&world.run(&["get", &world.image(IMAGE), ".", "-o", text(&copy)])) == 0
     });
     assert_eq!(complete(&copy).len(), FILES);
+}
+
+#[test]
+fn a_file_that_did_not_come_gets_no_further_name_from_what_was_there_before() {
+    let entries = [file("a", noise(300_000, 1)), link("b", Kind::Hardlink, "a")];
+    let world = World::of(content(&[&entries]));
+    let copy = world.path("copy");
+    fs::create_dir(&copy).unwrap();
+    for name in ["a", "b"] {
+        fs::write(copy.join(name), format!("old {name}")).unwrap();
+    }
+    let get = || world.run(&["get", &world.image(IMAGE), ".", "-o", text(&copy)]);
+    world.text(&["info", &world.image(IMAGE)]);
+    world.registry.handle().inject(blobs(), Fault::FlipByte(100_000));
+    let output = get();
+    assert_eq!(code(&output), 7, "{}", errors(&output));
+    for name in ["a", "b"] {
+        assert_eq!(
+            fs::read_to_string(copy.join(name)).unwrap(),
+            format!("old {name}")
+        );
+    }
+    world.registry.handle().clear_faults();
+    assert_eq!(code(&get()), 0);
+    let at = |name: &str| fs::metadata(copy.join(name)).unwrap();
+    assert_eq!((at("a").size(), at("a").ino()), (300_000, at("b").ino()));
 }
 
 #[test]

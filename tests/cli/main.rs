@@ -262,6 +262,7 @@ fn a_store_in_use_is_waited_for_and_its_user_named() {
     let own = std::process::id().to_string();
     let text = errors(&output);
     assert!(text.contains("waiting") && text.contains(&own), "{text}");
+    assert!(text.contains("--cache-dir"), "the remedy: {text}");
     drop(lock);
     assert_eq!(code(&world.run(&["status"])), 0);
 }

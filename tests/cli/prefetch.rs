@@ -144,3 +144,43 @@ fn what_came_before_an_interruption_stays_with_a_daemon_and_without() {
         assert_eq!(rest["cached_bytes"], 30 * 300_000);
     }
 }
+
+/// A disk of its own for the cache, which goes away when this is dropped.
+struct SmallDisk(std::path::PathBuf);
+
+impl SmallDisk {
+    fn of(world: &World, bytes: usize) -> Self {
+        let path = world.store();
+        std::fs::create_dir_all(&path).unwrap();
+        let size = format!("size={bytes}");
+        let flags = nix::mount::MsFlags::empty();
+        nix::mount::mount(Some("tmpfs"), &path, Some("tmpfs"), flags, Some(size.as_str())).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+#[test]
+fn a_disk_too_small_for_it_is_a_failure_with_a_remedy_that_ends_it_early() {
+    let files: Vec<File> = (0..120)
+        .map(|number| file(&format!("{number:03}"), noise(1 << 20, number + 1)))
+        .collect();
+    let world = World::of(content(&[&files]));
+    let _disk = SmallDisk::of(&world, 6 << 20);
+    let image = world.image(IMAGE);
+    let output = world.run(&["--format=json", "prefetch", &image]);
+    let said = errors(&output);
+    assert_eq!(code(&output), 1, "{said}");
+    assert!(said.contains("--cache-dir"), "{said}");
+    let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(summary["cached_bytes"].as_u64().unwrap() < 6 << 20, "{summary}");
+    // It is no failure of a copy, which needs the cache for nothing but speed.
+    let copy = world.path("copy");
+    world.text(&["get", &image, ".", "-o", copy.to_str().unwrap()]);
+    assert_eq!(std::fs::read(copy.join("099")).unwrap(), noise(1 << 20, 100));
+}

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 
 use crate::copies::{IMAGE, content, noise};
 use crate::support::file;
@@ -25,6 +25,13 @@ fn terminal() -> (OwnedFd, File) {
 
 /// Runs a command with a terminal as its standard error. What it wrote there, and its standard output.
 fn on_terminal(world: &World, arguments: &[&str]) -> (String, String) {
+    let (seen, output) = ending_on_terminal(world, arguments);
+    assert_eq!(code(&output), 0, "{seen}");
+    (seen, String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// As [`on_terminal`], however it ends.
+fn ending_on_terminal(world: &World, arguments: &[&str]) -> (String, Output) {
     let (ours, theirs) = terminal();
     let mut command = world.command(arguments);
     let child = command
@@ -42,9 +49,7 @@ fn on_terminal(world: &World, arguments: &[&str]) -> (String, String) {
         String::from_utf8_lossy(&seen).into_owned()
     });
     let output = finish(child);
-    let seen = reader.join().unwrap();
-    assert_eq!(code(&output), 0, "{seen}");
-    (seen, String::from_utf8_lossy(&output.stdout).into_owned())
+    (reader.join().unwrap(), output)
 }
 
 fn slow_world() -> World {
@@ -99,4 +104,18 @@ fn nothing_is_shown_where_nobody_wants_it() {
     let (seen, _) = on_terminal(&world, &["cat", &image, "f0"]);
     assert_eq!(seen, "");
     until("the store is free", || world.holder().is_none());
+}
+
+#[test]
+fn a_message_does_not_stand_in_a_bar() {
+    let world = slow_world();
+    let image = world.image(IMAGE);
+    let lock = registryfs::store::lock::Lock::take(&world.store()).unwrap();
+    let arguments = ["--timeout=2", "get", &image, "."];
+    let (seen, output) = ending_on_terminal(&world, &arguments);
+    drop(lock);
+    assert_eq!(code(&output), 1, "{seen:?}");
+    let (before, _) = seen.split_once("registryfs: waiting").expect(&seen);
+    assert!(before.contains(IMAGE), "a bar is shown: {seen:?}");
+    assert!(before.ends_with("\r\u{1b}[2K"), "its line is cleared: {seen:?}");
 }
