@@ -235,6 +235,7 @@ impl MountArguments {
                 Err(error) => return Err(error),
             }
         }
+        line.push("--".into());
         line.push(self.source.clone());
         line.push(absolute(&self.mountpoint)?);
         Ok(line)
@@ -326,7 +327,10 @@ mod tests {
     fn what_mount_and_systemd_add_is_left_out_and_the_rest_is_kept() {
         let from_fstab =
             "rw,_netdev,nofail,x-systemd.automount,x-systemd.requires=a.service,comment=a b,nodev,user=me";
-        assert_eq!(meant(&["-n", "-o", from_fstab]).unwrap(), ["mount", "none", "/m"]);
+        assert_eq!(
+            meant(&["-n", "-o", from_fstab]).unwrap(),
+            ["mount", "--", "none", "/m"]
+        );
         let own = meant(&[
             "-v",
             "-t",
@@ -338,11 +342,19 @@ mod tests {
         ]);
         assert_eq!(
             own.unwrap(),
-            ["mount", "-oallow=a.b", "-otag_ttl=5", "-ooffline", "none", "/m"]
+            [
+                "mount",
+                "-oallow=a.b",
+                "-otag_ttl=5",
+                "-ooffline",
+                "--",
+                "none",
+                "/m"
+            ]
         );
         assert_eq!(
             meant(&["-o", "x-a=\"b,colour\",ro"]).unwrap(),
-            ["mount", "none", "/m"],
+            ["mount", "--", "none", "/m"],
             "a comma in quotes does not separate"
         );
     }
@@ -354,7 +366,7 @@ mod tests {
         assert_eq!(exit_status(&refused), 1);
         assert_eq!(
             meant(&["-s", "-o", "colour=red"]).unwrap(),
-            ["mount", "none", "/m"]
+            ["mount", "--", "none", "/m"]
         );
         assert!(meant(&["-o", "remount"]).is_err(), "it would change nothing");
     }

@@ -1,14 +1,31 @@
 //! Mistakes in TOML, told without the values: a header or the URL of a proxy may hold a password.
 
-/// The line, from 1, on which `error` found its fault in `text`; what it is; and the line up to its first `=`.
+/// The line, from 1, on which `error` found its fault in `text`; what it is; and the key or table that it is in.
 #[must_use]
 pub fn explain(error: &toml::de::Error, text: &str) -> (usize, String, String) {
     let offset = error.span().map_or(0, |span| span.start);
     let before = text.get(..offset).unwrap_or_default();
     let number = before.bytes().filter(|&byte| byte == b'\n').count() + 1;
-    let line = text.lines().nth(number - 1).unwrap_or_default();
-    let key = line.split_once('=').map_or(line, |(key, _)| key).trim();
+    let above = text.lines().take(number).collect::<Vec<_>>();
+    let key = above
+        .iter()
+        .rev()
+        .find_map(|line| key_in(line))
+        .unwrap_or_default();
     (number, without_value(error.message()), key.to_owned())
+}
+
+/// The key or the table that a line names. A line may be a part of a value that began above it, and a secret.
+fn key_in(line: &str) -> Option<&str> {
+    let key = match line.split_once('=') {
+        Some((key, _)) => key.trim(),
+        None => line.trim(),
+    };
+    let named = match key.starts_with('[') {
+        true => key.parse::<toml::Table>().is_ok(),
+        false => line.contains('=') && format!("{key} = 0").parse::<toml::Table>().is_ok(),
+    };
+    named.then_some(key)
 }
 
 /// `invalid type: string "x", expected a map` without the `"x"`.
@@ -51,5 +68,12 @@ mod tests {
             !why.contains("hunter2") && !key.contains("hunter2"),
             "{why} {key}"
         );
+        for value in ["\"hunter2\" 5", "\"hunter2==\" 5", "hunter2"] {
+            let (line, why, key) = explained(&format!("number = 1\ntable = [\n{value}\n]"));
+            assert!(!why.contains("hunter2"), "{why}");
+            assert_eq!((line > 1, key.as_str()), (true, "table"), "{why}");
+        }
+        let (_, _, key) = explained("[[number]]\nx = 1");
+        assert_eq!(key, "[[number]]");
     }
 }

@@ -126,6 +126,11 @@ impl Drop for Reservation {
     }
 }
 
+/// Lets go of a mount. The last holder runs a helper and waits for threads, which a thread that serves others must not do.
+fn drop_in_time(mounted: Arc<Mounted>) {
+    tokio::task::spawn_blocking(move || drop(mounted));
+}
+
 impl Mounts {
     /// No mounts yet.
     pub(super) fn new(engine: Arc<Engine>, ending: Ending) -> Arc<Self> {
@@ -152,11 +157,12 @@ impl Mounts {
         let tree = engine.open_tree(&request, status).await;
         let tree = tree.map_err(|error| request.source.explain(error))?;
         let blocking = move || {
-            // The reservation goes along: until the mount stands or has failed, its place is taken.
+            // The reservation goes along: until the mount stands or has failed, its place is taken. Where nobody takes the
+            // result any more, the mount goes first.
             let mounted = engine.mount(&request, tree);
-            (reservation, request, mounted)
+            (mounted, request, reservation)
         };
-        let (reservation, request, mounted) = tokio::task::spawn_blocking(blocking)
+        let (mounted, request, reservation) = tokio::task::spawn_blocking(blocking)
             .await
             .map_err(|error| Error::busy("mount", error.to_string()))?;
         let mounted = Arc::new(mounted?);
@@ -214,8 +220,7 @@ impl Mounts {
         if let Some(mounts) = mounts.upgrade() {
             mounts.remove(&mountpoint, &mounted);
         }
-        // The last holder of a mount waits for its threads.
-        tokio::task::spawn_blocking(move || drop(mounted));
+        drop_in_time(mounted);
     }
 
     /// Unmounts; a busy mount is an error that says who is busy.
@@ -244,6 +249,7 @@ impl Mounts {
             .await
             .map_err(|error| Error::busy("unmount", error.to_string()))??;
         self.remove(mountpoint, &mounted);
+        drop_in_time(mounted);
         Ok(())
     }
 
@@ -334,7 +340,9 @@ impl Mounts {
 
     /// How many mounts there are.
     pub(super) fn count(&self) -> usize {
-        self.live().len()
+        let state = self.state.lock();
+        let is_live = |slot: &&Slot| matches!(slot, Slot::Live { .. });
+        state.slots.values().filter(is_live).count()
     }
 
     fn live(&self) -> Vec<Arc<Mounted>> {

@@ -9,6 +9,7 @@
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -32,6 +33,9 @@ use crate::error::{Error, Result};
 const HOSTS_MAX: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 /// Tokens kept: one for each repository in use.
 const TOKENS_MAX: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
+/// For so long a token service that refused is not asked again for the same with the same credentials: each further
+/// refusal may count towards the lock of an account.
+const REFUSED_FOR: Duration = Duration::from_secs(5);
 /// Scopes that one token may be asked for, the union over several refusals.
 const SCOPES_MAX: usize = 16;
 
@@ -67,7 +71,7 @@ struct TokenKey {
 #[derive(Debug, Default)]
 struct Slot {
     current: Option<Current>,
-    /// The last fetch that failed, for those who waited for it.
+    /// The last fetch that failed, for those who waited for it; if it was refused, for those who come soon after, too.
     failed: Option<(Instant, Error)>,
 }
 
@@ -317,10 +321,14 @@ impl Auth {
         let asked = Instant::now();
         let locked = timeout_at(attempts.deadline(), slot.lock()).await;
         let mut slot = locked.map_err(|_| attempts.timed_out())?;
-        if let Some((when, error)) = &slot.failed
-            && *when >= asked
-        {
-            return Err(error.clone());
+        if let Some((when, error)) = &slot.failed {
+            match error {
+                Error::Denied { why, .. } if when.elapsed() < REFUSED_FOR => {
+                    return Err(Error::denied(side_name(attempts), why));
+                }
+                _ if *when >= asked => return Err(error.clone()),
+                _ => {}
+            }
         }
         if let Some(current) = &slot.current {
             let was_refused = refused.is_some_and(|refused| refused.token == current.authorization.token);
@@ -372,7 +380,7 @@ impl Auth {
         host.note_credentials(found.sent().as_deref());
         let key = (service.realm.to_string(), found.fingerprint);
         let rotated = || self.rotated.lock().get(&key).cloned();
-        let mut side = attempts.side(format!("token for {}", attempts.what));
+        let mut side = attempts.side(side_name(attempts));
         let token = token::fetch(transport, host, service, found, &rotated, &mut side).await?;
         if let Some(refresh) = token.refresh {
             self.rotated.lock().put(key.clone(), refresh);
@@ -383,6 +391,11 @@ impl Auth {
             renew_at: asked + token.good_for,
         })
     }
+}
+
+/// How errors name the request for the token of an operation.
+fn side_name(attempts: &Attempts) -> String {
+    format!("token for {}", attempts.what)
 }
 
 fn bearer(

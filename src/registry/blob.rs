@@ -323,18 +323,31 @@ impl BlobBody {
                 .map_err(|error| Error::malformed(&self.attempts.what, error.to_string()))?;
             headers.insert(RANGE, range);
         }
-        if let Some(answer) = self.ask_directly(&endpoint.host, &headers).await? {
-            return check(
-                &self.attempts.what,
-                answer,
-                self.position..self.end,
-                self.blob_bytes,
-            );
+        loop {
+            let answer = match self.ask_directly(&endpoint.host, &headers).await? {
+                Some(answer) => answer,
+                None => self.ask_registry(endpoint, &headers).await?,
+            };
+            let range = self.position..self.end;
+            if !is_whole_instead(&answer, &range, self.blob_bytes) {
+                return check(&self.attempts.what, answer, range, self.blob_bytes);
+            }
+            let host = Arc::clone(&answer.host);
+            drop(answer);
+            let why =
+                "does not honour ranges: it sends the whole blob instead, as caches do until they hold it";
+            self.patience()
+                .pause(&host, &Failure::new(Cause::Whole, why))
+                .await?;
         }
+    }
+
+    /// Asks the endpoint itself, and keeps the URL that it redirects to.
+    async fn ask_registry(&mut self, endpoint: &Endpoint, headers: &HeaderMap) -> Result<Answer> {
         let request = Request {
             method: Method::GET,
             to: Target::Path(format!("/{}/blobs/{}", self.repository.path(), self.digest)),
-            headers,
+            headers: headers.clone(),
             scope: pull_scope(&self.repository),
             kind: Kind::Blob,
         };
@@ -352,12 +365,7 @@ impl BlobBody {
                 .redirects
                 .put(host, &self.repository, &self.digest, &answer);
         }
-        check(
-            &self.attempts.what,
-            answer,
-            self.position..self.end,
-            self.blob_bytes,
-        )
+        Ok(answer)
     }
 
     /// Asks the known final URL. `None` if there is none, or it is no longer good.
@@ -398,6 +406,13 @@ fn is_range_answer(status: StatusCode) -> bool {
     matches!(status.as_u16(), 200 | 206 | 416)
 }
 
+/// Whether all of a blob comes, and too much of it before `range` to be read and thrown away. A registry that gives no
+/// ranges does so each time, one that is a cache until it holds the blob.
+fn is_whole_instead(answer: &Answer, range: &Range<u64>, blob_bytes: u64) -> bool {
+    let honest = answer.content_length().is_none_or(|length| length == blob_bytes);
+    honest && answer.status() == StatusCode::OK && range.start > SKIP_BYTES_MAX
+}
+
 /// Judges the head of an answer to a request for `range` of a blob of `blob_bytes` bytes.
 fn check(what: &str, answer: Answer, range: Range<u64>, blob_bytes: u64) -> Result<Open> {
     let host = answer.host.peer();
@@ -429,6 +444,7 @@ fn check(what: &str, answer: Answer, range: Range<u64>, blob_bytes: u64) -> Resu
             if let Some(length) = length.filter(|&length| length != asked) {
                 return lie(format!("asked for {asked} bytes, it says that it sends {length}"));
             }
+            answer.host.note_range();
             Ok(Open {
                 answer,
                 skip: 0,
@@ -440,10 +456,6 @@ fn check(what: &str, answer: Answer, range: Range<u64>, blob_bytes: u64) -> Resu
                 return lie(format!(
                     "the blob has {blob_bytes} bytes by its descriptor, {length} by the registry"
                 ));
-            }
-            if range.start > SKIP_BYTES_MAX {
-                let why = format!("{host} does not honour ranges: it sends the whole blob instead");
-                return Err(Error::unsupported(what, why));
             }
             Ok(Open {
                 answer,

@@ -49,7 +49,7 @@ pub(super) struct Endpoint {
     pub(super) headers: HeaderMap,
     /// Whether a certificate or headers of ours tell it who we are.
     pub(super) knows_us: bool,
-    /// Blobs that it does not have (or not for us), by repository, and until when that is believed.
+    /// Blobs that it does not have (or not for us, or not in ranges), by repository, and until when that is believed.
     lacking: Mutex<LruCache<(String, Digest), Instant>>,
 }
 
@@ -206,7 +206,7 @@ impl Route {
         let endpoint = self.current()?;
         endpoint.judge(&error);
         match &error {
-            Error::NotFound { .. } | Error::Denied { .. } => {
+            Error::NotFound { .. } | Error::Denied { .. } | Error::Unsupported { .. } => {
                 if let Some((repository, digest)) = &self.blob {
                     endpoint.note_lacking(repository, digest);
                 }

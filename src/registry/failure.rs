@@ -39,6 +39,8 @@ pub(super) enum Cause {
     Stalled,
     /// The server answered that it cannot answer now.
     Status(StatusCode),
+    /// The whole blob came instead of a range far behind its start. Caches do so while they fill themselves.
+    Whole,
     /// The proxy on the way does not let us pass without a login.
     ProxyLogin,
     /// The proxy on the way does not connect us to the host.

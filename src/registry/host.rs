@@ -3,7 +3,7 @@
 //! all hosts.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -157,6 +157,7 @@ pub(super) struct Host {
     /// One more for every stream, so that streams leave half of the permits to others.
     pub(super) streams: Arc<Semaphore>,
     timing: Timing,
+    honours_ranges: AtomicBool,
     absence: Absence,
     used: Mutex<Option<Instant>>,
     hold: Mutex<Hold>,
@@ -206,6 +207,7 @@ impl Host {
             permits: Arc::new(Semaphore::new(concurrency)),
             streams: Arc::new(Semaphore::new(concurrency.div_ceil(2))),
             timing: setup.timing,
+            honours_ranges: AtomicBool::new(false),
             absence: Absence::default(),
             used: Mutex::default(),
             hold: Mutex::new(Hold::default()),
@@ -273,6 +275,16 @@ impl Host {
         if let Some(time) = self.absence.begin(self.timing.left_out) {
             tracing::warn!(mirror = %self.label, %error, seconds = time.as_secs(), "a mirror does not answer: left out for a while");
         }
+    }
+
+    /// It gave a range.
+    pub(super) fn note_range(&self) {
+        self.honours_ranges.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it ever gave a range.
+    pub(super) fn honours_ranges(&self) -> bool {
+        self.honours_ranges.load(Ordering::Relaxed)
     }
 
     /// Whether it is left out as a mirror.

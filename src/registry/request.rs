@@ -177,6 +177,14 @@ impl Core {
             .note_credentials(authorization.and_then(|authorization| authorization.source.as_deref()));
         let mut host = Arc::clone(&endpoint.host);
         let mut elsewhere = false;
+        if let Destination::Url(url) = &call.to
+            && !host.is_at(url)
+        {
+            // The page before was behind a redirect, and this one is where that led.
+            elsewhere = true;
+            call.headers = request.headers.clone();
+            host = self.transport.peer(&host, url).await?;
+        }
         for _ in 0..=HOPS_MAX {
             let mut answer = send(&host, &call, attempts).await?;
             if !redirect::is_redirect(answer.status()) {

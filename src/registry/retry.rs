@@ -32,6 +32,8 @@ pub(super) struct Attempts {
     pub(super) patience: Patience,
     timing: Timing,
     retries: u32,
+    /// There is another endpoint to ask.
+    gives_way: bool,
     queue: Duration,
     total: Duration,
     started: Instant,
@@ -39,6 +41,7 @@ pub(super) struct Attempts {
     attempt_started: Instant,
     failures: u32,
     unreachable_since: Option<Instant>,
+    whole_since: Option<Instant>,
     progress: u64,
 }
 
@@ -54,6 +57,7 @@ impl Attempts {
             patience,
             timing: options.timing,
             retries: options.retries,
+            gives_way: false,
             queue: options.timeout,
             total: options.timeout,
             started,
@@ -61,6 +65,7 @@ impl Attempts {
             attempt_started: started,
             failures: 0,
             unreachable_since: None,
+            whole_since: None,
             progress: 0,
         }
     }
@@ -73,6 +78,7 @@ impl Attempts {
             patience: self.patience,
             timing: self.timing,
             retries: self.retries,
+            gives_way: self.gives_way,
             queue: self.queue,
             total: self.total,
             started: self.started,
@@ -80,6 +86,7 @@ impl Attempts {
             attempt_started: self.started,
             failures: 0,
             unreachable_since: None,
+            whole_since: None,
             progress: 0,
         }
     }
@@ -91,6 +98,7 @@ impl Attempts {
         let wait = self.timing.mirrors.min(self.total / 2) / mirrors.max(1);
         bounded.timing.stall = bounded.timing.stall.min(wait);
         bounded.retries = 0;
+        bounded.gives_way = true;
         bounded.started = Instant::now();
         bounded.attempt_started = bounded.started;
         bounded.deadline = match self.patience {
@@ -98,6 +106,17 @@ impl Attempts {
             Patience::Stream => bounded.started + bounded.timing.stall,
         };
         bounded
+    }
+
+    /// Why a mirror is not asked now, if it is not: it has gone wrong since this operation chose it, or those before it
+    /// took all the time. It is not to blame for this operation.
+    pub(super) fn passes_over(&self, host: &Host) -> Option<Error> {
+        let why = match (self.gives_way, Instant::now() >= self.deadline) {
+            (true, _) if host.is_absent() => "is left out for a while",
+            (true, true) => "was not asked: no time was left for it",
+            _ => return None,
+        };
+        Some(Error::network(&self.what, format!("{} {why}", host.peer())))
     }
 
     /// When the operation must have ended or, as a stream, made progress.
@@ -126,6 +145,7 @@ impl Attempts {
             self.progress = 0;
             self.failures = 0;
             self.unreachable_since = None;
+            self.whole_since = None;
         }
         self.wait_anew();
     }
@@ -147,6 +167,17 @@ impl Attempts {
         }
     }
 
+    /// No turn came among those of `host`. A mirror did nothing wrong by that.
+    pub(super) fn no_turn(&self, host: &Host) -> Error {
+        match self.gives_way {
+            true => Error::network(
+                &self.what,
+                format!("{} has too many requests under way", host.peer()),
+            ),
+            false => self.timed_out(),
+        }
+    }
+
     /// After a failed exchange with `host`: pauses until the next one may be sent, or gives up with the error.
     pub(super) async fn pause(&mut self, host: &Host, failure: &Failure) -> Result<()> {
         let now = Instant::now();
@@ -163,7 +194,18 @@ impl Attempts {
             Some(_) => Duration::ZERO,
             None => backoff(&self.timing, self.failures),
         };
-        let over = !failure.may_pass() || self.failures > self.retries || now + wait >= ends;
+        let mut tried_enough = self.failures > self.retries;
+        if failure.cause == Cause::Whole {
+            let since = *self.whole_since.get_or_insert(self.attempt_started);
+            ends = ends.min(match host.honours_ranges() {
+                true => since + self.total,
+                // It may be one that never gives ranges.
+                false => since + self.timing.stall,
+            });
+            // How long a cache takes to fill itself has nothing to do with how often it is asked.
+            tried_enough = self.retries == 0;
+        }
+        let over = !failure.may_pass() || tried_enough || now + wait >= ends;
         if failure.is_outage() {
             host.outage(failure, over);
         }
@@ -189,7 +231,10 @@ impl Attempts {
             0 | 1 => String::new(),
             tries => format!(", after {tries} tries"),
         };
-        Error::network(&self.what, format!("{}: {}{tries}", host.peer(), failure.why))
+        match failure.cause {
+            Cause::Whole => Error::unsupported(&self.what, format!("{} {}{tries}", host.peer(), failure.why)),
+            _ => Error::network(&self.what, format!("{}: {}{tries}", host.peer(), failure.why)),
+        }
     }
 }
 

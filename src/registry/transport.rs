@@ -174,6 +174,9 @@ pub(super) async fn send(host: &Arc<Host>, call: &Call, attempts: &mut Attempts)
     loop {
         gate(host, attempts).await?;
         let permits = permits(host, attempts).await?;
+        if let Some(error) = attempts.passes_over(host) {
+            return Err(error);
+        }
         // The wait for a permit may have been long.
         if host.held().is_some() || host.breaker.down_for().is_some() {
             continue;
@@ -304,10 +307,10 @@ async fn permits(host: &Arc<Host>, attempts: &mut Attempts) -> Result<Permits> {
         Some((any, stream))
     };
     let permits = timeout_at(until, acquire).await;
-    let permits = permits.map_err(|_| attempts.timed_out())?;
+    let permits = permits.map_err(|_| attempts.no_turn(host))?;
     attempts.wait_anew();
     // The semaphores are never closed.
-    permits.ok_or_else(|| attempts.timed_out())
+    permits.ok_or_else(|| attempts.no_turn(host))
 }
 
 /// Sends `call` once, by the protocol of the host. For a loopback host whose protocol is not known, https is tried

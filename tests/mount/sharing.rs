@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use registryfs::demo::{Account, Auth, Behaviour, Content, Record, TokenAuth};
+use registryfs::demo::{Account, Auth, Behaviour, Content, ImageIndex, Record, TokenAuth};
 
 use crate::support::{file, image};
 use crate::users_stage::{ONE, Stage};
@@ -18,11 +18,19 @@ const CREDENTIAL: &str = "user:hunter2";
 /// A registry with an open and a private repository, whose tokens are given to everyone or, also for the open one, only
 /// to the account.
 fn world(is_open_to_all: bool, options: &[&str]) -> World {
+    world_of(content(), is_open_to_all, options)
+}
+
+fn content() -> Content {
     let mut content = Content::new();
     content.add_tagged_image("team/open", "1.0", &image(&[&[file("a", "open")]]));
     content.add_tagged_image("team/secret", "1.0", &image(&[&[file("a", "secret")]]));
     content.add_tagged_image("team/secret", "2.0", &image(&[&[file("a", "secret 2")]]));
     content.add_tagged_image("lib/other", "1.0", &image(&[&[file("a", "other")]]));
+    content
+}
+
+fn world_of(content: Content, is_open_to_all: bool, options: &[&str]) -> World {
     let auth = TokenAuth {
         anonymous_pull: is_open_to_all,
         private: vec!["team/secret".to_owned()],
@@ -199,6 +207,83 @@ fn an_image_mounted_alone_is_for_all_only_if_it_is_open() {
         );
         assert!(fs::read_to_string(mountpoint.join("a")).is_ok());
         world.text(&["umount", place]);
+    }
+}
+
+#[test]
+fn what_is_open_in_one_repository_is_private_in_another_and_so_are_its_platforms() {
+    let mut content = content();
+    let secret = image(&[&[file("a", "secret")]]);
+    content.add_tagged_image("team/copy", "1.0", &secret);
+    let index = ImageIndex::new(vec![secret]);
+    for repository in ["team/copy", "team/secret"] {
+        let digest = content.add_index(repository, &index);
+        content.tag(repository, "index", digest);
+    }
+    let world = world_of(content, true, &[]);
+    mount(&world, "");
+    let below = ["rootfs/a", "platforms/linux-amd64/rootfs/a"];
+    for image in ["team/copy:index", "team/copy/index"] {
+        for below in below {
+            assert_eq!(
+                read(&world.at(image).join(below)).unwrap(),
+                "secret",
+                "{image}/{below}"
+            );
+        }
+    }
+    assert_eq!(read(&world.at("team/copy:1.0/rootfs/a")).unwrap(), "secret");
+    assert_closed(&world);
+    for image in ["team/secret:index", "team/secret/index"] {
+        for below in below {
+            let path = world.at(image).join(below);
+            assert_eq!(read(&path), None, "{image}/{below}");
+            assert_eq!(fs::read_to_string(&path).unwrap(), "secret");
+            assert_eq!(read(&path), None, "{image}/{below}");
+        }
+    }
+}
+
+#[test]
+fn of_two_mounts_of_one_daemon_the_one_that_shares_opens_nothing_in_the_other() {
+    let world = world(true, &[]);
+    let sharing = world.mountpoint("sharing");
+    let place = sharing.to_str().unwrap();
+    let options = format!("share_private,allow={}", world.registry.host());
+    let mut command = world.command(&["mount", "-o", &options, place]);
+    let mounted = finish(start(command.env("REGISTRYFS_CREDENTIAL", CREDENTIAL)));
+    assert!(mounted.status.success(), "{}", stderr(&mounted));
+    mount(&world, "");
+    for image in ["team/secret:1.0", "team/secret/1.0"] {
+        let shared = sharing.join(world.registry.host()).join(image);
+        assert_eq!(read(&shared.join("rootfs/a")).unwrap(), "secret");
+    }
+    assert_closed(&world);
+    world.text(&["umount", place]);
+}
+
+#[test]
+fn a_tag_that_moves_to_what_is_private_is_closed() {
+    let world = world(true, &[]);
+    mount(&world, ",tag_ttl=0");
+    let paths = ["team/open/1.0/rootfs/a", "team/open:1.0/rootfs/a"].map(|path| world.at(path));
+    for path in &paths {
+        assert_eq!(read(path).unwrap(), "open");
+    }
+    world.handle().update(|behaviour| {
+        if let Auth::Token(auth) = &mut behaviour.auth {
+            auth.private.push("team/open".to_owned());
+        }
+    });
+    world.handle().expire_tokens();
+    world.handle().edit(|content| {
+        content.add_tagged_image("team/open", "1.0", &image(&[&[file("a", "new")]]));
+    });
+    for path in &paths {
+        until("root sees the new image", || {
+            fs::read_to_string(path).is_ok_and(|text| text == "new")
+        });
+        assert_eq!(read(path), None, "{}", path.display());
     }
 }
 

@@ -384,3 +384,60 @@ async fn authorization_stays_with_the_registry() {
         assert_eq!(request.header("authorization"), None, "{request:?}");
     }
 }
+
+#[tokio::test]
+async fn a_refusal_of_the_token_service_is_believed_for_a_while() {
+    let server = Server::start(|request| match request.path() {
+        "/token" => Reply::error(401, "UNAUTHORIZED"),
+        _ => challenge(request, ""),
+    })
+    .await;
+    let client = with_credential("me:wrong");
+    for name in ["1", "2", "3"] {
+        let error = client
+            .manifest(&repository(&server, "a"), &tag(name))
+            .await
+            .unwrap_err();
+        let text = error.to_string();
+        assert!(matches!(error, Error::Denied { .. }), "{text}");
+        assert!(
+            text.contains(&format!("/a:{name}")) && text.contains("--credential"),
+            "{text}"
+        );
+    }
+    assert_eq!(server.count("/token"), 1, "{:?}", server.lines());
+    let other = client.manifest(&repository(&server, "b"), &tag("1")).await;
+    assert!(other.is_err());
+    assert_eq!(
+        server.count("/token"),
+        2,
+        "another repository is another question"
+    );
+}
+
+#[tokio::test]
+async fn the_next_page_of_a_list_that_is_elsewhere_is_asked_for_without_credentials() {
+    let elsewhere = Server::start(|request| {
+        let page = Reply::new(200);
+        match request.query("last").is_empty() {
+            true => page
+                .header("Link", "</list?last=a>; rel=\"next\"")
+                .body(r#"{"tags":["a"]}"#),
+            false => page.body(r#"{"tags":["b"]}"#),
+        }
+    })
+    .await;
+    let target = format!("http://{}/list", elsewhere.host());
+    let server = Server::start(move |request| match request.header("authorization") {
+        Some(_) => Reply::new(307).header("Location", target.clone()),
+        None => Reply::error(401, "UNAUTHORIZED").header("WWW-Authenticate", "Basic realm=\"r\""),
+    })
+    .await;
+    let mut pages = with_credential("me:secret").tags(&repository(&server, "a"));
+    assert_eq!(pages.next_page().await.unwrap(), Some(vec!["a".to_owned()]));
+    assert_eq!(pages.next_page().await.unwrap(), Some(vec!["b".to_owned()]));
+    for request in elsewhere.requests() {
+        assert_eq!(request.header("authorization"), None, "{}", request.target);
+    }
+    assert_eq!(elsewhere.requests().len(), 2);
+}

@@ -419,3 +419,94 @@ async fn offline_sends_nothing() {
     }
     assert_eq!(server.requests().len(), 0);
 }
+
+/// Beyond so many bytes a whole blob is not read to get at a range of it.
+const FAR: u64 = (8 << 20) + 1;
+
+/// What comes of bytes far into a blob from a server that sends the whole blob instead of the answers for which
+/// `whole` holds, by their number.
+async fn far_into(
+    whole: impl Fn(usize) -> bool + Send + Sync + 'static,
+    options: ClientOptions,
+) -> (Server, Vec<Result<Vec<u8>>>) {
+    let (bytes, digest) = blob((9 << 20) + 7);
+    let asked = AtomicUsize::new(0);
+    let length = bytes.len() as u64;
+    let server = Server::start(move |request| match whole(asked.fetch_add(1, Ordering::SeqCst)) {
+        true => Reply::new(200).body(bytes.clone()),
+        false => Reply::blob(request, &bytes),
+    })
+    .await;
+    let client = Client::new(options).unwrap();
+    let mut results = Vec::new();
+    for range in [FAR..FAR + 10, FAR + 10..FAR + 30] {
+        let result = client
+            .blob_bytes(&repository(&server, "a"), &digest, range, length)
+            .await;
+        results.push(result.map(|bytes| bytes.to_vec()));
+    }
+    (server, results)
+}
+
+#[tokio::test]
+async fn a_cache_that_is_still_filling_itself_is_asked_again_for_a_far_range() {
+    let bytes = blob((9 << 20) + 7).0;
+    let far = usize::try_from(FAR).unwrap();
+    let (server, results) = far_into(|n| n < 2, quick()).await;
+    assert_eq!(results[0].as_ref().unwrap(), &bytes[far..far + 10]);
+    assert_eq!(results[1].as_ref().unwrap(), &bytes[far + 10..far + 30]);
+    assert_eq!(server.requests().len(), 4);
+
+    // What is waited for is time, and not a number of tries.
+    let patient = ClientOptions {
+        retries: 1,
+        ..quick()
+    };
+    let (server, results) = far_into(|n| (1..9).contains(&n), patient).await;
+    assert_eq!(results[1].as_ref().unwrap(), &bytes[far + 10..far + 30]);
+    assert_eq!(server.requests().len(), 10);
+}
+
+#[tokio::test]
+async fn a_server_that_gives_no_ranges_is_told_as_such() {
+    let soon = ClientOptions {
+        timing: Timing {
+            stall: Duration::from_secs(1),
+            backoff_max: Duration::from_millis(200),
+            ..quick().timing
+        },
+        ..quick()
+    };
+    let (_server, results) = far_into(|_| true, soon).await;
+    for result in results {
+        let error = result.unwrap_err();
+        let text = error.to_string();
+        assert!(matches!(error, Error::Unsupported { .. }), "{text}");
+        assert!(
+            text.contains("does not honour ranges") && text.contains(" tries"),
+            "{text}"
+        );
+    }
+    let once = ClientOptions {
+        retries: 0,
+        ..quick()
+    };
+    let (server, results) = far_into(|_| true, once).await;
+    assert!(results.iter().all(Result::is_err));
+    assert_eq!(server.requests().len(), 2);
+}
+
+#[tokio::test]
+async fn a_cache_that_never_gets_filled_is_not_waited_for_for_ever() {
+    let short = ClientOptions {
+        timeout: Duration::from_secs(2),
+        ..quick()
+    };
+    let (_server, results) = far_into(|n| n > 0, short).await;
+    assert!(results[0].is_ok(), "{results:?}");
+    let error = results[1].as_ref().unwrap_err();
+    assert!(
+        matches!(error, Error::Unsupported { .. } | Error::Timeout { .. }),
+        "{error}"
+    );
+}

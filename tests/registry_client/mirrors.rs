@@ -549,3 +549,47 @@ async fn a_server_elsewhere_is_told_whom_it_stands_for() {
     client.manifest(&named, &tag("1")).await.unwrap();
     assert_eq!(real.requests()[0].query("ns"), ["docker.io"]);
 }
+
+#[tokio::test]
+async fn a_mirror_without_ranges_is_passed_over_for_the_blob() {
+    let (bytes, digest) = blob((9 << 20) + 7);
+    let (length, far) = (bytes.len() as u64, (8 << 20) + 1);
+    let upstream = blobs(&bytes).await;
+    let mirror = Server::start(move |_| Reply::new(200).body(bytes.clone())).await;
+    let certs = Certs::mirrors(&upstream, &[&mirror]);
+    let (client, repository) = (certs.client(), repository(&upstream, "a"));
+    for start in [far, far + 10] {
+        let got = client.blob_bytes(&repository, &digest, start..start + 10, length);
+        assert_eq!(got.await.unwrap().len(), 10);
+    }
+    assert_eq!((mirror.requests().len(), upstream.requests().len()), (1, 2));
+    let health = health_of(&client, &mirror);
+    assert_eq!((health.left_out_for_ms, health.lies), (None, 0));
+}
+
+#[tokio::test]
+async fn those_who_wait_for_a_mirror_that_stops_midway_do_not_all_try_it() {
+    let (bytes, digest) = blob(1000);
+    let upstream = blobs(&bytes).await;
+    let mirror = Server::start(move |request| Reply::blob(request, &bytes).broken(5, Then::Stop)).await;
+    let certs = Certs::mirrors(&upstream, &[&mirror]);
+    let client = Client::new(ClientOptions {
+        concurrency: 1,
+        timing: Timing {
+            mirrors: Duration::from_millis(300),
+            ..quick().timing
+        },
+        ..certs.options()
+    })
+    .unwrap();
+    let mut running = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let (client, repository) = (client.clone(), repository(&upstream, "a"));
+        running.spawn(async move { client.blob_bytes(&repository, &digest, 100..200, 1000).await });
+    }
+    while let Some(result) = running.join_next().await {
+        assert_eq!(result.unwrap().unwrap().len(), 100);
+    }
+    assert_eq!(mirror.requests().len(), 1, "the others waited for their turn");
+    assert_eq!(upstream.requests().len(), 8);
+}

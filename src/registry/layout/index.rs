@@ -23,6 +23,10 @@ const MANIFESTS_MAX: usize = 100_000;
 const SHOWN_NAMES_MAX: usize = 20;
 /// How many warnings one reading gives.
 const WARNINGS_MAX: usize = 100;
+/// How much of a name a warning shows, in characters.
+const SHOWN_NAME_CHARS_MAX: usize = 200;
+/// The longest digest, of whatever algorithm: that of SHA-512 has 135 bytes.
+const DIGEST_BYTES_MAX: usize = 256;
 /// The longest own name; repositories may have more, directories rarely do.
 const OWN_NAME_BYTES_MAX: usize = 128;
 
@@ -110,6 +114,11 @@ impl Names {
             ..Self::default()
         };
         for descriptor in raw.manifests {
+            // It would stand in errors and in the log.
+            if descriptor.digest.len() > DIGEST_BYTES_MAX {
+                let why = format!("one of its digests has {} bytes", descriptor.digest.len());
+                return Err(Error::malformed(file, why));
+            }
             names.add(descriptor);
         }
         Ok(names)
@@ -165,6 +174,7 @@ impl Names {
             }
         });
         let Some((repository, tag)) = name else {
+            let written: String = written.chars().take(SHOWN_NAME_CHARS_MAX).collect();
             self.warn(format!(
                 "{written:?} is no name that a registry could have: {digest} is found by its digest only"
             ));
@@ -452,6 +462,19 @@ mod tests {
         let failure = |tag: &str| names.tagged("own", tag).unwrap().digest("what").unwrap_err();
         assert!(matches!(failure("a"), Error::Unsupported { why, .. } if why.contains("sha512")));
         assert!(matches!(failure("b"), Error::Malformed { .. }));
+    }
+
+    #[test]
+    fn what_is_written_at_length_fills_neither_an_error_nor_the_log() {
+        let long = "\u{1}".repeat(1 << 20);
+        let names = names(&[(&long, ""), ("a", "")]);
+        assert!(names.warnings.iter().all(|warning| warning.len() < 2000));
+        assert!(names.meant("x", "b").unwrap_err().to_string().len() < 500);
+        assert_eq!(names.meant("x", &long).unwrap().digest, digest(0));
+        let text = json!({ "manifests": [{ "digest": long, "size": 1 }] }).to_string();
+        let error = Names::parse("/l/index.json", "own", text.as_bytes()).unwrap_err();
+        assert_eq!(error.exit_code(), 7);
+        assert!(error.to_string().len() < 500);
     }
 
     #[test]
