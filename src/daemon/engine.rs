@@ -297,6 +297,11 @@ impl Mounted {
         self.mount.abort()
     }
 
+    /// Whether nobody can use it any more.
+    pub(super) fn has_ended(&self) -> bool {
+        self.mount.has_ended()
+    }
+
     /// Whether it still has its place in the tree; one that was unmounted lazily has not.
     pub(super) fn is_attached(&self) -> bool {
         self.mount.is_attached()

@@ -38,7 +38,8 @@ pub(super) struct Mounts {
 #[derive(Debug, Default)]
 struct State {
     slots: BTreeMap<PathBuf, Slot>,
-    /// Mounts that were unmounted lazily and whose place another one has taken; served until their last user is gone.
+    /// Mounts that have lost their place and are served until their last user is gone: unmounted lazily, with the place
+    /// taken by another one, or unmounted while there are copies of them.
     detached: Vec<Arc<Mounted>>,
     is_over: bool,
 }
@@ -218,7 +219,9 @@ impl Mounts {
         mounted.ended().await;
         tracing::info!(mountpoint = %mountpoint.display(), "unmounted");
         if let Some(mounts) = mounts.upgrade() {
-            mounts.remove(&mountpoint, &mounted);
+            let is_other = |found: &Arc<Mounted>| !Arc::ptr_eq(found, &mounted);
+            mounts.state.lock().detached.retain(is_other);
+            mounts.remove_slot(&mountpoint, &mounted);
         }
         drop_in_time(mounted);
     }
@@ -248,20 +251,33 @@ impl Mounts {
         tokio::task::spawn_blocking(move || way(&blocking))
             .await
             .map_err(|error| Error::busy("unmount", error.to_string()))??;
-        self.remove(mountpoint, &mounted);
+        self.unmounted(mountpoint, &mounted);
         drop_in_time(mounted);
         Ok(())
     }
 
+    /// Notes that a mount has lost its place. Copies of it, bound elsewhere or in another mount namespace, are served until
+    /// the last one is gone, which [`Self::watch`] notices.
+    fn unmounted(&self, mountpoint: &Path, mounted: &Arc<Mounted>) {
+        if !mounted.has_ended() {
+            let mut state = self.state.lock();
+            let is_known = state.detached.iter().any(|found| Arc::ptr_eq(found, mounted));
+            // Once more with the lock, which whoever notices the end has to take too.
+            if !is_known && !mounted.has_ended() {
+                state.detached.push(mounted.clone());
+            }
+        }
+        self.remove_slot(mountpoint, mounted);
+    }
+
     /// Takes exactly this mount out of the table: another may have taken its place.
-    fn remove(&self, mountpoint: &Path, mounted: &Arc<Mounted>) {
+    fn remove_slot(&self, mountpoint: &Path, mounted: &Arc<Mounted>) {
         let mut state = self.state.lock();
         if let Some(Slot::Live { mounted: found, .. }) = state.slots.get(mountpoint)
             && Arc::ptr_eq(found, mounted)
         {
             state.slots.remove(mountpoint);
         }
-        state.detached.retain(|found| !Arc::ptr_eq(found, mounted));
         self.note_end(&mut state);
     }
 
@@ -287,7 +303,9 @@ impl Mounts {
     pub(super) async fn over(&self) {
         let mut over = self.over.subscribe();
         if self.ending == Ending::WithLastMount {
-            let first = tokio::time::timeout(FIRST_MOUNT_WITHIN, over.wait_for(|over| *over)).await;
+            // What `wait_for` gives locks the channel, to which others send while they hold the state: it must be gone.
+            let first = async { over.wait_for(|over| *over).await.is_ok() };
+            let first = tokio::time::timeout(FIRST_MOUNT_WITHIN, first).await;
             let mut state = self.state.lock();
             if first.is_err() && state.slots.is_empty() {
                 state.is_over = true;
@@ -395,5 +413,56 @@ impl Mounts {
         fields.insert("mounts".to_owned(), mounts.into());
         fields.insert("errors".to_owned(), errors.into());
         fields.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, Environment, Layer};
+    use crate::store::lock::Lock;
+
+    #[test]
+    fn who_waits_for_the_end_holds_up_nobody_who_notices_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let flags = Layer {
+            cache_dir: Some(dir.path().join("store")),
+            ..Layer::default()
+        };
+        let environment = Environment {
+            variables: BTreeMap::new(),
+            is_root: true,
+            system_file: dir.path().join("none.toml"),
+        };
+        let config = Config::load(&environment, None, flags).unwrap().config;
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let lock = Lock::take(&config.cache_dir).unwrap();
+        let engine = Engine::open(&config, lock, None, runtime.handle()).unwrap();
+        let mounts = Mounts::new(Arc::new(engine), Ending::WithLastMount);
+        let (began, begins) = std::sync::mpsc::channel();
+        let waiting = runtime.spawn({
+            let mounts = mounts.clone();
+            async move {
+                began.send(()).unwrap();
+                mounts.over().await;
+            }
+        });
+        begins.recv().unwrap();
+        // The watcher of a mount and the client that unmounts it both notice its end.
+        let (done, is_done) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let mut state = mounts.state.lock();
+            mounts.note_end(&mut state);
+            std::thread::sleep(Duration::from_millis(300));
+            mounts.note_end(&mut state);
+            drop(state);
+            done.send(()).unwrap();
+        });
+        if is_done.recv_timeout(Duration::from_secs(20)).is_err() {
+            // It would wait for the threads that hold each other up.
+            runtime.shutdown_background();
+            panic!("nobody gets on");
+        }
+        runtime.block_on(waiting).unwrap();
     }
 }

@@ -134,7 +134,7 @@ impl Fetcher {
                         range.clone(),
                         descriptor.size,
                     );
-                    let (bytes, provenance) = bytes.await?;
+                    let (bytes, provenance) = bytes.await.map_err(of_registry)?;
                     given.push((range, provenance));
                     have = Some(bytes);
                 }
@@ -159,6 +159,14 @@ fn distrust(given: &[Given], error: &Error) -> bool {
     given.fold(false, |found, (range, provenance)| {
         provenance.distrust(range, error) || found
     })
+}
+
+/// What a registry cannot do is nothing that the layer is: another day it can.
+fn of_registry(error: Error) -> Error {
+    match error {
+        Error::Unsupported { what, why } => Error::Network { what, why },
+        other => other,
+    }
 }
 
 /// Says in an error from a pure parser which layer it is about, and of which repository.

@@ -158,7 +158,7 @@ impl Mount {
         &self.mountpoint
     }
 
-    /// Unmounts and waits for the session's end. While the mount is busy this fails and names who uses it; `lazy` takes
+    /// Unmounts and waits a moment for the session's end, which copies of the mount put off. While the mount is busy this fails and names who uses it; `lazy` takes
     /// it out of the tree in any case and returns, and the session ends when the last user is gone. Blocks.
     pub fn unmount(&self, lazy: bool) -> Result<()> {
         let how = match (self.end.is_set(), lazy) {
@@ -171,7 +171,7 @@ impl Mount {
         if !lazy && !self.end.wait_blocking(END_WAIT) {
             tracing::warn!(
                 mountpoint = %self.mountpoint.display(),
-                "unmounted, but another mount namespace still has a copy of the mount"
+                "unmounted, but served on: a bind mount or another mount namespace has a copy of the mount"
             );
         }
         Ok(())
@@ -188,6 +188,11 @@ impl Mount {
             .unmount_device(&self.mountpoint, Some(&self.device_number), how)?;
         self.end.wait_blocking(END_WAIT);
         Ok(())
+    }
+
+    /// Whether the session has ended: neither the mount nor a copy of it is left.
+    pub fn has_ended(&self) -> bool {
+        self.end.is_set()
     }
 
     /// Whether it still has its place in the tree. One that was unmounted lazily, by whomever, has not, and is served

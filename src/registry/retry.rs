@@ -207,7 +207,8 @@ impl Attempts {
         }
         let over = !failure.may_pass() || tried_enough || now + wait >= ends;
         if failure.is_outage() {
-            host.outage(failure, over);
+            // One try for a mirror proves nothing of a token service or a blob store, which others may need too.
+            host.outage(failure, over && (!self.gives_way || host.is_mirror()));
         }
         if over {
             return Err(self.error(host, failure));

@@ -67,8 +67,8 @@ pub(super) async fn fetch(
     rotated: &(dyn Fn() -> Option<Secret> + Send + Sync),
     attempts: &mut Attempts,
 ) -> Result<Token> {
+    let mut tried: Vec<Secret> = Vec::new();
     if let Identity::Refresh { token, .. } = &credentials.identity {
-        let mut tried: Vec<Secret> = Vec::new();
         // A request for another scope may have the token rotated meanwhile, so this is looked at after each refusal.
         while let Some(token) = [rotated(), Some(token.clone())]
             .into_iter()
@@ -89,7 +89,15 @@ pub(super) async fn fetch(
     }
     let call = query(service, credentials);
     let answer = exchange(transport, from, service, &call, attempts).await?;
-    read(service, answer, credentials, attempts).await
+    let token = read(service, answer, credentials, attempts).await;
+    token.map_err(|error| match error {
+        // The refusal is about the second form, which is not what the user can mend.
+        Error::Denied { what, why } if !tried.is_empty() => Error::Denied {
+            what,
+            why: format!("{why}; its identity token is not taken: log in again"),
+        },
+        other => other,
+    })
 }
 
 /// An answer, and its body if it was a success.

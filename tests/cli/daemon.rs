@@ -62,6 +62,22 @@ fn an_unmount_from_outside_ends_the_daemon_too() {
 }
 
 #[test]
+fn a_copy_of_a_mount_is_served_until_it_is_gone() {
+    let world = World::new();
+    let (mountpoint, copy) = (world.mountpoint("m"), world.mountpoint("copy"));
+    world.text(&["mount", text(&mountpoint)]);
+    let none = None::<&str>;
+    nix::mount::mount(Some(&mountpoint), &copy, none, nix::mount::MsFlags::MS_BIND, none).unwrap();
+    world.text(&["umount", text(&mountpoint)]);
+    assert!(!is_mounted(&mountpoint));
+    assert!(std::fs::read_to_string(copy.join(".registryfs/version")).is_ok());
+    world.text(&["mount", text(&mountpoint)]);
+    world.text(&["umount", text(&mountpoint)]);
+    nix::mount::umount(&copy).unwrap();
+    until("the lock is free", || Lock::take(&world.store()).is_ok());
+}
+
+#[test]
 fn a_daemon_answers_as_the_command_itself_does() {
     let world = World::new();
     let image = world.image("base/slim:11");

@@ -254,3 +254,28 @@ fn a_config_that_is_not_what_its_digest_says_is_refused() {
         fs::read(&config).is_ok_and(|bytes| bytes == made.config)
     });
 }
+
+#[test]
+fn a_registry_that_gives_no_ranges_says_nothing_about_its_layers() {
+    let made = image(&[&[file("large", noise(9 << 20, 1)), file("small", "x")]]);
+    let mut content = Content::new();
+    content.add_tagged_image("team/app", "1.0", &made);
+    let behaviour = Behaviour {
+        ranges: false,
+        ..Behaviour::default()
+    };
+    let world = World::with(content, behaviour, &["--retries", "0"]).mounted();
+    let layer = world.at("team/app/1.0/layers/0");
+    let (toc, format) = (layer.join("toc.json"), layer.join("format"));
+    for path in [&toc, &format] {
+        assert_eq!(errno(fs::metadata(path)), libc::EIO, "{}", path.display());
+    }
+    assert!(
+        world.errors().contains("does not honour ranges"),
+        "{}",
+        world.errors()
+    );
+    world.handle().update(|behaviour| behaviour.ranges = true);
+    until("the layer is looked at again", || fs::metadata(&toc).is_ok());
+    assert_eq!(fs::read_to_string(&format).unwrap(), "estargz\n");
+}

@@ -385,6 +385,35 @@ async fn a_refresh_token_that_was_rotated_is_the_next_one_to_send() {
 }
 
 #[tokio::test]
+async fn an_identity_token_that_is_no_longer_good_is_said_to_be_the_reason() {
+    let server = Server::start(|request| match (request.path(), request.method.as_str()) {
+        ("/token", "POST") => Reply::error(400, "UNSUPPORTED"),
+        ("/token", _) => Reply::error(401, "UNAUTHORIZED"),
+        _ => challenge(request),
+    })
+    .await;
+    let folder = Folder::new();
+    folder.config(&json!({"auths": {server.host(): {"identitytoken": "it"}}}));
+    let error = folder
+        .client()
+        .manifest(&repository(&server, "a"), &tag("1"))
+        .await
+        .unwrap_err();
+    assert!(matches!(error, Error::Denied { .. }), "{error}");
+    assert!(
+        error.to_string().contains("identity token is not taken"),
+        "{error}"
+    );
+    folder.login(&server.host(), "me");
+    let error = folder
+        .client()
+        .manifest(&repository(&server, "a"), &tag("1"))
+        .await
+        .unwrap_err();
+    assert!(!error.to_string().contains("identity token"), "{error}");
+}
+
+#[tokio::test]
 async fn a_password_beside_an_identity_token_is_for_services_without_a_form() {
     let server = Server::start(|request| match (request.path(), request.method.as_str()) {
         ("/token", "POST") => Reply::new(404),

@@ -1,13 +1,13 @@
 //! Registries that are busy, down, and back again.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use registryfs::error::Error;
-use registryfs::registry::{Client, ClientOptions, Timing};
+use registryfs::registry::{Client, ClientOptions, HostOptions, MirrorOptions, Timing};
 
-use super::server::{Reply, Server, Then};
-use super::{client, quick, repository, tag};
+use super::server::{Reply, Request, Server, Then};
+use super::{blob, client, quick, repository, tag};
 
 const MANIFEST: &str = r#"{"schemaVersion":2,"layers":[]}"#;
 
@@ -184,4 +184,41 @@ async fn no_more_requests_run_at_once_than_allowed() {
     }
     assert!(server.connections() <= 2, "{} connections", server.connections());
     assert!(most.load(Ordering::SeqCst) <= 2);
+}
+
+#[tokio::test]
+async fn one_failure_on_behalf_of_a_mirror_does_not_take_a_blob_store_from_the_server() {
+    let (bytes, digest) = blob(1000);
+    let asked = AtomicBool::new(false);
+    let store = Server::start(move |request| {
+        let is_first = request.range().is_some() && !asked.swap(true, Ordering::SeqCst);
+        match is_first || request.range().is_none() {
+            true => Reply::new(503),
+            false => Reply::blob(request, &bytes),
+        }
+    })
+    .await;
+    let target = format!("http://{}/blob", store.host());
+    let redirect = move |_: &Request| Reply::new(307).header("Location", target.clone());
+    let (upstream, mirror) = (
+        Server::start(redirect.clone()).await,
+        Server::start(redirect).await,
+    );
+    let only = MirrorOptions {
+        url: format!("http://{}", mirror.host()),
+        ..MirrorOptions::default()
+    };
+    let mirrored = HostOptions {
+        mirrors: Some(vec![only]),
+        ..HostOptions::default()
+    };
+    let client = Client::new(ClientOptions {
+        hosts: [(upstream.host(), mirrored)].into(),
+        ..quick()
+    })
+    .unwrap();
+    let repository = repository(&upstream, "a");
+    let got = client.blob_bytes(&repository, &digest, 100..200, 1000).await;
+    assert_eq!(got.unwrap().len(), 100);
+    assert_eq!((mirror.requests().len(), upstream.requests().len()), (1, 1));
 }
