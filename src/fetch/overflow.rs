@@ -2,6 +2,7 @@
 //! does not fail them.
 
 use std::num::NonZeroUsize;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lru::LruCache;
@@ -17,6 +18,9 @@ pub(super) const OVERFLOW_BYTES_MAX: usize = 64 << 20;
 /// Bound on their number.
 const OVERFLOW_CHUNKS_MAX: usize = 8192;
 
+/// For how long a disk that refused a chunk is taken to be full: room may have been made since.
+const REFUSAL_MEMORY: Duration = Duration::from_secs(60);
+
 /// The chunks, least recently used first to go.
 #[derive(Debug)]
 pub(super) struct Overflow(Mutex<Kept>);
@@ -25,12 +29,18 @@ pub(super) struct Overflow(Mutex<Kept>);
 struct Kept {
     chunks: LruCache<(Digest, u32), Bytes>,
     bytes: usize,
+    /// When the last one came.
+    refused_at: Option<Instant>,
 }
 
 impl Default for Overflow {
     fn default() -> Self {
         let chunks = LruCache::new(NonZeroUsize::MIN.saturating_add(OVERFLOW_CHUNKS_MAX - 1));
-        Self(Mutex::new(Kept { chunks, bytes: 0 }))
+        Self(Mutex::new(Kept {
+            chunks,
+            bytes: 0,
+            refused_at: None,
+        }))
     }
 }
 
@@ -39,6 +49,7 @@ impl Overflow {
     pub(super) fn put(&self, layer: &Digest, chunk: u32, bytes: Bytes) -> bool {
         let mut kept = self.0.lock();
         let is_first = kept.chunks.is_empty();
+        kept.refused_at = Some(Instant::now());
         kept.bytes += bytes.len();
         if let Some((_, old)) = kept.chunks.push((*layer, chunk), bytes) {
             kept.bytes -= old.len();
@@ -52,9 +63,10 @@ impl Overflow {
         is_first
     }
 
-    /// Whether nothing is kept here: the disk takes what comes.
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.lock().chunks.is_empty()
+    /// Whether the disk has refused a chunk lately.
+    pub(super) fn is_in_use(&self) -> bool {
+        let refused_at = self.0.lock().refused_at;
+        refused_at.is_some_and(|at| at.elapsed() < REFUSAL_MEMORY)
     }
 
     /// Puts a span together from chunks kept here and, for the others, from the store. `None` if one is in neither, or
@@ -80,5 +92,20 @@ impl Overflow {
             bytes.extend_from_slice(&piece);
         }
         Ok(Some(bytes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_that_was_full_once_is_not_full_for_ever() {
+        let overflow = Overflow::default();
+        assert!(!overflow.is_in_use());
+        assert!(overflow.put(&Digest::of(b"layer"), 0, Bytes::from_static(b"chunk")));
+        assert!(overflow.is_in_use());
+        overflow.0.lock().refused_at = Instant::now().checked_sub(REFUSAL_MEMORY);
+        assert!(!overflow.is_in_use());
     }
 }

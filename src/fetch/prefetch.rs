@@ -310,7 +310,7 @@ impl Fetcher {
     /// next.
     #[must_use]
     pub fn keeps_what_comes(&self) -> bool {
-        self.overflow.is_empty()
+        !self.overflow.is_in_use()
     }
 }
 
