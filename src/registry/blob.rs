@@ -386,7 +386,8 @@ impl BlobBody {
         }
         self.core.redirects.forget(from, repository, digest, &url);
         let mut answer = answer?;
-        let expired = matches!(answer.status().as_u16(), 400 | 401 | 403 | 410);
+        // A store that moved its objects answers 404 where the registry now points elsewhere.
+        let expired = matches!(answer.status().as_u16(), 400 | 401 | 403 | 404 | 410);
         if expired || is_redirect(answer.status()) {
             answer.drain().await;
             return Ok(None);

@@ -7,7 +7,7 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use super::line::{Line, briefs};
-use super::world::{Mounted, assert_equal_trees, lab};
+use super::world::{Mounted, assert_equal_trees, lab, pull_through};
 
 const IMAGE: &str = "lab/team/app:1";
 
@@ -22,24 +22,6 @@ fn certs_dir(mirror: &str) -> tempfile::TempDir {
     );
     std::fs::write(of_registry.join("hosts.toml"), text).unwrap();
     dir
-}
-
-/// Has the lab's mirror fetch the image, as a first pull of another client would.
-fn pull_through(mirror: &str) {
-    let dir = tempfile::tempdir().unwrap();
-    let from = format!("docker://{mirror}/{IMAGE}");
-    let to = format!("oci:{}:1", dir.path().join("pulled").display());
-    let pulled = Command::new("skopeo")
-        .args([
-            "--insecure-policy",
-            "copy",
-            "--quiet",
-            "--src-tls-verify=false",
-            &from,
-            &to,
-        ])
-        .status();
-    assert!(pulled.unwrap().success());
 }
 
 fn rootfs(mounted: &Mounted) -> PathBuf {

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::line::{Line, Request, briefs, in_sequence};
-use super::world::{Mounted, assert_equal_trees, lab, script};
+use super::world::{Mounted, assert_equal_trees, lab, pull_through, script};
 
 /// An image with three layers, and two small files of it in different layers, far from each other.
 const IMAGE: &str = "lab/debian/v1/rootfs";
@@ -248,21 +248,7 @@ fn a_signed_url_that_does_not_say_when_it_ends_is_renewed_once_it_is_refused() {
 #[test]
 #[ignore = "needs the lab"]
 fn a_pull_through_cache_is_a_registry_like_others() {
-    // It sends whole blobs, whatever range was asked for, until it has them; a first pull of another client makes it.
-    let dir = tempfile::tempdir().unwrap();
-    let from = format!("docker://{}/lab/team/app:1", lab("LAB_MIRROR"));
-    let to = format!("oci:{}:1", dir.path().join("pulled").display());
-    let pulled = Command::new("skopeo")
-        .args([
-            "--insecure-policy",
-            "copy",
-            "--quiet",
-            "--src-tls-verify=false",
-            &from,
-            &to,
-        ])
-        .status();
-    assert!(pulled.unwrap().success());
+    pull_through(&lab("LAB_MIRROR"));
     let mounted = Mounted::with(&[]);
     let rootfs = mounted
         .root()

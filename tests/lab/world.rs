@@ -136,3 +136,21 @@ pub(super) fn assert_equal_trees(mounted: &Path, unpacked: &Path) {
         String::from_utf8_lossy(&compared.stderr)
     );
 }
+
+/// Has a pull-through cache fetch `lab/team/app:1`, as a first pull of another client would.
+pub(crate) fn pull_through(mirror: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let from = format!("docker://{mirror}/lab/team/app:1");
+    let to = format!("oci:{}:1", dir.path().join("pulled").display());
+    let pulled = Command::new("skopeo")
+        .args([
+            "--insecure-policy",
+            "copy",
+            "--quiet",
+            "--src-tls-verify=false",
+            &from,
+            &to,
+        ])
+        .status();
+    assert!(pulled.unwrap().success());
+}

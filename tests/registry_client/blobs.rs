@@ -272,27 +272,33 @@ async fn redirecting(store: &Server) -> Server {
 }
 
 #[tokio::test]
-async fn a_redirect_is_asked_for_once_and_again_when_its_url_expired() {
-    let (bytes, digest) = blob(1000);
-    let served = AtomicUsize::new(0);
-    let store = Server::start(move |request| match served.fetch_add(1, Ordering::SeqCst) {
-        3 => Reply::new(403),
-        _ => Reply::blob(request, &bytes),
-    })
-    .await;
-    let server = redirecting(&store).await;
-    let repository = repository(&server, "a");
-    let client = client();
-    for start in [0, 100, 200] {
-        let got = client
-            .blob_bytes(&repository, &digest, start..start + 100, 1000)
-            .await;
-        assert_eq!(got.unwrap().len(), 100);
+async fn a_redirect_is_asked_for_once_and_again_when_its_url_is_no_longer_good() {
+    for gone in [400, 401, 403, 404, 410] {
+        let (bytes, digest) = blob(1000);
+        let served = AtomicUsize::new(0);
+        let store = Server::start(move |request| match served.fetch_add(1, Ordering::SeqCst) {
+            3 => Reply::new(gone),
+            _ => Reply::blob(request, &bytes),
+        })
+        .await;
+        let server = redirecting(&store).await;
+        let repository = repository(&server, "a");
+        let client = client();
+        for start in [0, 100, 200] {
+            let got = client
+                .blob_bytes(&repository, &digest, start..start + 100, 1000)
+                .await;
+            assert_eq!(got.unwrap().len(), 100);
+        }
+        assert_eq!((server.requests().len(), store.requests().len()), (1, 3));
+        let got = client.blob_bytes(&repository, &digest, 100..300, 1000).await;
+        assert_eq!(got.unwrap(), expected(), "{gone}");
+        assert_eq!(
+            (server.requests().len(), store.requests().len()),
+            (2, 5),
+            "{gone}"
+        );
     }
-    assert_eq!((server.requests().len(), store.requests().len()), (1, 3));
-    let got = client.blob_bytes(&repository, &digest, 100..300, 1000).await;
-    assert_eq!(got.unwrap(), expected());
-    assert_eq!((server.requests().len(), store.requests().len()), (2, 5));
 }
 
 #[tokio::test]
