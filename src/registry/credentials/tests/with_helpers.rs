@@ -4,10 +4,11 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 
 use super::super::process::{self, Said};
@@ -165,8 +166,7 @@ async fn what_a_helper_leaves_behind_holds_nobody() {
     assert_eq!(said, Said::Found(password_identity("me", "pw")));
     let pid = fs::read_to_string(home.path("bin/docker-credential-agent.child")).unwrap();
     assert!(runs(&pid), "an agent that it started stays");
-    let killed = Command::new("kill").arg(pid.trim()).status().unwrap();
-    assert!(killed.success());
+    kill(Pid::from_raw(pid.trim().parse().unwrap()), Signal::SIGTERM).unwrap();
 }
 
 #[tokio::test]
