@@ -67,6 +67,7 @@ impl Fetcher {
         let Source {
             repository,
             descriptor,
+            ..
         } = &**source;
         let summary = *self.layer(source).await?.index().summary();
         let range = summary.toc_start..summary.toc_end;
@@ -115,9 +116,11 @@ impl Fetcher {
         let Source {
             repository,
             descriptor,
+            ..
         } = source;
         let what = source.name();
-        let mut indexer = layer::indexer(descriptor).map_err(|error| name(&what, error))?;
+        let mut indexer =
+            layer::indexer(descriptor, source.ztoc.as_ref()).map_err(|error| name(&what, error))?;
         let mut have = None;
         for _ in 0..STEPS_MAX {
             let step = blocking(&self.runtime, move || {
@@ -137,6 +140,9 @@ impl Fetcher {
                     let (bytes, provenance) = bytes.await.map_err(of_registry)?;
                     given.push((range, provenance));
                     have = Some(bytes);
+                }
+                Step::NeedBlob(_) | Step::NeedExternalToc | Step::Pass => {
+                    return Err(Error::unsupported(what, "not built yet"));
                 }
                 Step::Done(index) => {
                     self.counters.layers_indexed.fetch_add(1, Ordering::Relaxed);

@@ -62,19 +62,31 @@ pub struct Source {
     pub repository: Repository,
     /// What the manifest says of it.
     pub descriptor: Descriptor,
+    /// The blob that a SOCI index names for it, in the same repository.
+    pub ztoc: Option<Descriptor>,
+    /// The image in which it was found; `None` for a blob without one.
+    pub place: Option<Place>,
+}
+
+/// Where a layer stands in an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The image's manifest.
+    pub manifest: Digest,
+    /// The image's configuration, which says the digest of the layer's tar (DiffID).
+    pub config: Descriptor,
+    /// The layer's number, base first.
+    pub number: usize,
 }
 
 impl Source {
-    /// What the layer is stored under. Equal keys mean equal content, whoever serves it: the blob's digest alone does not,
-    /// because a lazy reader never gets to check it. What the manifest promises of the index decides the content; where it
-    /// promises nothing, only the repository vouches for itself.
+    /// What the layer is stored under. Equal keys mean equal content, whoever serves it: what is in the key was checked
+    /// before anything was stored under it. For a lazy reader that is not the blob's digest, but what the manifest promises
+    /// of the index.
     #[must_use]
     pub fn key(&self) -> Digest {
         let Descriptor { digest, size, .. } = &self.descriptor;
-        let voucher = match layer::index_promise(&self.descriptor) {
-            Some(promise) => format!("index {promise}"),
-            None => format!("repository {}", self.repository),
-        };
+        let voucher = layer::index_promise(&self.descriptor, self.ztoc.as_ref());
         Digest::of(format!("layer {digest} size {size} {voucher}").as_bytes())
     }
 
@@ -490,10 +502,13 @@ mod tests {
             digest: Digest::of(digest),
             size: 10,
             annotations: promise.map(annotation).into_iter().collect(),
+            urls: Vec::new(),
         };
         Source {
             repository: Repository::new("h.io", repository).unwrap(),
             descriptor,
+            ztoc: None,
+            place: None,
         }
     }
 
@@ -511,11 +526,13 @@ mod tests {
         ] {
             assert_ne!(mine.key(), other.key());
         }
-        // Without a promise nobody can check what the other one serves under this digest.
+        // Without a promise one pass checks the blob's digest.
         let unpromised = source("mine", b"blob", None);
         assert_ne!(unpromised.key(), mine.key());
-        assert_ne!(unpromised.key(), source("yours", b"blob", None).key());
-        assert_eq!(unpromised.key(), source("mine", b"blob", None).key());
+        assert_eq!(unpromised.key(), source("yours", b"blob", None).key());
+        let mut with_ztoc = unpromised.clone();
+        with_ztoc.ztoc = Some(mine.descriptor);
+        assert_ne!(with_ztoc.key(), unpromised.key());
     }
 
     #[test]

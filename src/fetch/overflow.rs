@@ -76,12 +76,15 @@ impl Overflow {
             return Ok(None);
         }
         let end = span.data_offset + span.len as u64;
-        let mut bytes = Vec::with_capacity(span.len);
+        // What no chunk covers is a hole.
+        let mut bytes = vec![0; span.len];
         for number in span.chunks.clone() {
             let chunk = layer.index().chunk(number)?;
             let from = span.data_offset.max(chunk.data_offset);
             let to = end.min(chunk.data_offset.saturating_add(chunk.bytes));
-            let len = to.saturating_sub(from) as usize;
+            let Some(len) = to.checked_sub(from).map(|len| len as usize) else {
+                continue;
+            };
             let here = self.0.lock().chunks.get(&(*layer.key(), number)).cloned();
             let start = (from - chunk.data_offset) as usize;
             let piece = match here.as_ref().and_then(|kept| kept.get(start..start + len)) {
@@ -89,7 +92,10 @@ impl Overflow {
                 None => layer.read(&(number..number + 1), from, len)?,
             };
             let Some(piece) = piece else { return Ok(None) };
-            bytes.extend_from_slice(&piece);
+            let at = (from - span.data_offset) as usize;
+            if let Some(place) = bytes.get_mut(at..at + len) {
+                place.copy_from_slice(&piece);
+            }
         }
         Ok(Some(bytes))
     }

@@ -85,12 +85,12 @@ mod tests {
     use crate::digest::Digest;
     use crate::layer::Format;
     use crate::layer::entry::{Entry, Kind};
-    use crate::layer::index::Summary;
+    use crate::layer::index::{Coding, Summary};
     use crate::layer::index_builder::{IndexBuilder, NewChunk};
 
     /// An index whose members start at these offsets and whose data ends at `end`.
     fn index(starts: &[u64], end: u64) -> Index<Vec<u8>> {
-        let mut builder = IndexBuilder::default();
+        let mut builder = IndexBuilder::new(Coding::Gzip);
         for (number, &start) in starts.iter().enumerate() {
             builder
                 .entry(&Entry {
@@ -98,7 +98,7 @@ mod tests {
                     ..Entry::new(number.to_string(), Kind::File)
                 })
                 .unwrap();
-            let digest = Digest::of(b"x");
+            let digest = Some(Digest::of(b"x"));
             builder
                 .chunk(NewChunk {
                     bytes: 1,
@@ -109,16 +109,9 @@ mod tests {
                 .unwrap();
         }
         let summary = Summary {
-            format: Format::Estargz,
-            blob_bytes: end,
-            data_bytes: 0,
-            unpacked_bytes: 0,
-            toc_digest: Digest::of(b""),
-            toc_promised: false,
             toc_start: end,
             toc_end: end,
-            toc_bytes: 0,
-            prefetch_end: 0,
+            ..Summary::of(Format::Estargz, end)
         };
         Index::open(builder.finish(summary, end).unwrap()).unwrap()
     }

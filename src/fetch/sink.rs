@@ -138,7 +138,7 @@ mod tests {
     use crate::digest::Digest;
     use crate::layer::Format;
     use crate::layer::entry::{Entry, Kind};
-    use crate::layer::index::Summary;
+    use crate::layer::index::{Coding, Summary};
     use crate::layer::index_builder::{IndexBuilder, NewChunk};
     use crate::registry::{Client, ClientOptions};
     use crate::store::Store;
@@ -152,7 +152,7 @@ mod tests {
     }
 
     fn world(chunks: &[(u64, &[u8])]) -> World {
-        let mut builder = IndexBuilder::default();
+        let mut builder = IndexBuilder::new(Coding::Gzip);
         for (number, (inner_offset, bytes)) in chunks.iter().enumerate() {
             let size = bytes.len() as u64;
             builder
@@ -161,7 +161,7 @@ mod tests {
                     ..Entry::new(number.to_string(), Kind::File)
                 })
                 .unwrap();
-            let (inner_offset, digest) = (*inner_offset, Digest::of(bytes));
+            let (inner_offset, digest) = (*inner_offset, Some(Digest::of(bytes)));
             builder
                 .chunk(NewChunk {
                     bytes: size,
@@ -172,16 +172,11 @@ mod tests {
                 .unwrap();
         }
         let summary = Summary {
-            format: Format::Estargz,
-            blob_bytes: 1000,
-            data_bytes: 0,
-            unpacked_bytes: 0,
-            toc_digest: Digest::of(b""),
             toc_promised: true,
             toc_start: 900,
             toc_end: 1000,
             toc_bytes: 1,
-            prefetch_end: 0,
+            ..Summary::of(Format::Estargz, 1000)
         };
         let index = builder.finish(summary, 900).unwrap();
         let dir = tempfile::tempdir().unwrap();

@@ -346,10 +346,13 @@ mod tests {
             digest: Digest::of(b""),
             size: 1,
             annotations: BTreeMap::new(),
+            urls: Vec::new(),
         };
         let source = Arc::new(Source {
             repository: Repository::new("localhost", "a").unwrap(),
             descriptor,
+            ztoc: None,
+            place: None,
         });
         let streams = Arc::new(Streams::default());
         let reader = |_| Arc::new(BlobReader::new(Arc::clone(&source), Arc::clone(&streams)));

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::fetch::{Fetcher, FileAt, Source, blocking};
+use crate::fetch::{Fetcher, FileAt, Place, Source, blocking};
 use crate::image::manifest::{Document, IndexEntry, Manifest, choose};
 use crate::image::platform::Platform;
 use crate::image::resolve::Resolver;
@@ -388,17 +388,23 @@ impl Images {
 }
 
 fn image(repository: &Repository, digest: &Digest, bytes: Bytes, manifest: Manifest) -> Image {
-    let source = |descriptor: &crate::layer::Descriptor| {
+    let source = |(number, descriptor): (usize, &crate::layer::Descriptor)| {
         Arc::new(Source {
             repository: repository.clone(),
             descriptor: descriptor.clone(),
+            ztoc: None,
+            place: Some(Place {
+                manifest: *digest,
+                config: manifest.config.clone(),
+                number,
+            }),
         })
     };
     Image {
         repository: repository.clone(),
         digest: *digest,
         bytes,
-        sources: manifest.layers.iter().map(source).collect(),
+        sources: manifest.layers.iter().enumerate().map(source).collect(),
         rootfs: OnceCell::new(),
         layer_trees: manifest.layers.iter().map(|_| OnceCell::new()).collect(),
         manifest,

@@ -27,6 +27,8 @@ struct RawDescriptor {
     platform: Option<Platform>,
     #[serde(default)]
     artifact_type: Option<String>,
+    #[serde(default)]
+    urls: Option<Vec<String>>,
 }
 
 impl RawDescriptor {
@@ -44,6 +46,7 @@ impl RawDescriptor {
             digest: self.digest,
             size: self.size,
             annotations,
+            urls: self.urls.unwrap_or_default(),
         }
     }
 }
@@ -56,6 +59,8 @@ struct RawDocument {
     layers: Option<Vec<RawDescriptor>>,
     #[serde(default)]
     manifests: Option<Vec<RawDescriptor>>,
+    #[serde(default)]
+    annotations: Option<BTreeMap<String, String>>,
 }
 
 /// An image's manifest.
@@ -65,6 +70,8 @@ pub struct Manifest {
     pub config: Descriptor,
     /// Its layers, base first.
     pub layers: Vec<Descriptor>,
+    /// Its annotations.
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// One platform's manifest in an index.
@@ -103,6 +110,7 @@ impl Document {
             RawDocument {
                 config: Some(config),
                 layers: Some(layers),
+                annotations,
                 ..
             } => {
                 if layers.len() > LAYERS_MAX {
@@ -112,6 +120,7 @@ impl Document {
                 Ok(Self::Manifest(Manifest {
                     config: config.into_descriptor(),
                     layers,
+                    annotations: annotations.unwrap_or_default(),
                 }))
             }
             RawDocument {

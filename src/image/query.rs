@@ -328,11 +328,14 @@ pub fn content_digest(at: &FileAt) -> Result<Option<Digest>> {
         return Ok(Some(Digest::of(b"")));
     }
     let chunks = entry.chunk_range();
-    match (index.content_digest(&entry)?, chunks.len()) {
-        (Some(digest), _) => Ok(Some(digest)),
-        (None, 1) => Ok(Some(index.chunk(chunks.start)?.digest)),
-        (None, _) => Ok(None),
+    if let Some(digest) = index.content_digest(&entry)? {
+        return Ok(Some(digest));
     }
+    if chunks.len() != 1 {
+        return Ok(None);
+    }
+    let chunk = index.chunk(chunks.start)?;
+    Ok(chunk.digest.filter(|_| chunk.bytes == entry.size))
 }
 
 fn kind_name(kind: Kind) -> &'static str {

@@ -4,73 +4,81 @@ use std::ops::Deref;
 
 use crate::error::{Error, Result};
 use crate::layer::estargz::{EstargzIndexer, GzipMember, TOC_DIGEST_ANNOTATION, unpack_toc};
-use crate::layer::index::Index;
-use crate::layer::{Descriptor, Format, Indexer, MemberDecoder};
+use crate::layer::index::{Coding, Index};
+use crate::layer::{Decoded, Decompressor, Descriptor, Format, Indexer, MemberDecoder, Step};
 
-/// The refusal of a layer of a valid format that has no lazy reading (yet).
-pub(super) fn without_lazy_reading(what: &str, format: Format) -> Error {
-    let name = match format {
-        Format::Gzip => "plain gzip",
-        Format::Zstd => "plain zstd",
-        Format::Tar => "uncompressed tar",
-        other => other.name(),
-    };
-    let why = format!("{name} layers cannot be read yet; an image converted to eStargz can");
-    Error::unsupported(what, why)
-}
-
-/// What turns a layer into its index, chosen by its media type. A gzip layer is taken for eStargz until its tail says
-/// otherwise.
+/// What turns a layer into its index. `ztoc` is the blob that a SOCI index names for it.
+///
+/// A layer is read by ranges only if its manifest promises a digest of what its format calls the table of contents: else
+/// nothing but the blob's own digest vouches for it, and that takes one pass over the blob.
 ///
 /// # Errors
-/// [`Error::Unsupported`] naming the format when there is none for it, [`Error::Malformed`] when an annotation of the
+/// [`Error::Unsupported`] for what is no layer of files or cannot be read, [`Error::Malformed`] when an annotation of the
 /// format is broken.
-pub fn indexer(descriptor: &Descriptor) -> Result<Box<dyn Indexer>> {
+pub fn indexer(descriptor: &Descriptor, ztoc: Option<&Descriptor>) -> Result<Box<dyn Indexer>> {
     let what = format!("layer {}", descriptor.digest);
     let media_type = descriptor.media_type.to_ascii_lowercase();
-    let is = |part: &str| media_type.contains(part);
-    if is("+encrypted") {
+    if media_type.contains("+encrypted") {
         let why = "encrypted layers cannot be read; an image without encryption can";
         return Err(Error::unsupported(what, why));
     }
-    if is(".nondistributable.") || is(".foreign.") {
-        let why =
-            "foreign layers are not kept by the registry; an image that was pushed with them can be read";
+    if !media_type.contains("tar") {
+        let why = format!(
+            "{:?} is no type of a layer with files; this is another artifact than an image",
+            descriptor.media_type
+        );
         return Err(Error::unsupported(what, why));
     }
-    if media_type.ends_with("+gzip") || media_type.ends_with(".tar.gzip") {
+    if ztoc.is_none() && descriptor.annotations.contains_key(TOC_DIGEST_ANNOTATION) {
         return Ok(Box::new(EstargzIndexer::new(descriptor)?));
     }
-    if media_type.ends_with("+zstd") || media_type.ends_with(".tar.zstd") {
-        let chunked = descriptor
-            .annotations
-            .keys()
-            .any(|key| key.contains(".zstd-chunked."));
-        let format = if chunked {
-            Format::ZstdChunked
-        } else {
-            Format::Zstd
-        };
-        return Err(without_lazy_reading(&what, format));
-    }
-    if media_type.ends_with(".tar") {
-        return Err(without_lazy_reading(&what, Format::Tar));
-    }
-    let why = format!(
-        "layers of type {:?} cannot be read; an image converted to eStargz can",
-        descriptor.media_type
-    );
-    Err(Error::unsupported(what, why))
+    Ok(Box::new(WholeBlob))
 }
 
-/// What the manifest promises of a layer's index, in the words of its format; `None` if only the blob's digest is given,
-/// which a lazy reader never gets to check.
+/// Asks for one pass over the blob.
+struct WholeBlob;
+
+impl Indexer for WholeBlob {
+    fn step(&mut self, _: Option<&[u8]>) -> Result<Step> {
+        Ok(Step::Pass)
+    }
+}
+
+/// What decompresses a blob that starts with `first`: by what the bytes say, because media types are often wrong. A dozen
+/// bytes are enough, or all that there are.
 #[must_use]
-pub fn index_promise(descriptor: &Descriptor) -> Option<&str> {
-    descriptor
-        .annotations
-        .get(TOC_DIGEST_ANNOTATION)
-        .map(String::as_str)
+pub fn decompressor(first: &[u8]) -> Box<dyn Decompressor> {
+    let _ = first;
+    Box::new(Uncompressed::default())
+}
+
+/// Decompresses nothing: plain tar.
+#[derive(Debug, Default)]
+struct Uncompressed;
+
+impl Decompressor for Uncompressed {
+    fn format(&self) -> Format {
+        Format::Tar
+    }
+
+    fn push(&mut self, blob: &[u8], out: &mut dyn FnMut(Decoded<'_>) -> Result<()>) -> Result<()> {
+        out(Decoded::Bytes(blob))
+    }
+
+    fn finish(&mut self, _: &mut dyn FnMut(Decoded<'_>) -> Result<()>) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// What vouches for a layer's index, in words that are equal only where the content is: the digest that the manifest
+/// promises for its table of contents, or, as one pass checks it, the blob's own.
+#[must_use]
+pub fn index_promise(descriptor: &Descriptor, ztoc: Option<&Descriptor>) -> String {
+    match (ztoc, descriptor.annotations.get(TOC_DIGEST_ANNOTATION)) {
+        (Some(ztoc), _) => format!("ztoc {}", ztoc.digest),
+        (None, Some(toc)) => format!("index {toc}"),
+        (None, None) => "blob".to_owned(),
+    }
 }
 
 /// A decoder for member `member` of a layer. It holds what it needs of the index. When a member's range is used up before
@@ -79,9 +87,9 @@ pub fn index_promise(descriptor: &Descriptor) -> Option<&str> {
 /// # Errors
 /// [`Error::Malformed`] when there is no such member or the index is damaged.
 pub fn decoder<B: Deref<Target = [u8]>>(index: &Index<B>, member: u32) -> Result<Box<dyn MemberDecoder>> {
-    match index.summary().format {
-        Format::Estargz => Ok(Box::new(GzipMember::new(index, member)?)),
-        other => Err(without_lazy_reading("layer index", other)),
+    match index.member(member)?.coding {
+        Coding::Gzip => Ok(Box::new(GzipMember::new(index, member)?)),
+        other => Err(Error::unsupported("layer index", format!("coding {other:?}"))),
     }
 }
 
@@ -92,11 +100,11 @@ pub fn decoder<B: Deref<Target = [u8]>>(index: &Index<B>, member: u32) -> Result
 pub fn toc(format: Format, compressed: &[u8]) -> Result<Vec<u8>> {
     match format {
         Format::Estargz => unpack_toc(compressed),
-        other => Err(without_lazy_reading("table of contents", other)),
+        other => Err(Error::unsupported("table of contents", other.name())),
     }
 }
 
-/// What a media type says of a layer that could not be indexed.
+/// What a media type says of a layer that is not indexed.
 #[must_use]
 pub fn format_of_media_type(media_type: &str) -> Format {
     let media_type = media_type.to_ascii_lowercase();

@@ -5,11 +5,13 @@
 //! its section, and the whole carries a CRC that [`Index::open`] checks.
 //!
 //! ```text
-//! header 192 | entries 96 each | chunks 64 each | members 32 each | order 4 each | digests 32 each | xattrs | strings
+//! header 256 | entries 96 each | chunks 64 each | members 48 each | order 4 each | digests 32 each | xattrs | windows |
+//! strings
 //! ```
-//! *Entries* stand in tar order. The *chunks* of a file stand together in file order. A *member* is the unit that
-//! decodes on its own (a gzip member, a zstd frame): its chunks are `order[first..first + count]`, by their place in it.
-//! Every non-empty regular file has its place in the layer's data file, contiguous and aligned to [`DATA_ALIGN_BYTES`].
+//! *Entries* stand in tar order. The *chunks* of a file stand together in file order; what no chunk covers is a hole, and
+//! reads as zeros. A *member* is the unit that decodes on its own (a gzip member, a zstd frame, a span between two
+//! checkpoints): its chunks are `order[first..first + count]`, by their place in it. Every non-empty regular file has its
+//! place in the layer's data file, contiguous and aligned to [`DATA_ALIGN_BYTES`].
 
 use std::ops::{Deref, Range};
 
@@ -21,12 +23,12 @@ use crate::layer::fields::Fields;
 use crate::layer::xattrs;
 
 pub(super) const MAGIC: [u8; 8] = *b"RFSLAYER";
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 /// Size of the header, which holds a checksum of everything else.
-pub const HEADER_BYTES: usize = 192;
+pub const HEADER_BYTES: usize = 256;
 pub(super) const ENTRY_BYTES: usize = 96;
 const CHUNK_BYTES: usize = 64;
-const MEMBER_BYTES: usize = 32;
+const MEMBER_BYTES: usize = 48;
 const DIGEST_BYTES: usize = 32;
 /// Where the CRC stands in the header; it covers everything behind itself.
 pub(super) const CRC_AT: usize = 12;
@@ -63,6 +65,64 @@ pub struct Summary {
     pub toc_bytes: u64,
     /// The blob's first bytes that its builder wants prefetched (0: none).
     pub prefetch_end: u64,
+    /// Digest of the layer's tar, where one pass over the whole blob has computed it: the blob's own digest was checked
+    /// then too. All zeros in an index that was made without reading the blob.
+    pub diff_id: Digest,
+    /// Size of the layer's tar in bytes, 0 where nobody has seen it.
+    pub tar_bytes: u64,
+}
+
+impl Summary {
+    /// What is known of a layer before its index is built: nothing promised, no TOC, no pass.
+    #[must_use]
+    pub fn of(format: Format, blob_bytes: u64) -> Self {
+        Self {
+            format,
+            blob_bytes,
+            data_bytes: 0,
+            unpacked_bytes: 0,
+            toc_digest: NO_DIGEST,
+            toc_promised: false,
+            toc_start: 0,
+            toc_end: 0,
+            toc_bytes: 0,
+            prefetch_end: 0,
+            diff_id: NO_DIGEST,
+            tar_bytes: 0,
+        }
+    }
+
+    /// The digest of the layer's tar, if one pass over the blob has computed it.
+    #[must_use]
+    pub fn passed(&self) -> Option<Digest> {
+        (self.diff_id != NO_DIGEST).then_some(self.diff_id)
+    }
+}
+
+/// Stands for "no digest" in records.
+pub(super) const NO_DIGEST: Digest = Digest::from_bytes([0; DIGEST_BYTES]);
+
+/// How a member's bytes in the blob become decoded bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Coding {
+    /// A gzip member, from its header on. More may follow it in the range.
+    Gzip = 1,
+    /// Gzip from a checkpoint on: raw deflate, with a window, that starts within the first byte of the range if
+    /// [`Member::bits`] is not 0. It may reach over the ends of gzip members.
+    Deflate = 2,
+    /// zstd frames, one behind the other.
+    Zstd = 3,
+    /// Not compressed.
+    Stored = 4,
+}
+
+impl Coding {
+    fn from_byte(byte: u8) -> Option<Self> {
+        [Self::Gzip, Self::Deflate, Self::Zstd, Self::Stored]
+            .into_iter()
+            .find(|coding| *coding as u8 == byte)
+    }
 }
 
 /// One chunk: a piece of a regular file that is decoded, verified, stored and evicted as a whole.
@@ -78,8 +138,8 @@ pub struct Chunk {
     pub member: u32,
     /// The entry whose content it is part of.
     pub entry: u32,
-    /// The digest of its bytes.
-    pub digest: Digest,
+    /// The digest of its bytes. Only chunks of a member with a [`Member::check`] may be without one.
+    pub digest: Option<Digest>,
 }
 
 /// One independently decodable unit of the blob.
@@ -93,10 +153,18 @@ pub struct Member {
     pub first: u32,
     /// Number of its chunks.
     pub count: u32,
+    /// How its bytes are decoded.
+    pub coding: Coding,
+    /// Of [`Coding::Deflate`]: how many bits of the range's first byte belong to it, the high ones; 0 if all do.
+    pub bits: u8,
+    /// Place and length of its window among the windows, in bytes; length 0 for none.
+    window: (u64, u32),
+    /// Number in the digest table plus one, 0 for none.
+    check: u32,
 }
 
 impl Member {
-    /// The byte range in the blob that decodes to the member's chunks.
+    /// The byte range in the blob that decodes to the member's chunks. Neighbours that are not byte-aligned share a byte.
     #[must_use]
     pub fn blob_range(&self) -> Range<u64> {
         self.blob_start..self.blob_end
@@ -149,6 +217,7 @@ impl EntryRef<'_> {
 pub(super) struct Sections {
     pub(super) counts: [u64; 5],
     pub(super) xattr_bytes: u64,
+    pub(super) window_bytes: u64,
     pub(super) string_bytes: u64,
 }
 
@@ -176,8 +245,12 @@ impl Sections {
         self.start(RECORD_BYTES.len())
     }
 
-    fn strings_start(&self) -> u64 {
+    fn windows_start(&self) -> u64 {
         self.xattrs_start().saturating_add(self.xattr_bytes)
+    }
+
+    fn strings_start(&self) -> u64 {
+        self.windows_start().saturating_add(self.window_bytes)
     }
 
     pub(super) fn end(&self) -> u64 {
@@ -222,6 +295,7 @@ impl<B: Deref<Target = [u8]>> Index<B> {
         let sections = Sections {
             counts,
             xattr_bytes: header.u64(),
+            window_bytes: header.u64(),
             string_bytes: header.u64(),
         };
         let summary = Summary {
@@ -232,7 +306,9 @@ impl<B: Deref<Target = [u8]>> Index<B> {
             toc_end: header.u64(),
             toc_bytes: header.u64(),
             prefetch_end: header.u64(),
+            tar_bytes: header.u64(),
             toc_digest: Digest::from_bytes(header.take()),
+            diff_id: Digest::from_bytes(header.take()),
             toc_promised: header.u8() != 0,
             format: Format::from_byte(header.u8()).ok_or_else(|| damaged("unknown format"))?,
         };
@@ -355,7 +431,7 @@ impl<B: Deref<Target = [u8]>> Index<B> {
             inner_offset: f.u64(),
             member: f.u32(),
             entry: f.u32(),
-            digest: Digest::from_bytes(f.take()),
+            digest: Some(Digest::from_bytes(f.take())).filter(|digest| *digest != NO_DIGEST),
         })
     }
 
@@ -370,6 +446,10 @@ impl<B: Deref<Target = [u8]>> Index<B> {
             blob_end: f.u64(),
             first: f.u32(),
             count: f.u32(),
+            window: (f.u64(), f.u32()),
+            check: f.u32(),
+            coding: Coding::from_byte(f.u8()).ok_or_else(|| damaged("unknown coding"))?,
+            bits: f.u8(),
         };
         if member.blob_end <= member.blob_start || member.blob_end > self.summary.blob_bytes {
             return Err(damaged("a member beyond the blob"));
@@ -387,12 +467,39 @@ impl<B: Deref<Target = [u8]>> Index<B> {
             .collect()
     }
 
+    /// The digest of a member's bytes in the blob, where the chunks have none of their own.
+    ///
+    /// # Errors
+    /// As [`Self::entry`].
+    pub fn check(&self, member: &Member) -> Result<Option<Digest>> {
+        self.digest(member.check)
+    }
+
+    /// The window that decoding a member starts with, compressed as zstd; empty for none.
+    ///
+    /// # Errors
+    /// As [`Self::entry`].
+    pub fn window(&self, member: &Member) -> Result<&[u8]> {
+        let start = self.sections.windows_start().saturating_add(member.window.0);
+        let end = start.saturating_add(u64::from(member.window.1));
+        if end > self.sections.strings_start() {
+            return Err(damaged("a window beyond its section"));
+        }
+        let window = self.bytes.get(start as usize..end as usize);
+        window.ok_or_else(|| damaged("a window beyond the end"))
+    }
+
     /// Digest of an entry's whole content, where the layer says it.
     ///
     /// # Errors
     /// As [`Self::entry`].
     pub fn content_digest(&self, entry: &EntryRef<'_>) -> Result<Option<Digest>> {
-        let Some(number) = entry.digest.checked_sub(1) else {
+        self.digest(entry.digest)
+    }
+
+    /// Digest `number - 1` of the table, none for 0.
+    fn digest(&self, number: u32) -> Result<Option<Digest>> {
+        let Some(number) = number.checked_sub(1) else {
             return Ok(None);
         };
         Ok(Some(Digest::from_bytes(self.record(DIGESTS, number)?.take())))
@@ -405,7 +512,7 @@ impl<B: Deref<Target = [u8]>> Index<B> {
     pub fn xattrs(&self, entry: &EntryRef<'_>) -> Result<Vec<(&[u8], &[u8])>> {
         let start = self.sections.xattrs_start().saturating_add(entry.xattrs.0);
         let end = start.saturating_add(u64::from(entry.xattrs.1));
-        if end > self.sections.strings_start() {
+        if end > self.sections.windows_start() {
             return Err(damaged("xattrs beyond their section"));
         }
         let encoded = self.bytes.get(start as usize..end as usize);
@@ -421,16 +528,12 @@ mod tests {
 
     fn summary() -> Summary {
         Summary {
-            format: Format::Estargz,
-            blob_bytes: 1000,
-            data_bytes: 0,
-            unpacked_bytes: 0,
             toc_digest: Digest::of(b"toc"),
             toc_promised: true,
             toc_start: 900,
             toc_end: 990,
             toc_bytes: 400,
-            prefetch_end: 0,
+            ..Summary::of(Format::Estargz, 1000)
         }
     }
 
@@ -439,7 +542,7 @@ mod tests {
             bytes,
             blob_offset,
             inner_offset,
-            digest: Digest::of(&bytes.to_le_bytes()),
+            digest: Some(Digest::of(&bytes.to_le_bytes())),
         }
     }
 
@@ -452,7 +555,7 @@ mod tests {
 
     #[test]
     fn what_was_built_is_read_back() {
-        let mut builder = IndexBuilder::default();
+        let mut builder = IndexBuilder::new(Coding::Gzip);
         let mut first = file("./usr/bin/a", 5000);
         first.xattrs = vec![
             (b"user.b".to_vec(), b"2".to_vec()),
@@ -493,7 +596,7 @@ mod tests {
 
     #[test]
     fn every_damaged_byte_is_noticed() {
-        let mut builder = IndexBuilder::default();
+        let mut builder = IndexBuilder::new(Coding::Gzip);
         builder.entry(&file("a", 10)).unwrap();
         builder.chunk(chunk(10, 1, 0)).unwrap();
         let good = builder.finish(summary(), 900).unwrap();
@@ -541,7 +644,7 @@ mod tests {
             ("NUL", |b| b.entry(&file("a\0b", 0))),
         ];
         for (name, step) in cases {
-            let mut builder = IndexBuilder::default();
+            let mut builder = IndexBuilder::new(Coding::Gzip);
             let refused = step(&mut builder).and_then(|()| builder.finish(summary(), 900).map(drop));
             assert!(refused.is_err(), "{name}");
         }

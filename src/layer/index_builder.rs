@@ -4,12 +4,14 @@
 //! and in order, members do not lie outside the blob, names and attributes are ones that Linux can show, and no count,
 //! size or offset overflows its field.
 
+use std::collections::BTreeMap;
+
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::layer::entry::{Entry, Kind, Time, clean_path};
 use crate::layer::index::{
-    CHUNKS_MAX, CRC_AT, DATA_ALIGN_BYTES, DATA_BYTES_MAX, ENTRIES_MAX, ENTRY_BYTES, HEADER_BYTES, MAGIC,
-    Member, Sections, Summary, VERSION,
+    CHUNKS_MAX, CRC_AT, Coding, DATA_ALIGN_BYTES, DATA_BYTES_MAX, ENTRIES_MAX, ENTRY_BYTES, HEADER_BYTES,
+    MAGIC, NO_DIGEST, Sections, Summary, VERSION,
 };
 use crate::layer::xattrs;
 
@@ -33,13 +35,34 @@ pub struct NewChunk {
     pub blob_offset: u64,
     /// Where it starts in the decoded member.
     pub inner_offset: u64,
-    /// The digest of its bytes.
-    pub digest: Digest,
+    /// The digest of its bytes; only a chunk of a member with a check may be without one.
+    pub digest: Option<Digest>,
+}
+
+/// What is to be known of a member besides where it starts. A member of which the builder is told nothing is of the
+/// coding that the layer's format has ([`IndexBuilder::new`]), and ends where the next one starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewMember {
+    /// Where it starts in the blob.
+    pub blob_start: u64,
+    /// Where it ends in the blob.
+    pub blob_end: u64,
+    /// How its bytes are decoded.
+    pub coding: Coding,
+    /// As in [`Member::bits`].
+    pub bits: u8,
+    /// The window that decoding starts with, compressed as zstd; empty for none.
+    pub window: Vec<u8>,
+    /// The digest of its bytes in the blob, for chunks that have none.
+    pub check: Option<Digest>,
 }
 
 /// Collects entries and chunks in the order of the layer's index.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct IndexBuilder {
+    coding: Coding,
+    /// By where they start in the blob.
+    members: BTreeMap<u64, NewMember>,
     entries: Vec<StoredEntry>,
     chunks: Vec<StoredChunk>,
     digests: Vec<Digest>,
@@ -79,6 +102,71 @@ struct StoredChunk {
 }
 
 impl IndexBuilder {
+    /// A builder of an empty index, whose members have this coding unless [`Self::member`] says otherwise.
+    #[must_use]
+    pub fn new(coding: Coding) -> Self {
+        Self {
+            coding,
+            members: BTreeMap::new(),
+            entries: Vec::new(),
+            chunks: Vec::new(),
+            digests: Vec::new(),
+            xattrs: Vec::new(),
+            strings: Vec::new(),
+            data_bytes: 0,
+            unpacked_bytes: 0,
+            uncovered: 0,
+        }
+    }
+
+    /// Tells of a member. Members of which no chunk is come to nothing.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] when it is empty, is there already, or its bits are none.
+    pub fn member(&mut self, member: NewMember) -> Result<()> {
+        let refuse = |why: &str| Error::malformed(format!("member at {}", member.blob_start), why);
+        if member.blob_end <= member.blob_start {
+            return Err(refuse("it is empty"));
+        }
+        if member.bits > 7 || (member.bits > 0 && member.coding != Coding::Deflate) {
+            return Err(refuse("it starts within a byte where it cannot"));
+        }
+        if self.members.contains_key(&member.blob_start) {
+            return Err(refuse("it is there twice"));
+        }
+        if self.members.len() >= CHUNKS_MAX {
+            return Err(refuse("too many members"));
+        }
+        self.members.insert(member.blob_start, member);
+        Ok(())
+    }
+
+    /// The place in the data file of the content of the entry that was added last, and its size.
+    #[must_use]
+    pub fn last_place(&self) -> Option<(u64, u64)> {
+        self.entries.last().map(|entry| (entry.data_offset, entry.size))
+    }
+
+    /// The next `bytes` of the entry that was added last are a hole: no chunk has them, and they read as zeros.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] when it does not continue a regular file or reaches beyond its end.
+    pub fn hole(&mut self, bytes: u64) -> Result<()> {
+        match self.uncovered.checked_sub(bytes) {
+            Some(left) => {
+                self.uncovered = left;
+                Ok(())
+            }
+            None => {
+                let number = self.entries.len().saturating_sub(1);
+                Err(Error::malformed(
+                    format!("hole in entry {number}"),
+                    "it reaches beyond the end of its file",
+                ))
+            }
+        }
+    }
+
     /// Adds the next entry in tar order. The chunks of a non-empty regular file must follow before the next entry.
     ///
     /// # Errors
@@ -144,7 +232,7 @@ impl IndexBuilder {
         Ok(())
     }
 
-    /// Adds the next chunk of the entry that was added last.
+    /// Adds the next chunk of the entry that was added last. Its member may be told of before or after.
     ///
     /// # Errors
     /// [`Error::Malformed`] when it does not continue a regular file or reaches beyond its end.
@@ -161,9 +249,6 @@ impl IndexBuilder {
         }
         if self.chunks.len() >= CHUNKS_MAX {
             return Err(refuse("too many chunks"));
-        }
-        if chunk.inner_offset > INNER_OFFSET_MAX {
-            return Err(refuse("it lies more than 1 GiB into its member"));
         }
         entry.chunks.1 += 1;
         let data_offset = entry.data_offset + (entry.size - covered);
@@ -192,7 +277,7 @@ impl IndexBuilder {
         if self.strings.is_empty() {
             self.strings.push(0);
         }
-        assemble(&self, &summary, data_end)
+        assemble(self, &summary, data_end)
     }
 
     fn check_covered(&self) -> Result<()> {
@@ -238,12 +323,19 @@ fn check_path(path: &[u8]) -> std::result::Result<(), &'static str> {
 }
 
 /// Lays out what a builder collected.
-fn assemble(built: &IndexBuilder, summary: &Summary, data_end: u64) -> Result<Vec<u8>> {
-    let (order, members, member_of) = group_members(built, data_end);
+fn assemble(mut built: IndexBuilder, summary: &Summary, data_end: u64) -> Result<Vec<u8>> {
+    let (order, members, member_of) = group_members(&mut built, data_end);
+    let built = &built;
     if members.last().is_some_and(|last| last.blob_start >= data_end) || data_end > summary.blob_bytes {
         return Err(Error::malformed(
             "layer index",
             "a chunk starts beyond the layer's data",
+        ));
+    }
+    if members.iter().any(|member| member.blob_end > data_end) {
+        return Err(Error::malformed(
+            "layer index",
+            "a member ends beyond the layer's data",
         ));
     }
     check_overlaps(built, &order, &members)?;
@@ -257,6 +349,7 @@ fn assemble(built: &IndexBuilder, summary: &Summary, data_end: u64) -> Result<Ve
     let sections = Sections {
         counts,
         xattr_bytes: built.xattrs.len() as u64,
+        window_bytes: members.iter().map(|member| member.window.len() as u64).sum(),
         string_bytes: built.strings.len() as u64,
     };
     let mut out = Vec::with_capacity(sections.end() as usize);
@@ -272,14 +365,9 @@ fn assemble(built: &IndexBuilder, summary: &Summary, data_end: u64) -> Result<Ve
         );
         out.extend_from_slice(&member.to_le_bytes());
         out.extend_from_slice(&stored.entry.to_le_bytes());
-        out.extend_from_slice(stored.chunk.digest.as_bytes());
+        out.extend_from_slice(stored.chunk.digest.unwrap_or(NO_DIGEST).as_bytes());
     }
-    for member in &members {
-        put(&mut out, &[member.blob_start, member.blob_end]);
-        out.extend_from_slice(&member.first.to_le_bytes());
-        out.extend_from_slice(&member.count.to_le_bytes());
-        out.extend_from_slice(&[0; 8]);
-    }
+    write_members(&mut out, &members);
     order
         .iter()
         .for_each(|number| out.extend_from_slice(&number.to_le_bytes()));
@@ -288,6 +376,9 @@ fn assemble(built: &IndexBuilder, summary: &Summary, data_end: u64) -> Result<Ve
         .iter()
         .for_each(|digest| out.extend_from_slice(digest.as_bytes()));
     out.extend_from_slice(&built.xattrs);
+    members
+        .iter()
+        .for_each(|member| out.extend_from_slice(&member.window));
     out.extend_from_slice(&built.strings);
     let crc = crc32fast::hash(&out[CRC_AT + 4..]);
     out[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_le_bytes());
@@ -296,10 +387,21 @@ fn assemble(built: &IndexBuilder, summary: &Summary, data_end: u64) -> Result<Ve
 
 /// Two chunks of one member may be the same bytes (then they say the same digest) or follow one another, never overlap.
 /// Only so many may be the same: each is a copy that one read of any of them has to write.
-fn check_overlaps(built: &IndexBuilder, order: &[u32], members: &[Member]) -> Result<()> {
+fn check_overlaps(built: &IndexBuilder, order: &[u32], members: &[Grouped]) -> Result<()> {
     for member in members {
         let mut copies = 1;
         let chunks = &order[member.first as usize..(member.first + member.count) as usize];
+        // Of a member that the builder was told of, whoever told it answers for the cost.
+        let inner_offset = |&number: &u32| built.chunks[number as usize].chunk.inner_offset;
+        if !member.has_end && chunks.iter().map(inner_offset).max() > Some(INNER_OFFSET_MAX) {
+            let what = format!("member at {}", member.blob_start);
+            return Err(Error::malformed(what, "a chunk lies more than 1 GiB into it"));
+        }
+        let is_bare = |&number: &u32| built.chunks[number as usize].chunk.digest.is_none();
+        if member.check == 0 && chunks.iter().any(is_bare) {
+            let what = format!("member at {}", member.blob_start);
+            return Err(Error::malformed(what, "nothing vouches for a chunk of it"));
+        }
         for pair in chunks.windows(2) {
             let (a, b) = (
                 &built.chunks[pair[0] as usize].chunk,
@@ -334,7 +436,10 @@ fn write_header(out: &mut Vec<u8>, sections: &Sections, summary: &Summary) {
     out.extend_from_slice(&VERSION.to_le_bytes());
     out.extend_from_slice(&[0; 4]);
     put(out, &sections.counts);
-    put(out, &[sections.xattr_bytes, sections.string_bytes]);
+    put(
+        out,
+        &[sections.xattr_bytes, sections.window_bytes, sections.string_bytes],
+    );
     put(
         out,
         &[summary.blob_bytes, summary.data_bytes, summary.unpacked_bytes],
@@ -346,9 +451,11 @@ fn write_header(out: &mut Vec<u8>, sections: &Sections, summary: &Summary) {
             summary.toc_end,
             summary.toc_bytes,
             summary.prefetch_end,
+            summary.tar_bytes,
         ],
     );
     out.extend_from_slice(summary.toc_digest.as_bytes());
+    out.extend_from_slice(summary.diff_id.as_bytes());
     out.push(u8::from(summary.toc_promised));
     out.push(summary.format as u8);
     out.resize(HEADER_BYTES, 0);
@@ -379,35 +486,95 @@ fn write_entry(out: &mut Vec<u8>, entry: &StoredEntry) {
     out.resize(end, 0);
 }
 
-/// Members are the distinct blob offsets of the chunks; each ends where the next starts, the last at `data_end`.
-/// Returns the chunks' numbers in the order of the blob, the members, and each chunk's member.
-fn group_members(built: &IndexBuilder, data_end: u64) -> (Vec<u32>, Vec<Member>, Vec<u32>) {
+/// A member with its chunks' places in the order.
+struct Grouped {
+    blob_start: u64,
+    blob_end: u64,
+    first: u32,
+    count: u32,
+    coding: Coding,
+    bits: u8,
+    window: Vec<u8>,
+    /// Number in the digest table plus one, 0 for none.
+    check: u32,
+    /// Whether it ends where it was said to end, and not where the next one starts.
+    has_end: bool,
+}
+
+/// Members are the distinct blob offsets of the chunks. One that the builder was not told of ends where the next starts,
+/// or at `data_end`. Returns the chunks' numbers in the order of the blob, the members, and each chunk's member.
+fn group_members(built: &mut IndexBuilder, data_end: u64) -> (Vec<u32>, Vec<Grouped>, Vec<u32>) {
     let mut order: Vec<u32> = (0..built.chunks.len() as u32).collect();
+    let chunks = &built.chunks;
     let place = |&number: &u32| {
-        let chunk = &built.chunks[number as usize].chunk;
+        let chunk = &chunks[number as usize].chunk;
         (chunk.blob_offset, chunk.inner_offset)
     };
     order.sort_by_key(place);
-    let mut members: Vec<Member> = Vec::new();
+    let mut members: Vec<Grouped> = Vec::new();
     let mut member_of = vec![0u32; order.len()];
     for (position, number) in order.iter().enumerate() {
         let (start, _) = place(number);
         match members.last_mut() {
             Some(last) if last.blob_start == start => last.count += 1,
             last => {
-                if let Some(last) = last {
+                if let Some(last) = last.filter(|last| !last.has_end) {
                     last.blob_end = start;
                 }
-                let member = Member {
-                    blob_start: start,
-                    blob_end: data_end,
-                    first: position as u32,
-                    count: 1,
-                };
-                members.push(member);
+                let told = built.members.remove(&start);
+                members.push(group(told, start, data_end, built.coding, &mut built.digests));
             }
+        }
+        if let Some(last) = members.last_mut().filter(|last| last.count == 0) {
+            (last.first, last.count) = (position as u32, 1);
         }
         member_of[*number as usize] = (members.len() - 1) as u32;
     }
     (order, members, member_of)
+}
+
+/// A member without chunks yet.
+fn group(
+    told: Option<NewMember>,
+    blob_start: u64,
+    data_end: u64,
+    coding: Coding,
+    digests: &mut Vec<Digest>,
+) -> Grouped {
+    let has_end = told.is_some();
+    let told = told.unwrap_or(NewMember {
+        blob_start,
+        blob_end: data_end,
+        coding,
+        bits: 0,
+        window: Vec::new(),
+        check: None,
+    });
+    digests.extend(told.check);
+    Grouped {
+        blob_start,
+        blob_end: told.blob_end,
+        first: 0,
+        count: 0,
+        coding: told.coding,
+        bits: told.bits,
+        window: told.window,
+        check: told.check.map_or(0, |_| digests.len() as u32),
+        has_end,
+    }
+}
+
+fn write_members(out: &mut Vec<u8>, members: &[Grouped]) {
+    let mut window_offset = 0;
+    for member in members {
+        let window_bytes = member.window.len() as u32;
+        put(out, &[member.blob_start, member.blob_end]);
+        out.extend_from_slice(&member.first.to_le_bytes());
+        out.extend_from_slice(&member.count.to_le_bytes());
+        put(out, &[window_offset]);
+        out.extend_from_slice(&window_bytes.to_le_bytes());
+        out.extend_from_slice(&member.check.to_le_bytes());
+        out.extend_from_slice(&[member.coding as u8, member.bits, 0, 0, 0, 0, 0, 0]);
+        window_offset += u64::from(window_bytes);
+    }
 }

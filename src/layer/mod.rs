@@ -3,6 +3,7 @@
 //! This folder is pure: bytes in, bytes out, no I/O and no clock. Whoever drives it fetches the ranges it asks for
 //! and stores what it decodes. One file (or folder) a format; `identify` is the only place that knows them all.
 
+mod cutter;
 pub mod entry;
 pub mod estargz;
 pub(crate) mod fields;
@@ -19,8 +20,7 @@ use std::ops::Range;
 use crate::digest::Digest;
 use crate::error::Result;
 
-use identify::without_lazy_reading;
-pub use identify::{decoder, format_of_media_type, index_promise, indexer, toc};
+pub use identify::{decoder, decompressor, format_of_media_type, index_promise, indexer, toc};
 
 /// How a layer's bytes are laid out, as shown in `layers/N/format`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -81,6 +81,8 @@ pub struct Descriptor {
     pub size: u64,
     /// The annotations.
     pub annotations: BTreeMap<String, String>,
+    /// Where else the blob is to be had: what makes a foreign layer.
+    pub urls: Vec<String>,
 }
 
 /// What an [`Indexer`] wants next.
@@ -88,8 +90,65 @@ pub struct Descriptor {
 pub enum Step {
     /// These bytes of the blob; call again with exactly them.
     Need(Range<u64>),
+    /// All of another blob of the same repository, verified by its digest; call again with exactly it.
+    NeedBlob(Descriptor),
+    /// The blob that holds this layer's table of contents in the image of TOCs that belongs to the image (`REF-esgztoc`);
+    /// call again with exactly it. Nobody vouches for it but the digest that the indexer knows.
+    NeedExternalToc,
     /// The layer's index, in the form of [`index`].
     Done(Vec<u8>),
+    /// A layer without a table of contents: one pass over the whole blob, see [`decompressor`], makes its index.
+    Pass,
+}
+
+/// A place in a blob from which decoding can start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// The first byte in the blob that is needed to decode from here.
+    pub blob_start: u64,
+    /// How to decode from here.
+    pub coding: index::Coding,
+    /// As in [`index::Member::bits`].
+    pub bits: u8,
+    /// The window to start with, compressed as zstd; empty for none.
+    pub window: Vec<u8>,
+}
+
+/// What comes out of a [`Decompressor`], in the order of the tar.
+#[derive(Debug)]
+pub enum Decoded<'a> {
+    /// The next bytes of the tar.
+    Bytes(&'a [u8]),
+    /// Decoding can start here, before the bytes that come next.
+    Checkpoint(Checkpoint),
+}
+
+/// Decompresses a whole blob once, from its first byte to its last, and finds the places from which to do so again.
+pub trait Decompressor: Send {
+    /// The format, as the blob itself says it.
+    fn format(&self) -> Format;
+
+    /// Takes the next bytes of the blob.
+    ///
+    /// # Errors
+    /// `Malformed` when they cannot be decoded, and those of `out`; it is of no use afterwards.
+    fn push(&mut self, blob: &[u8], out: &mut dyn FnMut(Decoded<'_>) -> Result<()>) -> Result<()>;
+
+    /// The blob has ended.
+    ///
+    /// # Errors
+    /// `Malformed` when it has ended early, and those of `out`.
+    fn finish(&mut self, out: &mut dyn FnMut(Decoded<'_>) -> Result<()>) -> Result<()>;
+}
+
+/// Receives the content of a layer's files while a pass goes over it.
+pub trait ContentSink {
+    /// `bytes` at `data_offset` of the layer's data file, which belong to one file. Offsets only grow. Not verified: what
+    /// the pass has seen is worth something when its end has the right digest.
+    ///
+    /// # Errors
+    /// Whatever must end the pass.
+    fn content(&mut self, data_offset: u64, bytes: &[u8]) -> Result<()>;
 }
 
 /// Turns a few byte ranges of a blob into its index: a state machine that is handed what it asks for.

@@ -126,7 +126,8 @@ impl Layer {
         chunks.into_iter().all(|chunk| self.map.is_present(chunk))
     }
 
-    /// The chunks of a file that hold its bytes `offset..end`, which must not be empty nor reach beyond its size.
+    /// The chunks of a file that hold its bytes `offset..end`, which must not be empty nor reach beyond its size. None, where
+    /// these are a hole.
     ///
     /// # Errors
     /// [`Error::Malformed`] for a damaged index.
@@ -145,10 +146,15 @@ impl Layer {
             }
             Ok(low)
         };
-        let first = starts_at_or_before(offset, all.start)?
+        let mut first = starts_at_or_before(offset, all.start)?
             .saturating_sub(1)
             .max(all.start);
         let last = starts_at_or_before(end.saturating_sub(1), first)?;
+        if first < last {
+            let chunk = self.index.chunk(first)?;
+            let is_before = chunk.data_offset.saturating_add(chunk.bytes) <= entry.data_offset + offset;
+            first += u32::from(is_before);
+        }
         Ok(first..last)
     }
 
@@ -259,7 +265,8 @@ impl Layer {
         }
         let _guard = self.hold(&(number..number + 1));
         let chunk = self.index.chunk(number)?;
-        if self.digest_of(&chunk)? == chunk.digest {
+        // What has no digest of its own cannot be looked at again, only fetched.
+        if chunk.digest.is_some() && Some(self.digest_of(&chunk)?) == chunk.digest {
             self.map.mark(number)?;
             self.note_progress();
             return Ok(true);

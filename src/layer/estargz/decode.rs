@@ -8,8 +8,8 @@ use std::ops::Deref;
 
 use flate2::{Decompress, FlushDecompress, Status};
 
-use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Result};
+use crate::layer::cutter::Cutter;
 use crate::layer::index::Index;
 use crate::layer::{ChunkSink, MemberDecoder};
 
@@ -17,16 +17,6 @@ use crate::layer::{ChunkSink, MemberDecoder};
 const SCRATCH_BYTES: u64 = 128 << 10;
 /// Longest file name or comment in a gzip header in bytes. With an extra field of at most 64 KiB this bounds the header.
 const HEADER_TEXT_BYTES_MAX: usize = 4096;
-
-/// Chunks of the same bytes: one, or several that the index has at the same place.
-#[derive(Debug)]
-struct Wanted {
-    start: u64,
-    end: u64,
-    digest: Digest,
-    /// Their positions in the chunk table.
-    chunks: Vec<u32>,
-}
 
 /// Decodes a member whose chunks were copied out of the index.
 #[derive(Debug)]
@@ -37,12 +27,7 @@ pub(in crate::layer) struct GzipMember {
     header: Option<Vec<u8>>,
     inflate: Decompress,
     scratch: Vec<u8>,
-    /// In the order of the member.
-    wanted: std::vec::IntoIter<Wanted>,
-    current: Option<Wanted>,
-    hasher: Hasher,
-    /// Decoded bytes so far.
-    position: u64,
+    cutter: Cutter,
     /// Whether a push failed: what comes after that belongs nowhere.
     failed: bool,
 }
@@ -54,39 +39,14 @@ impl GzipMember {
     /// [`Error::Malformed`] when the index is damaged.
     pub(in crate::layer) fn new<B: Deref<Target = [u8]>>(index: &Index<B>, member: u32) -> Result<Self> {
         let member = index.member(member)?;
-        let damaged = || Error::malformed("layer index", "the chunks of a member overlap");
-        let mut wanted: Vec<Wanted> = Vec::new();
-        for number in index.member_chunks(&member)? {
-            let chunk = index.chunk(number)?;
-            let start = chunk.inner_offset;
-            let end = start
-                .checked_add(chunk.bytes)
-                .filter(|&end| end > start)
-                .ok_or_else(damaged)?;
-            match wanted.last_mut() {
-                Some(last) if (last.start, last.end, last.digest) == (start, end, chunk.digest) => {
-                    last.chunks.push(number);
-                }
-                Some(last) if last.end > start => return Err(damaged()),
-                _ => wanted.push(Wanted {
-                    start,
-                    end,
-                    digest: chunk.digest,
-                    chunks: vec![number],
-                }),
-            }
-        }
-        let scratch_bytes = wanted.last().map_or(0, |last| last.end).min(SCRATCH_BYTES);
-        let mut wanted = wanted.into_iter();
+        let cutter = Cutter::new(index, &member)?;
+        let scratch_bytes = cutter.end().min(SCRATCH_BYTES);
         Ok(Self {
             blob_start: member.blob_start,
             header: Some(Vec::new()),
             inflate: Decompress::new(false),
             scratch: vec![0; scratch_bytes as usize],
-            current: wanted.next(),
-            wanted,
-            hasher: Hasher::default(),
-            position: 0,
+            cutter,
             failed: false,
         })
     }
@@ -117,48 +77,12 @@ impl GzipMember {
         }
     }
 
-    /// Hands the chunks' parts of newly decoded bytes over.
-    fn deliver(&mut self, mut decoded: &[u8], sink: &mut dyn ChunkSink) -> Result<()> {
-        while let Some(wanted) = &self.current {
-            let skipped = wanted
-                .start
-                .saturating_sub(self.position)
-                .min(decoded.len() as u64);
-            let (_, rest) = decoded.split_at(skipped as usize);
-            self.position += skipped;
-            let taken = (wanted.end - self.position).min(rest.len() as u64);
-            let (piece, rest) = rest.split_at(taken as usize);
-            if !piece.is_empty() {
-                self.hasher.update(piece);
-                for &chunk in &wanted.chunks {
-                    sink.piece(chunk, self.position - wanted.start, piece)?;
-                }
-                self.position += taken;
-            }
-            if self.position < wanted.end {
-                return Ok(());
-            }
-            let actual = std::mem::take(&mut self.hasher).finish();
-            if actual != wanted.digest {
-                let what = format!(
-                    "chunk at {} in the gzip member at {}",
-                    wanted.start, self.blob_start
-                );
-                return Err(Error::mismatch(what, wanted.digest, actual));
-            }
-            wanted.chunks.iter().try_for_each(|&chunk| sink.verified(chunk))?;
-            self.current = self.wanted.next();
-            decoded = rest;
-        }
-        Ok(())
-    }
-
     fn decode(&mut self, bytes: &[u8], sink: &mut dyn ChunkSink) -> Result<bool> {
         let Some(mut input) = self.skip_header(bytes)? else {
             return Ok(false);
         };
         let mut scratch = std::mem::take(&mut self.scratch);
-        while self.current.is_some() {
+        while !self.cutter.is_done() {
             let (taken, made) = (self.inflate.total_in(), self.inflate.total_out());
             let status = self
                 .inflate
@@ -167,8 +91,9 @@ impl GzipMember {
             let taken = (self.inflate.total_in() - taken) as usize;
             let made = (self.inflate.total_out() - made) as usize;
             input = input.get(taken..).unwrap_or_default();
-            self.deliver(scratch.get(..made).unwrap_or_default(), sink)?;
-            if status == Status::StreamEnd && self.current.is_some() {
+            self.cutter
+                .decoded(scratch.get(..made).unwrap_or_default(), sink)?;
+            if status == Status::StreamEnd && !self.cutter.is_done() {
                 return Err(self.malformed("it ends before its last chunk"));
             }
             if input.is_empty() && made < scratch.len() {
@@ -179,7 +104,7 @@ impl GzipMember {
             }
         }
         self.scratch = scratch;
-        Ok(self.current.is_none())
+        Ok(self.cutter.is_done())
     }
 }
 
@@ -251,9 +176,10 @@ mod tests {
     use flate2::{Compression, GzBuilder};
 
     use super::*;
+    use crate::digest::Digest;
     use crate::layer::Format;
     use crate::layer::entry::{Entry, Kind};
-    use crate::layer::index::Summary;
+    use crate::layer::index::{Coding, Summary};
     use crate::layer::index_builder::{IndexBuilder, NewChunk};
 
     /// Keeps what was verified; refuses pieces that do not follow one another.
@@ -280,7 +206,7 @@ mod tests {
 
     /// An index of one member with these chunks (place in the member, content), one file each.
     fn index(chunks: &[(u64, &[u8])]) -> Vec<u8> {
-        let mut builder = IndexBuilder::default();
+        let mut builder = IndexBuilder::new(Coding::Gzip);
         for (number, (inner_offset, content)) in chunks.iter().enumerate() {
             let size = content.len() as u64;
             builder
@@ -289,7 +215,7 @@ mod tests {
                     ..Entry::new(number.to_string(), Kind::File)
                 })
                 .unwrap();
-            let (inner_offset, digest) = (*inner_offset, Digest::of(content));
+            let (inner_offset, digest) = (*inner_offset, Some(Digest::of(content)));
             builder
                 .chunk(NewChunk {
                     bytes: size,
@@ -300,16 +226,10 @@ mod tests {
                 .unwrap();
         }
         let summary = Summary {
-            format: Format::Estargz,
-            blob_bytes: 1 << 30,
-            data_bytes: 0,
-            unpacked_bytes: 0,
-            toc_digest: Digest::of(b""),
             toc_promised: true,
             toc_start: 1 << 29,
             toc_end: 1 << 29,
-            toc_bytes: 0,
-            prefetch_end: 0,
+            ..Summary::of(Format::Estargz, 1 << 30)
         };
         builder.finish(summary, 1 << 29).unwrap()
     }

@@ -62,6 +62,8 @@ enum State {
         footer: Footer,
         behind: Vec<u8>,
     },
+    /// The TOC is in another image.
+    External,
     Done,
 }
 
@@ -95,14 +97,12 @@ impl EstargzIndexer {
         let footer = match footer::parse(tail, self.blob_bytes)? {
             Tail::Footer(footer) => footer,
             Tail::ExternalToc => {
-                let why = "eStargz with its TOC in another image cannot be read; convert the image without \
-                           --estargz-external-toc";
-                return Err(Error::unsupported(&self.what, why));
+                self.state = State::External;
+                return Ok(Step::NeedExternalToc);
             }
-            Tail::Plain if self.promised.is_some() => {
+            Tail::Plain => {
                 return Err(self.malformed("the manifest says that it is eStargz, but it has no footer"));
             }
-            Tail::Plain => return Err(super::without_lazy_reading(&self.what, Format::Gzip)),
         };
         let compressed_bytes = footer.toc_end - footer.toc_start;
         if compressed_bytes > toc::COMPRESSED_BYTES_MAX {
@@ -143,16 +143,13 @@ impl EstargzIndexer {
             return Err(self.malformed("its prefetch landmark lies beyond its data"));
         }
         let summary = Summary {
-            format: Format::Estargz,
-            blob_bytes: self.blob_bytes,
-            data_bytes: 0,
-            unpacked_bytes: 0,
             toc_digest,
             toc_promised: self.promised.is_some(),
             toc_start: footer.toc_start,
             toc_end: footer.toc_end,
             toc_bytes: json.len() as u64,
             prefetch_end: toc.prefetch_end,
+            ..Summary::of(Format::Estargz, self.blob_bytes)
         };
         drop(json);
         Ok(Step::Done(toc.builder.finish(summary, footer.toc_start)?))
@@ -169,6 +166,7 @@ impl Indexer for EstargzIndexer {
                 return Ok(Step::Need(wanted));
             }
             State::Tail(wanted) | State::Rest { wanted, .. } => wanted.clone(),
+            State::External => return Err(Error::unsupported(&self.what, "its TOC is in another image")),
             State::Done => return Err(self.malformed("its index was asked for again after the end")),
         };
         let bytes = bytes

@@ -27,12 +27,13 @@ fn descriptor(blob: &[u8], toc_digest: Option<Digest>) -> Descriptor {
         digest: Digest::of(blob),
         size: blob.len() as u64,
         annotations: annotation.into_iter().collect(),
+        urls: Vec::new(),
     }
 }
 
 /// Indexes a blob and says which ranges that took.
 fn index_blob(blob: &[u8], toc_digest: Option<Digest>) -> Result<(Vec<u8>, Vec<Range<u64>>)> {
-    let mut indexer = indexer(&descriptor(blob, toc_digest))?;
+    let mut indexer = indexer(&descriptor(blob, toc_digest), None)?;
     let mut ranges: Vec<Range<u64>> = Vec::new();
     loop {
         let wanted = ranges
@@ -41,6 +42,7 @@ fn index_blob(blob: &[u8], toc_digest: Option<Digest>) -> Result<(Vec<u8>, Vec<R
         match indexer.step(wanted)? {
             Step::Need(range) => ranges.push(range),
             Step::Done(index) => return Ok((index, ranges)),
+            other => panic!("{other:?}"),
         }
         assert!(ranges.len() <= 2, "more than two reads: {ranges:?}");
     }
@@ -225,7 +227,7 @@ fn the_footer_of_stargz_is_read_too() {
 fn bytes_that_were_not_asked_for_are_refused() {
     let (blob, finished) = write_layer(&small_layer(), SMALL).unwrap();
     for bytes in [None, Some(&blob[1..]), Some(&[][..])] {
-        let mut indexer = indexer(&descriptor(&blob, Some(finished.toc_digest))).unwrap();
+        let mut indexer = indexer(&descriptor(&blob, Some(finished.toc_digest)), None).unwrap();
         indexer.step(None).unwrap();
         assert!(matches!(indexer.step(bytes), Err(Error::Malformed { .. })));
         assert!(indexer.step(Some(&blob)).is_err());
@@ -297,7 +299,7 @@ fn layers_of_other_formats_are_refused_by_name() {
         ("text/plain", &gzip, "text/plain"),
     ];
     let refusal = |descriptor: &Descriptor, blob: &[u8]| {
-        let mut indexer = indexer(descriptor)?;
+        let mut indexer = indexer(descriptor, None)?;
         indexer.step(None)?;
         indexer.step(Some(blob)).map(drop)
     };

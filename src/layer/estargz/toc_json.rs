@@ -17,6 +17,7 @@ use super::{NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, TOC_NAME};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::layer::entry::{Entry, Kind, Time, clean_path};
+use crate::layer::index::Coding;
 use crate::layer::index_builder::{IndexBuilder, NewChunk};
 use crate::layer::time::parse_rfc3339;
 
@@ -29,12 +30,21 @@ const NAME_BYTES_MAX: usize = 16 << 10;
 const MESSAGE_CHARS_MAX: usize = 300;
 
 /// What a TOC says.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Toc {
     /// Its entries and chunks.
     pub(super) builder: IndexBuilder,
     /// The end of what is to be prefetched in the blob, in bytes; 0 for nothing.
     pub(super) prefetch_end: u64,
+}
+
+impl Default for Toc {
+    fn default() -> Self {
+        Self {
+            builder: IndexBuilder::new(Coding::Gzip),
+            prefetch_end: 0,
+        }
+    }
 }
 
 /// Reads a TOC.
@@ -456,7 +466,7 @@ impl Collector {
             bytes,
             blob_offset: record.offset,
             inner_offset: record.inner_offset,
-            digest: parse_digest(digest)?,
+            digest: Some(parse_digest(digest)?),
         })
     }
 }

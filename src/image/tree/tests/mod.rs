@@ -10,12 +10,12 @@ use crate::digest::Digest;
 use crate::image::tree::{Node, Tree, Whiteouts, merge};
 use crate::layer::Format;
 use crate::layer::entry::{Entry, Kind};
-use crate::layer::index::{Index, Summary};
+use crate::layer::index::{Coding, Index, Summary};
 use crate::layer::index_builder::{IndexBuilder, NewChunk};
 
 /// The index of a layer with these entries. A file's content stands in one chunk, somewhere in a made-up blob.
 pub(in crate::image) fn layer(entries: &[Entry]) -> Index<Vec<u8>> {
-    let mut builder = IndexBuilder::default();
+    let mut builder = IndexBuilder::new(Coding::Gzip);
     let mut blob_bytes = 1;
     for entry in entries {
         builder.entry(entry).unwrap();
@@ -24,24 +24,13 @@ pub(in crate::image) fn layer(entries: &[Entry]) -> Index<Vec<u8>> {
                 bytes: entry.size,
                 blob_offset: blob_bytes,
                 inner_offset: 0,
-                digest: Digest::of(&entry.path),
+                digest: Some(Digest::of(&entry.path)),
             };
             builder.chunk(chunk).unwrap();
             blob_bytes += 1;
         }
     }
-    let summary = Summary {
-        format: Format::Tar,
-        blob_bytes,
-        data_bytes: 0,
-        unpacked_bytes: 0,
-        toc_digest: Digest::from_bytes([0; 32]),
-        toc_promised: false,
-        toc_start: 0,
-        toc_end: 0,
-        toc_bytes: 0,
-        prefetch_end: 0,
-    };
+    let summary = Summary::of(Format::Tar, blob_bytes);
     Index::open(builder.finish(summary, blob_bytes).unwrap()).unwrap()
 }
 

@@ -60,7 +60,7 @@ fn odd_but_valid_records_are_accepted() {
         "io.containers.zstd-chunked.manifest-position".into(),
         "1:2:3:1".into(),
     );
-    let mut indexer = indexer(&both).unwrap();
+    let mut indexer = indexer(&both, None).unwrap();
     indexer.step(None).unwrap();
     assert!(matches!(indexer.step(Some(&blob)), Ok(Step::Done(_))));
 }

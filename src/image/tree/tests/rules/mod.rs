@@ -77,8 +77,9 @@ fn tar_layer(entries: &[Entry]) -> Index<Vec<u8>> {
         digest: finished.blob_digest,
         size: finished.blob_bytes,
         annotations: BTreeMap::from([(TOC_DIGEST_ANNOTATION.to_owned(), toc_digest)]),
+        urls: Vec::new(),
     };
-    let mut indexer = indexer(&descriptor).unwrap();
+    let mut indexer = indexer(&descriptor, None).unwrap();
     let mut step = indexer.step(None).unwrap();
     loop {
         match step {
@@ -87,6 +88,7 @@ fn tar_layer(entries: &[Entry]) -> Index<Vec<u8>> {
                 step = indexer.step(Some(bytes)).unwrap();
             }
             Step::Done(index) => return Index::open(index).unwrap(),
+            other => panic!("{other:?}"),
         }
     }
 }
