@@ -5,7 +5,8 @@ use std::ops::Deref;
 use crate::error::{Error, Result};
 use crate::layer::estargz::{EstargzIndexer, GzipMember, TOC_DIGEST_ANNOTATION, unpack_toc};
 use crate::layer::index::{Coding, Index};
-use crate::layer::{Decoded, Decompressor, Descriptor, Format, Indexer, MemberDecoder, Step};
+use crate::layer::stored::{StoredMember, Uncompressed};
+use crate::layer::{Decompressor, Descriptor, Format, Indexer, MemberDecoder, Step};
 
 /// What turns a layer into its index. `ztoc` is the blob that a SOCI index names for it.
 ///
@@ -49,25 +50,7 @@ impl Indexer for WholeBlob {
 #[must_use]
 pub fn decompressor(first: &[u8]) -> Box<dyn Decompressor> {
     let _ = first;
-    Box::new(Uncompressed::default())
-}
-
-/// Decompresses nothing: plain tar.
-#[derive(Debug, Default)]
-struct Uncompressed;
-
-impl Decompressor for Uncompressed {
-    fn format(&self) -> Format {
-        Format::Tar
-    }
-
-    fn push(&mut self, blob: &[u8], out: &mut dyn FnMut(Decoded<'_>) -> Result<()>) -> Result<()> {
-        out(Decoded::Bytes(blob))
-    }
-
-    fn finish(&mut self, _: &mut dyn FnMut(Decoded<'_>) -> Result<()>) -> Result<()> {
-        Ok(())
-    }
+    Box::new(Uncompressed)
 }
 
 /// What vouches for a layer's index, in words that are equal only where the content is: the digest that the manifest
@@ -89,6 +72,7 @@ pub fn index_promise(descriptor: &Descriptor, ztoc: Option<&Descriptor>) -> Stri
 pub fn decoder<B: Deref<Target = [u8]>>(index: &Index<B>, member: u32) -> Result<Box<dyn MemberDecoder>> {
     match index.member(member)?.coding {
         Coding::Gzip => Ok(Box::new(GzipMember::new(index, member)?)),
+        Coding::Stored => Ok(Box::new(StoredMember::new(index, member)?)),
         other => Err(Error::unsupported("layer index", format!("coding {other:?}"))),
     }
 }

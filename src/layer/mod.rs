@@ -10,6 +10,8 @@ pub(crate) mod fields;
 mod identify;
 pub mod index;
 pub mod index_builder;
+pub mod scan;
+mod stored;
 pub mod tar;
 pub mod time;
 pub mod xattrs;
