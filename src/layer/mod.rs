@@ -7,6 +7,7 @@ mod cutter;
 pub mod entry;
 pub mod estargz;
 pub(crate) mod fields;
+pub mod gzip;
 mod identify;
 pub mod index;
 pub mod index_builder;
