@@ -13,6 +13,7 @@ use super::host::HostHealth;
 use super::layout::{LayoutList, Layouts};
 use super::manifest::{self, ManifestBytes};
 use super::options::ClientOptions;
+use super::push::{self, BlobUpload, Pushed};
 use super::redirect::Redirects;
 use super::reference::{Reference, Repository, Target};
 use super::request::Core;
@@ -219,6 +220,46 @@ impl Client {
             Some(layout) => layout.find(host, name).await,
             None => Err(Error::not_found(host, "it is no layout")),
         }
+    }
+
+    /// Whether a repository has a blob. Layouts are written with [`super::LayoutWriter`].
+    ///
+    /// # Errors
+    /// As [`Self::push_blob`].
+    pub async fn has_blob(&self, repository: &Repository, digest: &Digest) -> Result<bool> {
+        push::has_blob(&self.core, repository, digest).await
+    }
+
+    /// Mounts a blob of `from`, a repository of the same registry, in `to`; whether that was possible.
+    ///
+    /// # Errors
+    /// As [`Self::push_blob`].
+    pub async fn mount_blob(&self, to: &Repository, digest: &Digest, from: &Repository) -> Result<bool> {
+        push::mount(&self.core, to, digest, from).await
+    }
+
+    /// Brings a blob into a repository, by the least that is needed.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Denied`] without the right to push, [`crate::error::Error::Verification`] if the registry
+    /// says that it has stored something else, [`crate::error::Error::Malformed`],
+    /// [`crate::error::Error::Unsupported`], and those of the network.
+    pub async fn push_blob(&self, repository: &Repository, upload: &BlobUpload) -> Result<Pushed> {
+        push::blob(&self.core, repository, upload).await
+    }
+
+    /// Puts a manifest or index of media type `media_type` under a tag or its digest. Its blobs have to be there.
+    ///
+    /// # Errors
+    /// As [`Self::push_blob`].
+    pub async fn push_manifest(
+        &self,
+        repository: &Repository,
+        target: &Target,
+        media_type: &str,
+        bytes: &Bytes,
+    ) -> Result<()> {
+        push::manifest(&self.core, repository, target, media_type, bytes).await
     }
 
     /// Every host that was talked to, most recent first.
