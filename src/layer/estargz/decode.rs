@@ -329,7 +329,7 @@ mod tests {
     fn a_wrong_digest_names_both_and_verifies_nothing() {
         let index = index(&[(0, b"expected")]);
         let expected = Error::mismatch(
-            "chunk at 0 in the gzip member at 7",
+            "chunk at 0 in the member at 7",
             Digest::of(b"expected"),
             Digest::of(b"received"),
         );

@@ -46,7 +46,7 @@ pub(super) struct EstargzIndexer {
     what: String,
     blob_bytes: u64,
     /// The TOC digest that the manifest promises.
-    promised: Option<Digest>,
+    promised: Digest,
     state: State,
 }
 
@@ -68,16 +68,19 @@ enum State {
 }
 
 impl EstargzIndexer {
-    /// An indexer for a gzip layer, which need not be eStargz.
+    /// An indexer for a layer whose TOC the manifest promises.
     ///
     /// # Errors
-    /// [`Error::Malformed`] when the annotation with the TOC's digest has none.
+    /// [`Error::Malformed`] when the promise is no digest, or absent: then nothing vouches for a TOC.
     pub(super) fn new(descriptor: &Descriptor) -> Result<Self> {
-        let promised = descriptor.annotations.get(TOC_DIGEST_ANNOTATION);
+        let what = format!("layer {}", descriptor.digest);
+        let Some(promised) = descriptor.annotations.get(TOC_DIGEST_ANNOTATION) else {
+            return Err(Error::malformed(what, "nothing promises its TOC"));
+        };
         Ok(Self {
-            what: format!("layer {}", descriptor.digest),
+            what,
             blob_bytes: descriptor.size,
-            promised: promised.map(|text| text.parse()).transpose()?,
+            promised: promised.parse()?,
             state: State::Start,
         })
     }
@@ -131,12 +134,9 @@ impl EstargzIndexer {
     fn build(&self, footer: Footer, compressed: &[u8]) -> Result<Step> {
         let json = toc::unpack(compressed)?;
         let toc_digest = Digest::of(&json);
-        if let Some(promised) = self.promised.filter(|promised| *promised != toc_digest) {
-            return Err(Error::mismatch(
-                format!("TOC of {}", self.what),
-                promised,
-                toc_digest,
-            ));
+        if toc_digest != self.promised {
+            let what = format!("TOC of {}", self.what);
+            return Err(Error::mismatch(what, self.promised, toc_digest));
         }
         let toc = toc_json::read(&json)?;
         if toc.prefetch_end > footer.toc_start {
@@ -144,7 +144,7 @@ impl EstargzIndexer {
         }
         let summary = Summary {
             toc_digest,
-            toc_promised: self.promised.is_some(),
+            toc_promised: true,
             toc_start: footer.toc_start,
             toc_end: footer.toc_end,
             toc_bytes: json.len() as u64,

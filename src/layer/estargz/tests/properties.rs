@@ -61,9 +61,16 @@ fn any_layer() -> impl Strategy<Value = Vec<(Entry, Vec<u8>)>> {
     prop::collection::vec(any_entry(), 0..8)
 }
 
-/// The chunks that a TOC made by anyone describes are either refused or have the bytes that it promises.
+/// The chunks that a TOC made by anyone describes, with a manifest that promises it, are either refused or have the bytes
+/// that it promises.
 fn decode_if_valid(blob: &[u8]) {
-    let Ok((bytes, _)) = index_blob(blob, None) else {
+    let Ok(footer::Tail::Footer(footer)) = footer::parse(blob, blob.len() as u64) else {
+        return;
+    };
+    let Ok(json) = unpack_toc(&blob[footer.toc_start as usize..footer.toc_end as usize]) else {
+        return;
+    };
+    let Ok((bytes, _)) = index_blob(blob, Some(Digest::of(&json))) else {
         return;
     };
     let index = Index::open(bytes.as_slice()).unwrap();
