@@ -23,6 +23,9 @@ use super::{blob, paging};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 
+/// Largest blob of the kinds that every image has, such as its configuration.
+const SMALL_BLOB_BYTES_MAX: u64 = 8 << 20;
+
 /// Talks to registries, and reads layouts on disk as if they were some. Cheap to clone: all clones share connections,
 /// tokens and what is known of hosts.
 #[derive(Clone)]
@@ -159,15 +162,35 @@ impl Client {
     /// A whole blob of at most 8 MiB, such as an image's configuration, verified against its digest.
     ///
     /// # Errors
-    /// As [`Self::blob`], and [`crate::error::Error::Verification`].
+    /// As [`Self::whole_blob`].
     pub async fn small_blob(
         &self,
         repository: &Repository,
         digest: &Digest,
         blob_bytes: u64,
     ) -> Result<Bytes> {
+        self.whole_blob(repository, digest, blob_bytes, SMALL_BLOB_BYTES_MAX)
+            .await
+    }
+
+    /// A whole blob of at most `bytes_max` bytes (and 64 MiB), verified against its digest.
+    ///
+    /// # Errors
+    /// As [`Self::blob`]; [`crate::error::Error::Malformed`] for a larger one, and [`crate::error::Error::Verification`].
+    pub async fn whole_blob(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        blob_bytes: u64,
+        bytes_max: u64,
+    ) -> Result<Bytes> {
+        let bytes_max = bytes_max.min(blob::COLLECTED_BYTES_MAX);
+        if blob_bytes > bytes_max {
+            let why = format!("{blob_bytes} bytes; a blob of its kind has at most {bytes_max}");
+            return Err(Error::malformed(format!("{repository}@{digest}"), why));
+        }
         if let Some(layout) = self.layouts.get(repository.host()) {
-            return layout.small_blob(repository, digest, blob_bytes).await;
+            return layout.whole_blob(repository, digest, blob_bytes, bytes_max).await;
         }
         blob::whole_verified(&self.core, repository, digest, blob_bytes).await
     }
