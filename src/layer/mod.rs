@@ -11,9 +11,12 @@ pub mod gzip;
 mod identify;
 pub mod index;
 pub mod index_builder;
+pub mod scan;
+mod stored;
 pub mod tar;
 pub mod time;
 pub mod xattrs;
+mod zstd;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
