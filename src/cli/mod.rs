@@ -1,6 +1,7 @@
 //! The command line: arguments in, printing out. Each command is one file with its arguments and a `run`; what it does
 //! is done below, in [`crate::daemon`]. Data goes to standard output, all else to standard error.
 
+mod cache;
 mod cat;
 mod config;
 mod context;
@@ -67,6 +68,7 @@ enum Command {
     Cat(cat::Cat),
     Get(get::Get),
     Prefetch(prefetch::Prefetch),
+    Cache(cache::Cache),
     DemoRegistry(demo_registry::DemoRegistry),
 }
 
@@ -169,6 +171,7 @@ impl Command {
             Self::Cat(command) => command.run(context, &mut out).await,
             Self::Get(command) => command.run(context, &mut out).await,
             Self::Prefetch(command) => command.run(context, &mut out).await,
+            Self::Cache(command) => command.run(context, &mut out).await,
             Self::DemoRegistry(command) => command.run(&mut out).await,
         }?;
         out.finish()

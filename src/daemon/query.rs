@@ -94,6 +94,13 @@ pub enum Query {
         /// How often a request is made again that a network failure ended without anything having come.
         retries: u32,
     },
+    /// Takes an image, or what patterns select of it, out of the cache: see [`crate::image::eviction::Evicted`].
+    Evict {
+        /// The image.
+        image: ImageName,
+        /// The patterns; none for all of it.
+        patterns: Vec<Vec<u8>>,
+    },
     /// Mounts, cache, transfers and recent errors, as a JSON object.
     Status,
 }
@@ -138,7 +145,8 @@ impl Query {
             | Self::Cat { image, .. }
             | Self::Plan { image, .. }
             | Self::Contents { image, .. }
-            | Self::Prefetch { image, .. } => of_reference(&image.reference),
+            | Self::Prefetch { image, .. }
+            | Self::Evict { image, .. } => of_reference(&image.reference),
             Self::Status => None,
         }
     }
@@ -160,7 +168,9 @@ impl Query {
             | Self::Config { image }
             | Self::Cat { image, .. }
             | Self::Contents { image, .. } => image.parse().map(drop),
-            Self::Plan { image, patterns } | Self::Prefetch { image, patterns, .. } => {
+            Self::Plan { image, patterns }
+            | Self::Prefetch { image, patterns, .. }
+            | Self::Evict { image, patterns } => {
                 image.parse()?;
                 patterns
                     .iter()
@@ -247,6 +257,11 @@ pub(super) async fn answer(
             images
                 .prefetch(&reference, &platform, &patterns, retries, to)
                 .await
+        }
+        Query::Evict { image, patterns } => {
+            let (reference, platform) = image.parse()?;
+            let evicted = images.evict(&reference, &platform, &patterns).await?;
+            send_document(&evicted, to).await
         }
         Query::Status => send_document(&status(), to).await,
     }

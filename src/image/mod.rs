@@ -5,6 +5,7 @@
 
 pub mod answers;
 pub mod copy;
+pub mod eviction;
 pub mod images;
 pub mod manifest;
 pub mod openness;

@@ -19,6 +19,7 @@
 pub mod chunk_map;
 pub mod db;
 pub mod documents;
+mod eviction;
 pub mod layer;
 pub mod lock;
 pub mod mapped;
