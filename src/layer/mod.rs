@@ -6,6 +6,7 @@
 mod cutter;
 pub mod entry;
 pub mod estargz;
+pub mod exchange;
 pub(crate) mod fields;
 mod identify;
 pub mod index;
