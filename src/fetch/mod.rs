@@ -12,6 +12,7 @@ mod overflow;
 pub mod plan;
 pub mod prefetch;
 pub mod readahead;
+mod shared;
 pub mod single_flight;
 mod sink;
 
