@@ -4,6 +4,8 @@ use std::ops::Deref;
 
 use crate::error::{Error, Result};
 use crate::layer::estargz::{EstargzIndexer, GzipMember, TOC_DIGEST_ANNOTATION, unpack_toc};
+use crate::layer::gzip::decompress::GzipPass;
+use crate::layer::gzip::span::Span;
 use crate::layer::index::{Coding, Index};
 use crate::layer::{Decoded, Decompressor, Descriptor, Format, Indexer, MemberDecoder, Step};
 
@@ -48,12 +50,14 @@ impl Indexer for WholeBlob {
 /// bytes are enough, or all that there are.
 #[must_use]
 pub fn decompressor(first: &[u8]) -> Box<dyn Decompressor> {
-    let _ = first;
-    Box::new(Uncompressed::default())
+    match first {
+        [0x1f, 0x8b, ..] => Box::new(GzipPass::default()),
+        _ => Box::new(Uncompressed),
+    }
 }
 
 /// Decompresses nothing: plain tar.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Uncompressed;
 
 impl Decompressor for Uncompressed {
@@ -89,6 +93,7 @@ pub fn index_promise(descriptor: &Descriptor, ztoc: Option<&Descriptor>) -> Stri
 pub fn decoder<B: Deref<Target = [u8]>>(index: &Index<B>, member: u32) -> Result<Box<dyn MemberDecoder>> {
     match index.member(member)?.coding {
         Coding::Gzip => Ok(Box::new(GzipMember::new(index, member)?)),
+        Coding::Deflate => Ok(Box::new(Span::new(index, member)?)),
         other => Err(Error::unsupported("layer index", format!("coding {other:?}"))),
     }
 }

@@ -57,11 +57,11 @@ pub struct Summary {
     pub toc_digest: Digest,
     /// Whether the manifest promised that digest. If not, only the chunk digests in the TOC itself vouch for the data.
     pub toc_promised: bool,
-    /// Where the compressed TOC stands in the blob; empty where there is none.
+    /// Where the compressed TOC stands in the blob; at `toc_end` where it is none of it, or there is none.
     pub toc_start: u64,
     /// End of the compressed TOC in the blob.
     pub toc_end: u64,
-    /// Size of the uncompressed TOC in bytes.
+    /// Size of the uncompressed TOC in bytes, 0 where there is none.
     pub toc_bytes: u64,
     /// The blob's first bytes that its builder wants prefetched (0: none).
     pub prefetch_end: u64,
@@ -521,132 +521,4 @@ impl<B: Deref<Target = [u8]>> Index<B> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::layer::entry::Entry;
-    use crate::layer::index_builder::{IndexBuilder, NewChunk};
-
-    fn summary() -> Summary {
-        Summary {
-            toc_digest: Digest::of(b"toc"),
-            toc_promised: true,
-            toc_start: 900,
-            toc_end: 990,
-            toc_bytes: 400,
-            ..Summary::of(Format::Estargz, 1000)
-        }
-    }
-
-    fn chunk(bytes: u64, blob_offset: u64, inner_offset: u64) -> NewChunk {
-        NewChunk {
-            bytes,
-            blob_offset,
-            inner_offset,
-            digest: Some(Digest::of(&bytes.to_le_bytes())),
-        }
-    }
-
-    fn file(path: &str, size: u64) -> Entry {
-        Entry {
-            size,
-            ..Entry::new(path, Kind::File)
-        }
-    }
-
-    #[test]
-    fn what_was_built_is_read_back() {
-        let mut builder = IndexBuilder::new(Coding::Gzip);
-        let mut first = file("./usr/bin/a", 5000);
-        first.xattrs = vec![
-            (b"user.b".to_vec(), b"2".to_vec()),
-            (b"user.a".to_vec(), Vec::new()),
-        ];
-        first.digest = Some(Digest::of(b"whole"));
-        first.mtime = Time {
-            seconds: -5,
-            nanos: 7,
-        };
-        builder.entry(&first).unwrap();
-        builder.chunk(chunk(4096, 100, 0)).unwrap();
-        builder.chunk(chunk(904, 50, 0)).unwrap();
-        builder.entry(&file("small", 10)).unwrap();
-        builder.chunk(chunk(10, 50, 1024)).unwrap();
-        let bytes = builder.finish(summary(), 900).unwrap();
-        let index = Index::open(bytes.as_slice()).unwrap();
-        let entry = index.entry(0).unwrap();
-        assert_eq!(
-            (entry.path, entry.size, entry.mtime),
-            (&b"usr/bin/a"[..], 5000, first.mtime)
-        );
-        assert_eq!(index.content_digest(&entry).unwrap(), first.digest);
-        let xattrs = index.xattrs(&entry).unwrap();
-        assert_eq!(xattrs, [(&b"user.a"[..], &b""[..]), (&b"user.b"[..], &b"2"[..])]);
-        assert_eq!(index.entry(1).unwrap().data_offset, 8192);
-        assert_eq!(index.summary().data_bytes, 12288);
-        // Two chunks of different files share the member at 50; it ends where the one at 100 starts.
-        let member = index.member(index.chunk(1).unwrap().member).unwrap();
-        assert_eq!(member.blob_range(), 50..100);
-        assert_eq!(index.member_chunks(&member).unwrap(), [1, 2]);
-        assert_eq!(
-            index.member(index.chunk(0).unwrap().member).unwrap().blob_range(),
-            100..900
-        );
-        assert!(index.entry(2).is_err() && index.chunk(3).is_err() && index.member(2).is_err());
-    }
-
-    #[test]
-    fn every_damaged_byte_is_noticed() {
-        let mut builder = IndexBuilder::new(Coding::Gzip);
-        builder.entry(&file("a", 10)).unwrap();
-        builder.chunk(chunk(10, 1, 0)).unwrap();
-        let good = builder.finish(summary(), 900).unwrap();
-        for at in 0..good.len() {
-            let mut bad = good.clone();
-            bad[at] ^= 0x10;
-            assert!(Index::open(bad.as_slice()).is_err(), "byte {at}");
-        }
-        for len in 0..good.len() {
-            assert!(Index::open(&good[..len]).is_err(), "cut to {len}");
-        }
-    }
-
-    #[test]
-    fn what_no_layer_may_contain_is_refused() {
-        type Step = fn(&mut IndexBuilder) -> Result<()>;
-        let cases: [(&str, Step); 10] = [
-            ("copies", |b| {
-                (0..17).try_for_each(|i| {
-                    b.entry(&file(&i.to_string(), 9))?;
-                    b.chunk(chunk(9, 1, 0))
-                })
-            }),
-            ("gap", |b| {
-                b.entry(&file("a", 9)).and_then(|()| b.chunk(chunk(8, 1, 0)))
-            }),
-            ("beyond the file", |b| {
-                b.entry(&file("a", 9)).and_then(|()| b.chunk(chunk(10, 1, 0)))
-            }),
-            ("beyond the data", |b| {
-                b.entry(&file("a", 9)).and_then(|()| b.chunk(chunk(9, 900, 0)))
-            }),
-            ("chunk first", |b| b.chunk(chunk(1, 1, 0))),
-            ("deep member", |b| {
-                b.entry(&file("a", 9))
-                    .and_then(|()| b.chunk(chunk(9, 1, 1 << 31)))
-            }),
-            ("overlap", |b| {
-                b.entry(&file("a", 9))?;
-                b.chunk(chunk(5, 1, 0))?;
-                b.chunk(chunk(4, 1, 4))
-            }),
-            ("huge", |b| b.entry(&file("a", u64::MAX))),
-            ("long name", |b| b.entry(&file(&"x".repeat(256), 0))),
-            ("NUL", |b| b.entry(&file("a\0b", 0))),
-        ];
-        for (name, step) in cases {
-            let mut builder = IndexBuilder::new(Coding::Gzip);
-            let refused = step(&mut builder).and_then(|()| builder.finish(summary(), 900).map(drop));
-            assert!(refused.is_err(), "{name}");
-        }
-    }
-}
+mod tests;
