@@ -15,6 +15,7 @@ pub mod index_builder;
 pub mod tar;
 pub mod time;
 pub mod xattrs;
+mod zstd;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
