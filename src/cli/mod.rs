@@ -10,6 +10,7 @@ mod demo_registry;
 mod digest;
 mod get;
 mod globals;
+mod index;
 mod info;
 mod ls;
 mod manifest;
@@ -69,6 +70,7 @@ enum Command {
     Get(get::Get),
     Prefetch(prefetch::Prefetch),
     Cache(cache::Cache),
+    Index(index::Index),
     DemoRegistry(demo_registry::DemoRegistry),
 }
 
@@ -172,6 +174,7 @@ impl Command {
             Self::Get(command) => command.run(context, &mut out).await,
             Self::Prefetch(command) => command.run(context, &mut out).await,
             Self::Cache(command) => command.run(context, &mut out).await,
+            Self::Index(command) => command.run(context, &mut out).await,
             Self::DemoRegistry(command) => command.run(&mut out).await,
         }?;
         out.finish()

@@ -18,7 +18,8 @@ use tokio::runtime::Handle;
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::fetch::blocking;
+use crate::fetch::{Fetcher, blocking, key};
+use crate::layer::WHOLE_BLOB;
 use crate::layer::exchange::{self, Exchanged, PACKED_BYTES_MAX};
 use crate::layer::index::Index;
 
@@ -99,14 +100,36 @@ impl SharedIndexes {
         }
         let shared = Arc::clone(self);
         let working = blocking(runtime, move || work(&shared));
-        tokio::time::timeout(self.wait, working).await.unwrap_or_else(|_| {
-            *self.hung_at.lock() = Some(Instant::now());
-            let waited_ms = u64::try_from(self.wait.as_millis()).unwrap_or(u64::MAX);
-            Err(Error::Timeout {
-                what: self.dir.display().to_string(),
-                waited_ms,
+        tokio::time::timeout(self.wait, working)
+            .await
+            .unwrap_or_else(|_| {
+                *self.hung_at.lock() = Some(Instant::now());
+                let waited_ms = u64::try_from(self.wait.as_millis()).unwrap_or(u64::MAX);
+                Err(Error::Timeout {
+                    what: self.dir.display().to_string(),
+                    waited_ms,
+                })
             })
+    }
+}
+
+impl Fetcher {
+    /// Puts an index that came from somebody else into the store, who vouches for it. Answers whether it was missing.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] for what is no index; [`Error::Io`].
+    pub async fn adopt_index(&self, exchanged: Exchanged) -> Result<bool> {
+        let store = Arc::clone(&self.store);
+        blocking(&self.runtime, move || {
+            let Exchanged { layer, index } = exchanged;
+            let size = Index::open(index.as_slice())?.summary().blob_bytes;
+            let key = key(&layer, size, WHOLE_BLOB);
+            if store.layer(&key)?.is_some() {
+                return Ok(false);
+            }
+            store.add_layer(&key, &index).map(|_| true)
         })
+        .await
     }
 }
 
@@ -275,7 +298,12 @@ mod tests {
         });
         let (release, hang) = std::sync::mpsc::channel::<()>();
         let runtime = Handle::current();
-        let waited = shared.bounded(&runtime, move |_| Ok(drop(hang.recv()))).await;
+        let waited = shared
+            .bounded(&runtime, move |_| {
+                let _ = hang.recv();
+                Ok(())
+            })
+            .await;
         assert!(matches!(waited, Err(Error::Timeout { .. })), "{waited:?}");
         drop(release);
         let next = shared.bounded(&runtime, |_| Ok(())).await;

@@ -76,6 +76,9 @@ impl Decompressor for Uncompressed {
     }
 }
 
+/// What [`index_promise`] says of a layer for which its blob's digest vouches.
+pub const WHOLE_BLOB: &str = "blob";
+
 /// What vouches for a layer's index, in words that are equal only where the content is: the digest that the manifest
 /// promises for its table of contents, or, as one pass checks it, the blob's own.
 #[must_use]
@@ -83,7 +86,7 @@ pub fn index_promise(descriptor: &Descriptor, ztoc: Option<&Descriptor>) -> Stri
     match (ztoc, descriptor.annotations.get(TOC_DIGEST_ANNOTATION)) {
         (Some(ztoc), _) => format!("ztoc {}", ztoc.digest),
         (None, Some(toc)) => format!("index {toc}"),
-        (None, None) => "blob".to_owned(),
+        (None, None) => WHOLE_BLOB.to_owned(),
     }
 }
 

@@ -23,7 +23,7 @@ use std::ops::Range;
 use crate::digest::Digest;
 use crate::error::Result;
 
-pub use identify::{decoder, decompressor, format_of_media_type, index_promise, indexer, toc};
+pub use identify::{WHOLE_BLOB, decoder, decompressor, format_of_media_type, index_promise, indexer, toc};
 
 /// How a layer's bytes are laid out, as shown in `layers/N/format`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
