@@ -12,6 +12,8 @@ pub mod gzip;
 mod identify;
 pub mod index;
 pub mod index_builder;
+pub mod scan;
+mod stored;
 pub mod tar;
 pub mod time;
 pub mod xattrs;

@@ -4,12 +4,14 @@
 //! [`crate::registry::reference::layout_host`] makes of that. Nothing is kept of a layout but its parsed `index.json`,
 //! which is read again when the file changes; every blob is opened anew, so a layout may be replaced at any time.
 //!
-//! What is read is not trusted more than what comes from a registry: manifests and configurations are checked against their
+//! `write` adds images to a layout. What is read is not trusted more than what comes from a registry: manifests and configurations are checked against their
 //! digests here, chunks of layers above. What can block runs on threads for blocking work.
 
 mod body;
 mod files;
 mod index;
+mod unnamed;
+mod write;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -23,6 +25,8 @@ use lru::LruCache;
 use parking_lot::Mutex;
 
 pub(super) use body::LayoutBody;
+pub use unnamed::unnamed_file;
+pub use write::LayoutWriter;
 
 use self::files::{BlobFile, Dir, Stamp, shown};
 use self::index::{Entry, Names, own_name};
