@@ -5,6 +5,7 @@
 //! harms nobody else, and what arrives stays in the store.
 
 mod cut;
+mod external_toc;
 mod file;
 mod flight;
 mod indexing;

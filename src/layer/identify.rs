@@ -7,7 +7,9 @@ use crate::layer::estargz::{EstargzIndexer, GzipMember, TOC_DIGEST_ANNOTATION, u
 use crate::layer::gzip::decompress::GzipPass;
 use crate::layer::gzip::span::Span;
 use crate::layer::index::{Coding, Index};
-use crate::layer::{Decoded, Decompressor, Descriptor, Format, Indexer, MemberDecoder, Step};
+use crate::layer::stored::{StoredMember, Uncompressed};
+use crate::layer::zstd::{self, ZstdDecompressor, ZstdMember};
+use crate::layer::{Decompressor, Descriptor, Format, Indexer, MemberDecoder, Step};
 
 /// What turns a layer into its index. `ztoc` is the blob that a SOCI index names for it.
 ///
@@ -52,25 +54,8 @@ impl Indexer for WholeBlob {
 pub fn decompressor(first: &[u8]) -> Box<dyn Decompressor> {
     match first {
         [0x1f, 0x8b, ..] => Box::new(GzipPass::default()),
+        _ if zstd::is_zstd(first) => Box::new(ZstdDecompressor::default()),
         _ => Box::new(Uncompressed),
-    }
-}
-
-/// Decompresses nothing: plain tar.
-#[derive(Debug)]
-struct Uncompressed;
-
-impl Decompressor for Uncompressed {
-    fn format(&self) -> Format {
-        Format::Tar
-    }
-
-    fn push(&mut self, blob: &[u8], out: &mut dyn FnMut(Decoded<'_>) -> Result<()>) -> Result<()> {
-        out(Decoded::Bytes(blob))
-    }
-
-    fn finish(&mut self, _: &mut dyn FnMut(Decoded<'_>) -> Result<()>) -> Result<()> {
-        Ok(())
     }
 }
 
@@ -94,7 +79,8 @@ pub fn decoder<B: Deref<Target = [u8]>>(index: &Index<B>, member: u32) -> Result
     match index.member(member)?.coding {
         Coding::Gzip => Ok(Box::new(GzipMember::new(index, member)?)),
         Coding::Deflate => Ok(Box::new(Span::new(index, member)?)),
-        other => Err(Error::unsupported("layer index", format!("coding {other:?}"))),
+        Coding::Zstd => Ok(Box::new(ZstdMember::new(index, member)?)),
+        Coding::Stored => Ok(Box::new(StoredMember::new(index, member)?)),
     }
 }
 

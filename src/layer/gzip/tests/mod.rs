@@ -18,6 +18,7 @@ use crate::layer::{self, Checkpoint, ChunkSink, Decoded, Decompressor, Format};
 mod bits;
 mod hostile;
 mod properties;
+mod whole;
 
 /// As it comes from a pass.
 #[derive(Debug, Default)]
