@@ -5,6 +5,7 @@ use std::ops::Deref;
 use crate::error::{Error, Result};
 use crate::layer::estargz::{EstargzIndexer, GzipMember, TOC_DIGEST_ANNOTATION, unpack_toc};
 use crate::layer::index::{Coding, Index};
+use crate::layer::soci::SociIndexer;
 use crate::layer::{Decoded, Decompressor, Descriptor, Format, Indexer, MemberDecoder, Step};
 
 /// What turns a layer into its index. `ztoc` is the blob that a SOCI index names for it.
@@ -29,7 +30,10 @@ pub fn indexer(descriptor: &Descriptor, ztoc: Option<&Descriptor>) -> Result<Box
         );
         return Err(Error::unsupported(what, why));
     }
-    if ztoc.is_none() && descriptor.annotations.contains_key(TOC_DIGEST_ANNOTATION) {
+    if let Some(ztoc) = ztoc {
+        return Ok(Box::new(SociIndexer::new(descriptor, ztoc)?));
+    }
+    if descriptor.annotations.contains_key(TOC_DIGEST_ANNOTATION) {
         return Ok(Box::new(EstargzIndexer::new(descriptor)?));
     }
     Ok(Box::new(WholeBlob))
@@ -79,6 +83,13 @@ pub fn index_promise(descriptor: &Descriptor, ztoc: Option<&Descriptor>) -> Stri
         (None, Some(toc)) => format!("index {toc}"),
         (None, None) => "blob".to_owned(),
     }
+}
+
+/// Whether a zTOC is of use for a layer: not where the manifest promises an index of its own, which has a digest for every
+/// chunk, nor for a compression that zTOCs do not know.
+#[must_use]
+pub fn takes_ztoc(descriptor: &Descriptor) -> bool {
+    index_promise(descriptor, None) == "blob" && format_of_media_type(&descriptor.media_type) != Format::Zstd
 }
 
 /// A decoder for member `member` of a layer. It holds what it needs of the index. When a member's range is used up before

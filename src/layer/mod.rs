@@ -10,6 +10,7 @@ pub(crate) mod fields;
 mod identify;
 pub mod index;
 pub mod index_builder;
+pub mod soci;
 pub mod tar;
 pub mod time;
 pub mod xattrs;
@@ -20,7 +21,7 @@ use std::ops::Range;
 use crate::digest::Digest;
 use crate::error::Result;
 
-pub use identify::{decoder, decompressor, format_of_media_type, index_promise, indexer, toc};
+pub use identify::{decoder, decompressor, format_of_media_type, index_promise, indexer, takes_ztoc, toc};
 
 /// How a layer's bytes are laid out, as shown in `layers/N/format`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
