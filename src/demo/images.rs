@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::layer::entry::Entry;
-use crate::layer::estargz::TOC_DIGEST_ANNOTATION;
 use crate::layer::estargz::writer::{Options, write_layer};
+use crate::layer::estargz::{LAYER_DIGEST_ANNOTATION, TOC_DIGEST_ANNOTATION};
 use crate::layer::tar;
 
 /// The annotation with the size of a layer's tar, as the format's own tools write it.
@@ -79,6 +79,10 @@ pub struct Layer {
     pub annotations: BTreeMap<String, String>,
     /// The media type of its descriptor; `None` is the one that belongs to its compression.
     pub media_type: Option<String>,
+    /// The `urls` of its descriptor: where else it is to be had.
+    pub urls: Vec<String>,
+    /// The blob with its TOC, of eStargz whose TOC is in another image: see [`toc_image`].
+    external_toc: Option<Bytes>,
     compression: LayerCompression,
 }
 
@@ -99,6 +103,8 @@ impl Layer {
             diff_id: finished.diff_id,
             annotations: annotations.map(|(key, value)| (key.to_owned(), value)).into(),
             media_type: None,
+            urls: Vec::new(),
+            external_toc: finished.external_toc.map(Bytes::from),
             compression: LayerCompression::Gzip,
         })
     }
@@ -108,12 +114,24 @@ impl Layer {
     /// # Errors
     /// As [`Layer::estargz`].
     pub fn gzip(entries: &[(Entry, Vec<u8>)]) -> Result<Self> {
+        Self::gzip_members(entries, usize::MAX)
+    }
+
+    /// A plain gzip layer with a member for every `member_bytes` bytes (at least 1) of its tar, as parallel compressors
+    /// write it.
+    ///
+    /// # Errors
+    /// As [`Layer::estargz`].
+    pub fn gzip_members(entries: &[(Entry, Vec<u8>)], member_bytes: usize) -> Result<Self> {
         let tar = plain_tar(entries)?;
-        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
-        let blob = encoder
-            .write_all(&tar)
-            .and_then(|()| encoder.finish())
-            .map_err(|e| Error::io("gzip layer", &e))?;
+        let mut blob = Vec::new();
+        for piece in tar.chunks(member_bytes.max(1)) {
+            let mut encoder = GzEncoder::new(blob, Compression::default());
+            blob = encoder
+                .write_all(piece)
+                .and_then(|()| encoder.finish())
+                .map_err(|e| Error::io("gzip layer", &e))?;
+        }
         Ok(Self::plain(blob, &tar, LayerCompression::Gzip))
     }
 
@@ -136,6 +154,8 @@ impl Layer {
             diff_id,
             annotations: BTreeMap::new(),
             media_type: None,
+            urls: Vec::new(),
+            external_toc: None,
             compression: LayerCompression::Gzip,
         }
     }
@@ -175,8 +195,26 @@ impl Layer {
         if !self.annotations.is_empty() {
             descriptor["annotations"] = json!(self.annotations);
         }
+        if !self.urls.is_empty() {
+            descriptor["urls"] = json!(self.urls);
+        }
         descriptor
     }
+}
+
+/// The image of TOCs of those layers that have an external one, to be tagged as their image with `-esgztoc` behind.
+#[must_use]
+pub fn toc_image(layers: &[Layer]) -> Image {
+    let tocs = layers.iter().filter_map(|layer| {
+        // Its writers do not say a `diff_id`; nobody unpacks it.
+        let toc = Layer::raw(layer.external_toc.clone()?, layer.digest);
+        let annotation = (LAYER_DIGEST_ANNOTATION.to_owned(), layer.digest.to_string());
+        Some(Layer {
+            annotations: BTreeMap::from([annotation]),
+            ..toc
+        })
+    });
+    ImageBuilder::new(tocs.collect()).build()
 }
 
 fn plain_tar(entries: &[(Entry, Vec<u8>)]) -> Result<Vec<u8>> {

@@ -4,6 +4,7 @@
 //! A miss never belongs to the reader that caused it: the requests run as tasks of their own, so an interrupted reader
 //! harms nobody else, and what arrives stays in the store.
 
+mod external_toc;
 mod file;
 mod flight;
 mod indexing;
@@ -12,6 +13,7 @@ mod overflow;
 pub mod plan;
 pub mod prefetch;
 pub mod readahead;
+mod settle;
 pub mod single_flight;
 mod sink;
 
@@ -154,6 +156,8 @@ pub struct Fetcher {
     flights: Flights,
     indexing: Indexing,
     failures: Mutex<LruCache<FailureKey, (Instant, Error)>>,
+    /// The keys of layers that are read without the zTOC that they are said to have.
+    unusable_ztocs: Mutex<LruCache<Digest, ()>>,
     followed: Mutex<LruCache<Digest, Streams>>,
     overflow: Overflow,
     /// One permit for each batch being decoded: the cores are busy and the memory bounded.
@@ -175,6 +179,7 @@ impl Fetcher {
             flights: Flights::default(),
             indexing: Indexing::default(),
             failures: Mutex::new(LruCache::new(NonZeroUsize::MIN.saturating_add(FAILURES_MAX - 1))),
+            unusable_ztocs: Mutex::new(LruCache::new(NonZeroUsize::MIN.saturating_add(FAILURES_MAX - 1))),
             followed: Mutex::new(LruCache::new(
                 NonZeroUsize::MIN.saturating_add(FOLLOWED_LAYERS_MAX - 1),
             )),

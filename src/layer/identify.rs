@@ -4,9 +4,13 @@ use std::ops::Deref;
 
 use crate::error::{Error, Result};
 use crate::layer::estargz::{EstargzIndexer, GzipMember, TOC_DIGEST_ANNOTATION, unpack_toc};
+use crate::layer::gzip::decompress::GzipPass;
+use crate::layer::gzip::span::Span;
 use crate::layer::index::{Coding, Index};
 use crate::layer::soci::SociIndexer;
-use crate::layer::{Decoded, Decompressor, Descriptor, Format, Indexer, MemberDecoder, Step};
+use crate::layer::stored::{StoredMember, Uncompressed};
+use crate::layer::zstd::{self, ZstdDecompressor, ZstdMember};
+use crate::layer::{Decompressor, Descriptor, Format, Indexer, MemberDecoder, Step};
 
 /// What turns a layer into its index. `ztoc` is the blob that a SOCI index names for it.
 ///
@@ -52,25 +56,10 @@ impl Indexer for WholeBlob {
 /// bytes are enough, or all that there are.
 #[must_use]
 pub fn decompressor(first: &[u8]) -> Box<dyn Decompressor> {
-    let _ = first;
-    Box::new(Uncompressed::default())
-}
-
-/// Decompresses nothing: plain tar.
-#[derive(Debug, Default)]
-struct Uncompressed;
-
-impl Decompressor for Uncompressed {
-    fn format(&self) -> Format {
-        Format::Tar
-    }
-
-    fn push(&mut self, blob: &[u8], out: &mut dyn FnMut(Decoded<'_>) -> Result<()>) -> Result<()> {
-        out(Decoded::Bytes(blob))
-    }
-
-    fn finish(&mut self, _: &mut dyn FnMut(Decoded<'_>) -> Result<()>) -> Result<()> {
-        Ok(())
+    match first {
+        [0x1f, 0x8b, ..] => Box::new(GzipPass::default()),
+        _ if zstd::is_zstd(first) => Box::new(ZstdDecompressor::default()),
+        _ => Box::new(Uncompressed),
     }
 }
 
@@ -100,7 +89,9 @@ pub fn takes_ztoc(descriptor: &Descriptor) -> bool {
 pub fn decoder<B: Deref<Target = [u8]>>(index: &Index<B>, member: u32) -> Result<Box<dyn MemberDecoder>> {
     match index.member(member)?.coding {
         Coding::Gzip => Ok(Box::new(GzipMember::new(index, member)?)),
-        other => Err(Error::unsupported("layer index", format!("coding {other:?}"))),
+        Coding::Deflate => Ok(Box::new(Span::new(index, member)?)),
+        Coding::Zstd => Ok(Box::new(ZstdMember::new(index, member)?)),
+        Coding::Stored => Ok(Box::new(StoredMember::new(index, member)?)),
     }
 }
 

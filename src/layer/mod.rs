@@ -3,17 +3,22 @@
 //! This folder is pure: bytes in, bytes out, no I/O and no clock. Whoever drives it fetches the ranges it asks for
 //! and stores what it decodes. One file (or folder) a format; `identify` is the only place that knows them all.
 
+mod checked;
 mod cutter;
 pub mod entry;
 pub mod estargz;
 pub(crate) mod fields;
+pub mod gzip;
 mod identify;
 pub mod index;
 pub mod index_builder;
+pub mod scan;
 pub mod soci;
+mod stored;
 pub mod tar;
 pub mod time;
 pub mod xattrs;
+mod zstd;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -94,7 +99,8 @@ pub enum Step {
     /// All of another blob of the same repository, verified by its digest; call again with exactly it.
     NeedBlob(Descriptor),
     /// The blob that holds this layer's table of contents in the image of TOCs that belongs to the image (`REF-esgztoc`);
-    /// call again with exactly it. Nobody vouches for it but the digest that the indexer knows.
+    /// call again with exactly it, or with `None` if there is none. Nobody vouches for it but the digest that the indexer
+    /// knows: where it is not the right one, this step comes again.
     NeedExternalToc,
     /// The layer's index, in the form of [`index`].
     Done(Vec<u8>),

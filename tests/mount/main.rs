@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod contents;
+mod estargz;
 mod faults;
 mod freshness;
 #[path = "../support/layout.rs"]

@@ -36,6 +36,8 @@ pub(super) struct Toc {
     pub(super) builder: IndexBuilder,
     /// The end of what is to be prefetched in the blob, in bytes; 0 for nothing.
     pub(super) prefetch_end: u64,
+    /// Whether nothing vouches for some chunk: the writers of stargz have no digest for the parts of a large file.
+    pub(super) has_unverifiable: bool,
 }
 
 impl Default for Toc {
@@ -43,6 +45,7 @@ impl Default for Toc {
         Self {
             builder: IndexBuilder::new(Coding::Gzip),
             prefetch_end: 0,
+            has_unverifiable: false,
         }
     }
 }
@@ -50,8 +53,7 @@ impl Default for Toc {
 /// Reads a TOC.
 ///
 /// # Errors
-/// [`Error::Malformed`] when it is not the JSON of a TOC or breaks a rule of the format, [`Error::Unsupported`] when it
-/// has no digest for a chunk.
+/// [`Error::Malformed`] when it is not the JSON of a TOC or breaks a rule of the format.
 pub(super) fn read(json: &[u8]) -> Result<Toc> {
     let mut collector = Collector::default();
     let mut deserializer = serde_json::Deserializer::from_slice(json);
@@ -446,27 +448,21 @@ impl Collector {
         if record.offset == 0 && record.inner_offset == 0 {
             return Err(refuse("a chunk without a place in the blob"));
         }
+        file.covered += bytes;
+        if file.hidden {
+            return Ok(());
+        }
         let digest = match (&*record.chunk_digest.0, &*record.digest.0) {
             ("", "") => None,
             ("", whole) => Some(whole).filter(|_| bytes == file.size),
             (chunk, _) => Some(chunk),
         };
-        let digest = digest.ok_or_else(|| {
-            let what = format!("eStargz TOC, record {:?}", record.name.0);
-            Error::unsupported(
-                what,
-                "a chunk without a digest cannot be verified; convert the image anew",
-            )
-        })?;
-        file.covered += bytes;
-        if file.hidden {
-            return Ok(());
-        }
+        self.toc.has_unverifiable |= digest.is_none();
         self.toc.builder.chunk(NewChunk {
             bytes,
             blob_offset: record.offset,
             inner_offset: record.inner_offset,
-            digest: Some(parse_digest(digest)?),
+            digest: digest.map(parse_digest).transpose()?,
         })
     }
 }

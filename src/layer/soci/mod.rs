@@ -14,6 +14,7 @@ pub mod writer;
 mod ztoc;
 
 use crate::error::{Error, Result};
+use crate::layer::gzip::window;
 use crate::layer::index::{Coding, Summary};
 use crate::layer::index_builder::{IndexBuilder, NewChunk, NewMember};
 use crate::layer::{Descriptor, Format, Indexer, Step};
@@ -112,7 +113,7 @@ fn tell_spans(
                 blob_end: span.blob.end,
                 coding,
                 bits: span.bits,
-                window: pack(span.window)?,
+                window: window::pack(span.window)?,
                 check: Some(span.check),
             })?;
         }
@@ -125,14 +126,6 @@ fn tell_spans(
         position = chunk_end;
     }
     Ok(())
-}
-
-/// A window as the index keeps it.
-fn pack(window: &[u8]) -> Result<Vec<u8>> {
-    if window.is_empty() {
-        return Ok(Vec::new());
-    }
-    zstd::bulk::compress(window, 3).map_err(|e| Error::io("zTOC window", &e))
 }
 
 impl Indexer for SociIndexer {

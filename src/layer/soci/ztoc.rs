@@ -19,7 +19,9 @@ use std::ops::Range;
 use super::flatbuffer::{Buffer, Table, Vector};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::layer::checked::CHECKED_BYTES_MAX;
 use crate::layer::entry::{Entry, Kind, Time};
+use crate::layer::gzip::window::WINDOW_BYTES_MAX;
 use crate::layer::index::ENTRIES_MAX;
 use crate::layer::time::parse_rfc3339;
 
@@ -27,19 +29,14 @@ use crate::layer::time::parse_rfc3339;
 const VERSION: &[u8] = b"0.9";
 const GZIP: i8 = 1;
 const UNCOMPRESSED: i8 = 2;
-/// What deflate looks back.
-pub(super) const WINDOW_BYTES: usize = 32 << 10;
 /// Count and span size before the checkpoints.
 const HEAD_BYTES: usize = 12;
 /// One packed checkpoint.
-const CHECKPOINT_BYTES: usize = 17 + WINDOW_BYTES;
+const CHECKPOINT_BYTES: usize = 17 + WINDOW_BYTES_MAX;
 /// The first checkpoint of the format's first version: behind the shortest gzip header.
 const FIRST_IN_V1: u64 = 10;
 /// The most spans: with those of 4 MiB that is common, a layer of 4 TiB.
 const SPANS_MAX: usize = 1 << 20;
-/// The most compressed bytes of a span: all of them are in memory until their digest is known. 16 times what the usual
-/// builder makes of data that cannot be compressed.
-const SPAN_BLOB_BYTES_MAX: u64 = 64 << 20;
 /// The most bytes that a span unpacks to: what reading one small file may cost.
 const SPAN_BYTES_MAX: u64 = 1 << 30;
 /// The most PAX records of one entry; Go's `archive/tar` reads at most 1 MiB of them.
@@ -209,13 +206,13 @@ fn gzip_spans(packed: &[u8]) -> Result<Vec<Start<'_>>> {
             return Err(malformed("a checkpoint has more than 7 bits"));
         }
         // What stands before the start of the tar in a window is whatever the builder had in its memory.
-        let used = usize::try_from(out).unwrap_or(usize::MAX).min(WINDOW_BYTES);
+        let used = usize::try_from(out).unwrap_or(usize::MAX).min(WINDOW_BYTES_MAX);
         let blob = at.checked_sub(u64::from(*bits != 0));
         starts.push(Start {
             blob: blob.ok_or_else(|| malformed("a checkpoint lies before the blob"))?,
             tar: out,
             bits: *bits,
-            window: window.get(WINDOW_BYTES - used..).unwrap_or_default(),
+            window: window.get(WINDOW_BYTES_MAX - used..).unwrap_or_default(),
         });
     }
     Ok(starts)
@@ -266,7 +263,7 @@ fn close_spans<'b>(
         if !is_behind || blob_end <= start.blob || blob_end > blob_bytes || tar_end < start.tar {
             return Err(malformed(format!("span {number} does not end behind its start")));
         }
-        if blob_end - start.blob > SPAN_BLOB_BYTES_MAX || tar_end - start.tar > SPAN_BYTES_MAX {
+        if blob_end - start.blob > CHECKED_BYTES_MAX || tar_end - start.tar > SPAN_BYTES_MAX {
             let why = format!("span {number} has more than 64 MiB, or unpacks to more than 1 GiB");
             return Err(unsupported(why));
         }

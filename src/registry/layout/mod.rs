@@ -4,12 +4,14 @@
 //! [`crate::registry::reference::layout_host`] makes of that. Nothing is kept of a layout but its parsed `index.json`,
 //! which is read again when the file changes; every blob is opened anew, so a layout may be replaced at any time.
 //!
-//! What is read is not trusted more than what comes from a registry: manifests and configurations are checked against their
+//! `write` adds images to a layout. What is read is not trusted more than what comes from a registry: manifests and configurations are checked against their
 //! digests here, chunks of layers above. What can block runs on threads for blocking work.
 
 mod body;
 mod files;
 mod index;
+mod unnamed;
+mod write;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -23,6 +25,8 @@ use lru::LruCache;
 use parking_lot::Mutex;
 
 pub(super) use body::LayoutBody;
+pub use unnamed::unnamed_file;
+pub use write::LayoutWriter;
 
 use self::files::{BlobFile, Dir, Stamp, shown};
 use self::index::{Entry, Names, own_name};
@@ -35,8 +39,6 @@ use crate::error::{Error, Result};
 const UNNAMED_MAX: usize = 64;
 /// Largest range that is collected in memory.
 const COLLECTED_BYTES_MAX: u64 = 64 << 20;
-/// Largest blob that is read as one: an image's configuration.
-const SMALL_BLOB_BYTES_MAX: u64 = 8 << 20;
 
 /// Longest wait for one step: for a piece of a blob, a manifest, `index.json`.
 const DISK_WAIT: Duration = Duration::from_secs(60);
@@ -231,19 +233,20 @@ impl Layout {
         Ok(all.freeze())
     }
 
-    /// As [`crate::registry::Client::small_blob`].
-    pub(super) async fn small_blob(
+    /// As [`crate::registry::Client::whole_blob`].
+    pub(super) async fn whole_blob(
         self: &Arc<Self>,
         repository: &Repository,
         digest: &Digest,
         blob_bytes: u64,
+        bytes_max: u64,
     ) -> Result<Bytes> {
         let (layout, what, digest) = (Arc::clone(self), format!("{repository}@{digest}"), *digest);
         on_thread(&self.path, move || {
             let blob = layout.open_blob(&what, &digest)?;
             let path = blob.path.clone();
             blob.check_size(&what, blob_bytes)?;
-            let bytes = Bytes::from(files::whole(blob.file, &path, SMALL_BLOB_BYTES_MAX)?);
+            let bytes = Bytes::from(files::whole(blob.file, &path, bytes_max)?);
             verify(&what, &path, &digest, &bytes)?;
             Ok(bytes)
         })

@@ -6,10 +6,11 @@ mod flatbuffer;
 
 use flatbuffer::{Builder, Place};
 
-use super::ztoc::{BLOCK_BYTES, WINDOW_BYTES, XATTR_PREFIX};
+use super::ztoc::{BLOCK_BYTES, XATTR_PREFIX};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::layer::entry::{Entry, Kind, Time};
+use crate::layer::gzip::window::WINDOW_BYTES_MAX;
 use crate::layer::tar;
 use crate::layer::time::format_rfc3339;
 
@@ -160,8 +161,8 @@ fn gzip(blob: &[u8], options: Options) -> Result<Parts> {
         packed.extend_from_slice(&at(block).to_le_bytes());
         packed.extend_from_slice(&block.out.to_le_bytes());
         packed.push((at(block) * 8 - block.blob_bits) as u8);
-        let before = &tar[(block.out as usize).saturating_sub(WINDOW_BYTES)..block.out as usize];
-        packed.resize(packed.len() + WINDOW_BYTES - before.len(), 0);
+        let before = &tar[(block.out as usize).saturating_sub(WINDOW_BYTES_MAX)..block.out as usize];
+        packed.resize(packed.len() + WINDOW_BYTES_MAX - before.len(), 0);
         packed.extend_from_slice(before);
     }
     let ends = chosen

@@ -1,0 +1,1 @@
+//! Tars that break a rule, each refused for that rule.

@@ -1,0 +1,1 @@
+//! Random tars, in random pieces.

@@ -1,0 +1,153 @@
+//! Decodes the chunks of one member that is zstd frames.
+//!
+//! A member that is small, compressed and decoded, is collected, and its frame decoded at one go: libzstd needs no window
+//! then, and writers of zstd:chunked claim windows of 32 MiB for frames of 64 KiB. All others are streamed. Behind the
+//! last chunk anything may follow (stargz-snapshotter's frames go on with tar headers), so decoding stops there.
+
+use std::ops::Deref;
+
+use ::zstd::zstd_safe::find_frame_compressed_size;
+
+use super::stream::{Stopped, Stream, context};
+use crate::error::{Error, Result};
+use crate::layer::cutter::Cutter;
+use crate::layer::index::Index;
+use crate::layer::{ChunkSink, MemberDecoder};
+
+/// Members up to so many bytes, compressed and up to their last chunk's end, are decoded at one go: a chunk of the usual
+/// 4 MiB, with what compression may add.
+const WHOLE_BYTES_MAX: u64 = (4 << 20) + WHOLE_SLACK_BYTES;
+/// Room for what a frame holds behind its last chunk: padding and tar headers. If it is more, the frame is streamed.
+const WHOLE_SLACK_BYTES: u64 = 64 << 10;
+
+/// Decodes a member whose chunks were copied out of the index.
+pub(in crate::layer) struct ZstdMember {
+    /// Where the member starts in the blob, for messages.
+    blob_start: u64,
+    cutter: Cutter,
+    method: Method,
+}
+
+/// How the member is decoded.
+enum Method {
+    /// Collected until all of its range is there.
+    Whole { range_bytes: usize, collected: Vec<u8> },
+    /// Frame by frame, as the bytes come.
+    Streamed(Stream),
+    /// A push failed: what comes after that belongs nowhere.
+    Failed,
+}
+
+impl ZstdMember {
+    /// A decoder of member `member`.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] when the index is damaged, [`Error::Io`] without memory.
+    pub(in crate::layer) fn new<B: Deref<Target = [u8]>>(index: &Index<B>, member: u32) -> Result<Self> {
+        let member = index.member(member)?;
+        let cutter = Cutter::new(index, &member)?;
+        let range_bytes = member.blob_end - member.blob_start;
+        let method = if range_bytes.max(cutter.end()) <= WHOLE_BYTES_MAX {
+            Method::Whole {
+                range_bytes: range_bytes as usize,
+                collected: Vec::new(),
+            }
+        } else {
+            Method::Streamed(Stream::new(cutter.end())?)
+        };
+        Ok(Self {
+            blob_start: member.blob_start,
+            cutter,
+            method,
+        })
+    }
+
+    fn malformed(&self, why: impl Into<String>) -> Error {
+        Error::malformed(format!("zstd frames at {}", self.blob_start), why)
+    }
+
+    /// Decodes the frames of `member`, which is all of it.
+    fn whole(&mut self, member: &[u8], sink: &mut dyn ChunkSink) -> Result<bool> {
+        match at_one_go(member, self.cutter.end())? {
+            Some(decoded) => self.cutter.decoded(&decoded, sink)?,
+            None => {
+                let mut stream = Stream::new(self.cutter.end())?;
+                self.streamed(&mut stream, member, sink)?;
+            }
+        }
+        if self.cutter.is_done() {
+            return Ok(true);
+        }
+        Err(self.malformed("they end before their last chunk"))
+    }
+
+    fn streamed(&mut self, stream: &mut Stream, mut bytes: &[u8], sink: &mut dyn ChunkSink) -> Result<bool> {
+        let start = self.blob_start;
+        while !self.cutter.is_done() {
+            let cutter = &mut self.cutter;
+            let stopped =
+                stream.decode(&mut bytes, || format!("zstd frames at {start}"), &mut |decoded| {
+                    cutter.decoded(decoded, sink)?;
+                    Ok(!cutter.is_done())
+                })?;
+            if stopped == Stopped::InputUsed || (stopped == Stopped::FrameEnded && bytes.is_empty()) {
+                break;
+            }
+        }
+        Ok(self.cutter.is_done())
+    }
+
+    fn decode(&mut self, bytes: &[u8], sink: &mut dyn ChunkSink) -> Result<bool> {
+        if self.cutter.is_done() {
+            return Ok(true);
+        }
+        match std::mem::replace(&mut self.method, Method::Failed) {
+            Method::Whole {
+                range_bytes,
+                mut collected,
+            } => {
+                // Nearly always one push has all of it, and then nothing is copied.
+                if collected.is_empty() && bytes.len() >= range_bytes {
+                    return self.whole(bytes.get(..range_bytes).unwrap_or(bytes), sink);
+                }
+                let missing = range_bytes.saturating_sub(collected.len());
+                collected.reserve_exact(missing);
+                collected.extend_from_slice(bytes.get(..missing).unwrap_or(bytes));
+                if collected.len() == range_bytes {
+                    return self.whole(&collected, sink);
+                }
+                self.method = Method::Whole {
+                    range_bytes,
+                    collected,
+                };
+                Ok(false)
+            }
+            Method::Streamed(mut stream) => {
+                let is_done = self.streamed(&mut stream, bytes, sink)?;
+                self.method = Method::Streamed(stream);
+                Ok(is_done)
+            }
+            Method::Failed => Err(self.malformed("it failed before")),
+        }
+    }
+}
+
+impl MemberDecoder for ZstdMember {
+    fn push(&mut self, bytes: &[u8], sink: &mut dyn ChunkSink) -> Result<bool> {
+        self.decode(bytes, sink)
+    }
+}
+
+/// What the first frame in `member` decodes to. `None` if that is less than `wanted` bytes, more by the slack, or broken:
+/// streaming says which.
+fn at_one_go(member: &[u8], wanted: u64) -> Result<Option<Vec<u8>>> {
+    let frame = find_frame_compressed_size(member)
+        .ok()
+        .and_then(|frame_bytes| member.get(..frame_bytes));
+    let Some(frame) = frame else {
+        return Ok(None);
+    };
+    let mut decoded = Vec::with_capacity((wanted + WHOLE_SLACK_BYTES) as usize);
+    let is_decoded = context()?.decompress(&mut decoded, frame).is_ok();
+    Ok(Some(decoded).filter(|decoded| is_decoded && decoded.len() as u64 >= wanted))
+}
