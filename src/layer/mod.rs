@@ -12,6 +12,7 @@ pub mod index;
 pub mod index_builder;
 pub mod tar;
 pub mod time;
+mod toc_json;
 pub mod xattrs;
 mod zstd;
 
