@@ -94,6 +94,7 @@ impl Engine {
                 tags = requests.tags,
                 catalog = requests.catalog,
                 tokens = requests.tokens,
+                pushes = requests.pushes,
                 retries = host.retries,
                 received_bytes = host.bytes,
                 "requests sent"

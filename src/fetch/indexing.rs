@@ -8,15 +8,18 @@ use bytes::Bytes;
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::fetch::external_toc::ExternalTocs;
 use crate::fetch::single_flight::SingleFlight;
 use crate::fetch::{Fetcher, Source, blocking};
+use crate::layer::index::Summary;
 use crate::layer::{self, Descriptor, Step};
 use crate::registry::reference::Repository;
 use crate::registry::{BlobBody, Provenance};
 use crate::store::layer::Layer;
 
-/// The most ranges that a format may ask for before it has its index.
-const STEPS_MAX: usize = 8;
+/// The most things that a format may ask for before it has its index. External TOCs, of which one after the other is tried,
+/// take the most: two for the layer's own bytes, one for each candidate, and one for there being no more.
+const STEPS_MAX: usize = 12;
 /// Stands for "the index" among the failures of a layer's members.
 const INDEX_MEMBER: u32 = u32::MAX;
 
@@ -71,6 +74,9 @@ impl Fetcher {
         } = &**source;
         let summary = *self.layer(source).await?.index().summary();
         let range = summary.toc_start..summary.toc_end;
+        if range.is_empty() {
+            return self.external_toc(source, summary).await;
+        }
         loop {
             let (compressed, provenance) = self
                 .client
@@ -90,6 +96,20 @@ impl Fetcher {
                 toc => return toc.map(Bytes::from),
             }
         }
+    }
+
+    /// The layer's table of contents from where it was found when it was indexed: another image.
+    async fn external_toc(self: &Arc<Self>, source: &Source, summary: Summary) -> Result<Bytes> {
+        let mut tocs = ExternalTocs::default();
+        while let Some(compressed) = tocs.next(self, source).await? {
+            let unpack = move || Ok(layer::toc(summary.format, &compressed).ok());
+            let toc = blocking(&self.runtime, unpack).await?;
+            if let Some(toc) = toc.filter(|toc| Digest::of(toc) == summary.toc_digest) {
+                return Ok(Bytes::from(toc));
+            }
+        }
+        let what = format!("{}, table of contents", source.name());
+        Err(Error::malformed(what, "the image that had it is no longer there"))
     }
 
     /// The layer, if it was indexed before. Asks the network nothing.
@@ -122,6 +142,7 @@ impl Fetcher {
         let mut indexer =
             layer::indexer(descriptor, source.ztoc.as_ref()).map_err(|error| name(&what, error))?;
         let mut have = None;
+        let mut tocs = ExternalTocs::default();
         for _ in 0..STEPS_MAX {
             let step = blocking(&self.runtime, move || {
                 let step = indexer.step(have.as_deref())?;
@@ -141,7 +162,13 @@ impl Fetcher {
                     given.push((range, provenance));
                     have = Some(bytes);
                 }
-                Step::NeedBlob(_) | Step::NeedExternalToc | Step::Pass => {
+                Step::NeedExternalToc => {
+                    have = tocs.next(self, source).await?;
+                    if have.is_none() {
+                        tracing::info!(layer = what, "no image of TOCs has the TOC of this layer");
+                    }
+                }
+                Step::NeedBlob(_) | Step::Pass => {
                     return Err(Error::unsupported(what, "not built yet"));
                 }
                 Step::Done(index) => {

@@ -4,8 +4,11 @@ use std::ops::Deref;
 
 use crate::error::{Error, Result};
 use crate::layer::estargz::{EstargzIndexer, GzipMember, TOC_DIGEST_ANNOTATION, unpack_toc};
+use crate::layer::gzip::decompress::GzipPass;
+use crate::layer::gzip::span::Span;
 use crate::layer::index::{Coding, Index};
 use crate::layer::zstd::{self, ZstdDecompressor, ZstdMember};
+use crate::layer::zstd_chunked::{self, ZstdChunkedIndexer};
 use crate::layer::{Decoded, Decompressor, Descriptor, Format, Indexer, MemberDecoder, Step};
 
 /// What turns a layer into its index. `ztoc` is the blob that a SOCI index names for it.
@@ -30,10 +33,24 @@ pub fn indexer(descriptor: &Descriptor, ztoc: Option<&Descriptor>) -> Result<Box
         );
         return Err(Error::unsupported(what, why));
     }
-    if ztoc.is_none() && descriptor.annotations.contains_key(TOC_DIGEST_ANNOTATION) {
+    if ztoc.is_some() {
+        return Ok(Box::new(WholeBlob));
+    }
+    if let Some(indexer) = ZstdChunkedIndexer::new(descriptor)? {
+        return Ok(Box::new(indexer));
+    }
+    if estargz_promise(descriptor).is_some() {
         return Ok(Box::new(EstargzIndexer::new(descriptor)?));
     }
     Ok(Box::new(WholeBlob))
+}
+
+/// The promise of an eStargz TOC. What says to be zstd has none: there it is a second promise beside those of
+/// zstd:chunked, or of a TOC that nobody knows the place of.
+fn estargz_promise(descriptor: &Descriptor) -> Option<&str> {
+    let is_zstd = format_of_media_type(&descriptor.media_type) == Format::Zstd;
+    let promise = descriptor.annotations.get(TOC_DIGEST_ANNOTATION);
+    promise.map(String::as_str).filter(|_| !is_zstd)
 }
 
 /// Asks for one pass over the blob.
@@ -49,14 +66,15 @@ impl Indexer for WholeBlob {
 /// bytes are enough, or all that there are.
 #[must_use]
 pub fn decompressor(first: &[u8]) -> Box<dyn Decompressor> {
-    if zstd::is_zstd(first) {
-        return Box::new(ZstdDecompressor::default());
+    match first {
+        [0x1f, 0x8b, ..] => Box::new(GzipPass::default()),
+        _ if zstd::is_zstd(first) => Box::new(ZstdDecompressor::default()),
+        _ => Box::new(Uncompressed),
     }
-    Box::new(Uncompressed::default())
 }
 
 /// Decompresses nothing: plain tar.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Uncompressed;
 
 impl Decompressor for Uncompressed {
@@ -77,11 +95,13 @@ impl Decompressor for Uncompressed {
 /// promises for its table of contents, or, as one pass checks it, the blob's own.
 #[must_use]
 pub fn index_promise(descriptor: &Descriptor, ztoc: Option<&Descriptor>) -> String {
-    match (ztoc, descriptor.annotations.get(TOC_DIGEST_ANNOTATION)) {
-        (Some(ztoc), _) => format!("ztoc {}", ztoc.digest),
-        (None, Some(toc)) => format!("index {toc}"),
-        (None, None) => "blob".to_owned(),
+    if let Some(ztoc) = ztoc {
+        return format!("ztoc {}", ztoc.digest);
     }
+    if let Some(promise) = zstd_chunked::promise(&descriptor.annotations) {
+        return promise;
+    }
+    estargz_promise(descriptor).map_or_else(|| "blob".to_owned(), |toc| format!("index {toc}"))
 }
 
 /// A decoder for member `member` of a layer. It holds what it needs of the index. When a member's range is used up before
@@ -92,6 +112,7 @@ pub fn index_promise(descriptor: &Descriptor, ztoc: Option<&Descriptor>) -> Stri
 pub fn decoder<B: Deref<Target = [u8]>>(index: &Index<B>, member: u32) -> Result<Box<dyn MemberDecoder>> {
     match index.member(member)?.coding {
         Coding::Gzip => Ok(Box::new(GzipMember::new(index, member)?)),
+        Coding::Deflate => Ok(Box::new(Span::new(index, member)?)),
         Coding::Zstd => Ok(Box::new(ZstdMember::new(index, member)?)),
         other => Err(Error::unsupported("layer index", format!("coding {other:?}"))),
     }
@@ -104,6 +125,7 @@ pub fn decoder<B: Deref<Target = [u8]>>(index: &Index<B>, member: u32) -> Result
 pub fn toc(format: Format, compressed: &[u8]) -> Result<Vec<u8>> {
     match format {
         Format::Estargz => unpack_toc(compressed),
+        Format::ZstdChunked => zstd_chunked::unpack_toc(compressed),
         other => Err(Error::unsupported("table of contents", other.name())),
     }
 }

@@ -57,11 +57,11 @@ pub struct Summary {
     pub toc_digest: Digest,
     /// Whether the manifest promised that digest. If not, only the chunk digests in the TOC itself vouch for the data.
     pub toc_promised: bool,
-    /// Where the compressed TOC stands in the blob; empty where there is none.
+    /// Where the compressed TOC stands in the blob; at `toc_end` where it is none of it, or there is none.
     pub toc_start: u64,
     /// End of the compressed TOC in the blob.
     pub toc_end: u64,
-    /// Size of the uncompressed TOC in bytes.
+    /// Size of the uncompressed TOC in bytes, 0 where there is none.
     pub toc_bytes: u64,
     /// The blob's first bytes that its builder wants prefetched (0: none).
     pub prefetch_end: u64,

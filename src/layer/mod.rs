@@ -7,6 +7,7 @@ mod cutter;
 pub mod entry;
 pub mod estargz;
 pub(crate) mod fields;
+pub mod gzip;
 mod identify;
 pub mod index;
 pub mod index_builder;
@@ -15,6 +16,7 @@ pub mod time;
 mod toc_json;
 pub mod xattrs;
 mod zstd;
+pub mod zstd_chunked;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -95,7 +97,8 @@ pub enum Step {
     /// All of another blob of the same repository, verified by its digest; call again with exactly it.
     NeedBlob(Descriptor),
     /// The blob that holds this layer's table of contents in the image of TOCs that belongs to the image (`REF-esgztoc`);
-    /// call again with exactly it. Nobody vouches for it but the digest that the indexer knows.
+    /// call again with exactly it, or with `None` if there is none. Nobody vouches for it but the digest that the indexer
+    /// knows: where it is not the right one, this step comes again.
     NeedExternalToc,
     /// The layer's index, in the form of [`index`].
     Done(Vec<u8>),

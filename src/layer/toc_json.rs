@@ -98,13 +98,14 @@ pub(super) struct Toc {
     pub(super) builder: IndexBuilder,
     /// The end of what is to be prefetched in the blob, in bytes; 0 for nothing.
     pub(super) prefetch_end: u64,
+    /// Whether nothing vouches for some chunk: old writers have no digest for the parts of a large file.
+    pub(super) has_unverifiable: bool,
 }
 
 /// Reads a TOC.
 ///
 /// # Errors
-/// [`Error::Malformed`] when it is not the JSON of a TOC or breaks a rule of the format, [`Error::Unsupported`] when it
-/// has no digest for a chunk.
+/// [`Error::Malformed`] when it is not the JSON of a TOC or breaks a rule of the format.
 pub(super) fn read(json: &[u8], placement: &mut dyn Placement) -> Result<Toc> {
     let mut collector = Collector::new(placement);
     let mut deserializer = serde_json::Deserializer::from_slice(json);
@@ -415,6 +416,7 @@ impl<'p> Collector<'p> {
             toc: Toc {
                 builder: IndexBuilder::new(placement.coding()),
                 prefetch_end: 0,
+                has_unverifiable: false,
             },
             placement,
             records: 0,
@@ -529,8 +531,12 @@ impl<'p> Collector<'p> {
             is_first: file.covered == 0,
             is_last: bytes == left,
         };
-        if self.placement.place(&place).map_err(&refuse)? == Content::Hole {
-            file.covered += bytes;
+        let content = self.placement.place(&place).map_err(&refuse)?;
+        file.covered += bytes;
+        if file.hidden {
+            return Ok(());
+        }
+        if content == Content::Hole {
             return self.toc.builder.hole(bytes);
         }
         let digest = match (&*record.chunk_digest.0, &*record.digest.0) {
@@ -538,22 +544,12 @@ impl<'p> Collector<'p> {
             ("", whole) => Some(whole).filter(|_| bytes == file.size),
             (chunk, _) => Some(chunk),
         };
-        let digest = digest.ok_or_else(|| {
-            let what = format!("{toc}, record {:?}", record.name.0);
-            Error::unsupported(
-                what,
-                "a chunk without a digest cannot be verified; convert the image anew",
-            )
-        })?;
-        file.covered += bytes;
-        if file.hidden {
-            return Ok(());
-        }
+        self.toc.has_unverifiable |= digest.is_none();
         self.toc.builder.chunk(NewChunk {
             bytes,
             blob_offset: record.offset,
             inner_offset: record.inner_offset,
-            digest: Some(parse_digest(toc, digest)?),
+            digest: digest.map(|text| parse_digest(toc, text)).transpose()?,
         })
     }
 }

@@ -29,9 +29,7 @@ const SMALL_RANGE_BYTES_MAX: u64 = 4 << 20;
 /// So much of a blob is read and thrown away where a registry sends all of it instead of a range.
 const SKIP_BYTES_MAX: u64 = 8 << 20;
 /// Largest range that is collected in memory.
-const COLLECTED_BYTES_MAX: u64 = 64 << 20;
-/// Largest blob that [`whole_verified`] fetches.
-const SMALL_BLOB_BYTES_MAX: u64 = 8 << 20;
+pub(super) const COLLECTED_BYTES_MAX: u64 = 64 << 20;
 /// How long the end of a body is waited for after its last byte, so that its connection can be used again.
 const END_WAIT: Duration = Duration::from_secs(1);
 
@@ -128,7 +126,7 @@ pub(super) async fn collect(mut body: BlobBody) -> Result<Bytes> {
     Ok(all.freeze())
 }
 
-/// A whole small blob, verified.
+/// A whole blob of at most [`COLLECTED_BYTES_MAX`], verified.
 pub(super) async fn whole_verified(
     core: &Arc<Core>,
     repository: &Repository,
@@ -136,10 +134,6 @@ pub(super) async fn whole_verified(
     blob_bytes: u64,
 ) -> Result<Bytes> {
     let what = || format!("{repository}@{digest}");
-    if blob_bytes > SMALL_BLOB_BYTES_MAX {
-        let why = format!("{blob_bytes} bytes; a blob of its kind has at most {SMALL_BLOB_BYTES_MAX}");
-        return Err(Error::malformed(what(), why));
-    }
     loop {
         let body = open(core, repository, digest, 0..blob_bytes, blob_bytes).await?;
         let provenance = body.provenance();

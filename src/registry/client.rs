@@ -13,6 +13,7 @@ use super::host::HostHealth;
 use super::layout::{LayoutList, Layouts};
 use super::manifest::{self, ManifestBytes};
 use super::options::ClientOptions;
+use super::push::{self, BlobUpload, Pushed};
 use super::redirect::Redirects;
 use super::reference::{Reference, Repository, Target};
 use super::request::Core;
@@ -21,6 +22,9 @@ use super::transport::Transport;
 use super::{blob, paging};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+
+/// Largest blob of the kinds that every image has, such as its configuration.
+const SMALL_BLOB_BYTES_MAX: u64 = 8 << 20;
 
 /// Talks to registries, and reads layouts on disk as if they were some. Cheap to clone: all clones share connections,
 /// tokens and what is known of hosts.
@@ -158,15 +162,35 @@ impl Client {
     /// A whole blob of at most 8 MiB, such as an image's configuration, verified against its digest.
     ///
     /// # Errors
-    /// As [`Self::blob`], and [`crate::error::Error::Verification`].
+    /// As [`Self::whole_blob`].
     pub async fn small_blob(
         &self,
         repository: &Repository,
         digest: &Digest,
         blob_bytes: u64,
     ) -> Result<Bytes> {
+        self.whole_blob(repository, digest, blob_bytes, SMALL_BLOB_BYTES_MAX)
+            .await
+    }
+
+    /// A whole blob of at most `bytes_max` bytes (and 64 MiB), verified against its digest.
+    ///
+    /// # Errors
+    /// As [`Self::blob`]; [`crate::error::Error::Malformed`] for a larger one, and [`crate::error::Error::Verification`].
+    pub async fn whole_blob(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        blob_bytes: u64,
+        bytes_max: u64,
+    ) -> Result<Bytes> {
+        let bytes_max = bytes_max.min(blob::COLLECTED_BYTES_MAX);
+        if blob_bytes > bytes_max {
+            let why = format!("{blob_bytes} bytes; a blob of its kind has at most {bytes_max}");
+            return Err(Error::malformed(format!("{repository}@{digest}"), why));
+        }
         if let Some(layout) = self.layouts.get(repository.host()) {
-            return layout.small_blob(repository, digest, blob_bytes).await;
+            return layout.whole_blob(repository, digest, blob_bytes, bytes_max).await;
         }
         blob::whole_verified(&self.core, repository, digest, blob_bytes).await
     }
@@ -219,6 +243,46 @@ impl Client {
             Some(layout) => layout.find(host, name).await,
             None => Err(Error::not_found(host, "it is no layout")),
         }
+    }
+
+    /// Whether a repository has a blob. Layouts are written with [`super::LayoutWriter`].
+    ///
+    /// # Errors
+    /// As [`Self::push_blob`].
+    pub async fn has_blob(&self, repository: &Repository, digest: &Digest) -> Result<bool> {
+        push::has_blob(&self.core, repository, digest).await
+    }
+
+    /// Mounts a blob of `from`, a repository of the same registry, in `to`; whether that was possible.
+    ///
+    /// # Errors
+    /// As [`Self::push_blob`].
+    pub async fn mount_blob(&self, to: &Repository, digest: &Digest, from: &Repository) -> Result<bool> {
+        push::mount(&self.core, to, digest, from).await
+    }
+
+    /// Brings a blob into a repository, by the least that is needed.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Denied`] without the right to push, [`crate::error::Error::Verification`] if the registry
+    /// says that it has stored something else, [`crate::error::Error::Malformed`],
+    /// [`crate::error::Error::Unsupported`], and those of the network.
+    pub async fn push_blob(&self, repository: &Repository, upload: &BlobUpload) -> Result<Pushed> {
+        push::blob(&self.core, repository, upload).await
+    }
+
+    /// Puts a manifest or index of media type `media_type` under a tag or its digest. Its blobs have to be there.
+    ///
+    /// # Errors
+    /// As [`Self::push_blob`].
+    pub async fn push_manifest(
+        &self,
+        repository: &Repository,
+        target: &Target,
+        media_type: &str,
+        bytes: &Bytes,
+    ) -> Result<()> {
+        push::manifest(&self.core, repository, target, media_type, bytes).await
     }
 
     /// Every host that was talked to, most recent first.

@@ -40,6 +40,7 @@ pub(super) enum Kind {
     Catalog,
     Token,
     Probe,
+    Push,
 }
 
 /// How many requests of each kind were sent to a host, retries and redirected ones included.
@@ -57,6 +58,8 @@ pub struct RequestCounts {
     pub tokens: u64,
     /// Probes of a host that was down.
     pub probes: u64,
+    /// What has to do with pushing: blobs that are looked for, begun, sent, and manifests.
+    pub pushes: u64,
 }
 
 /// The state of one host, for `registryfs status`. It holds no secret.
@@ -114,7 +117,7 @@ impl Scheme {
 
 #[derive(Debug, Default)]
 struct Counters {
-    kinds: [AtomicU64; 6],
+    kinds: [AtomicU64; 7],
     bytes: AtomicU64,
     retries: AtomicU64,
 }
@@ -445,6 +448,7 @@ impl Host {
                 catalog: count(Kind::Catalog),
                 tokens: count(Kind::Token),
                 probes: count(Kind::Probe),
+                pushes: count(Kind::Push),
             },
             bytes: self.counters.bytes.load(Ordering::Relaxed),
             retries: self.counters.retries.load(Ordering::Relaxed),

@@ -95,6 +95,15 @@ pub(super) fn target(transport: &Transport, what: &str, answer: &Answer) -> Resu
     let url = location.and_then(|location| answer.url().join(location).ok());
     let url =
         url.ok_or_else(|| Error::malformed(what, format!("{host} answered a redirect without a valid URL")))?;
+    allowed(transport, what, answer, url)
+}
+
+/// `url`, to which `answer` sends us, if it may be followed.
+///
+/// # Errors
+/// [`Error::Denied`] as of [`target`].
+pub(super) fn allowed(transport: &Transport, what: &str, answer: &Answer, url: Url) -> Result<Url> {
+    let host = answer.host.peer();
     let refused = |why: &str| {
         let shown = redact(&url);
         Err(Error::denied(what, format!("{host} redirects to {shown}: {why}")))

@@ -13,6 +13,7 @@ use super::challenge;
 use super::endpoint::{Endpoint, Need, Route};
 use super::host::{Host, Kind};
 use super::options::ClientOptions;
+use super::payload::Payload;
 use super::redirect::{self, HOPS_MAX, Redirects};
 use super::reference::Repository;
 use super::retry::{Attempts, Patience};
@@ -55,6 +56,11 @@ pub(super) struct Reached {
     pub(super) with_credentials: bool,
     /// What the request had to be allowed.
     pub(super) scope: String,
+}
+
+/// The scope for writing to `repository`.
+pub(super) fn push_scope(repository: &Repository) -> String {
+    format!("repository:{}:pull,push", repository.path())
 }
 
 /// The scope for reading from `repository`.
@@ -103,6 +109,20 @@ impl Core {
         request: &Request,
         attempts: &mut Attempts,
     ) -> Result<Reached> {
+        self.request_with(endpoint, request, None, attempts).await
+    }
+
+    /// The same for a request that carries something. Of a part of a blob see [`send`].
+    ///
+    /// # Errors
+    /// As [`Self::request`].
+    pub(super) async fn request_with(
+        &self,
+        endpoint: &Endpoint,
+        request: &Request,
+        payload: Option<&Payload>,
+        attempts: &mut Attempts,
+    ) -> Result<Reached> {
         let host = &endpoint.host;
         let mut authorization = self
             .auth
@@ -112,7 +132,7 @@ impl Core {
         loop {
             attempts.wait_anew();
             let mut reached = self
-                .follow(endpoint, request, authorization.as_ref(), attempts)
+                .follow(endpoint, request, payload, authorization.as_ref(), attempts)
                 .await?;
             if reached.elsewhere {
                 return Ok(reached);
@@ -155,6 +175,7 @@ impl Core {
         &self,
         endpoint: &Endpoint,
         request: &Request,
+        payload: Option<&Payload>,
         authorization: Option<&Authorization>,
         attempts: &mut Attempts,
     ) -> Result<Reached> {
@@ -165,7 +186,7 @@ impl Core {
                 Target::Page(url) => endpoint.page(url.clone()),
             },
             headers: endpoint.headers.clone(),
-            body: None,
+            body: payload.cloned(),
             kind: request.kind,
         };
         call.headers.extend(request.headers.clone());

@@ -43,6 +43,7 @@ pub(super) struct Attempts {
     unreachable_since: Option<Instant>,
     whole_since: Option<Instant>,
     progress: u64,
+    may_go_on: bool,
 }
 
 impl Attempts {
@@ -67,6 +68,7 @@ impl Attempts {
             unreachable_since: None,
             whole_since: None,
             progress: 0,
+            may_go_on: false,
         }
     }
 
@@ -88,6 +90,7 @@ impl Attempts {
             unreachable_since: None,
             whole_since: None,
             progress: 0,
+            may_go_on: false,
         }
     }
 
@@ -216,6 +219,17 @@ impl Attempts {
         host.count_retry();
         tokio::time::sleep(wait).await;
         Ok(())
+    }
+
+    /// The error of a part of a blob that may have arrived in part, after the pause.
+    pub(super) fn interrupted(&mut self, host: &Host, failure: &Failure) -> Error {
+        self.may_go_on = true;
+        self.error(host, failure)
+    }
+
+    /// Whether the last error was [`Self::interrupted`]: then the operation has retries left. Asking takes it back.
+    pub(super) fn may_go_on(&mut self) -> bool {
+        std::mem::take(&mut self.may_go_on)
     }
 
     fn error(&self, host: &Host, failure: &Failure) -> Error {

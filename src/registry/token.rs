@@ -12,6 +12,7 @@ use super::answer::refusal;
 use super::auth::basic;
 use super::credentials::{Credentials, Identity};
 use super::host::{Host, Kind};
+use super::payload::Payload;
 use super::retry::Attempts;
 use super::secret::{Secret, redact};
 use super::transport::{Answer, BodyError, Call, Destination, Transport, send};
@@ -188,7 +189,7 @@ fn form(service: &Service, token: &Secret) -> Call {
                 HeaderValue::from_static("application/x-www-form-urlencoded"),
             ),
         ]),
-        body: Some(form.finish()),
+        body: Some(Payload::Text(form.finish())),
         kind: Kind::Token,
     }
 }

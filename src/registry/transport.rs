@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout_at};
 use super::answer::ErrorBody;
 use super::failure::{Cause, Failure, is_gateway_failure, is_retryable};
 use super::host::{Host, Kind, Scheme};
+use super::payload::{FilePart, Payload};
 use super::retry::{Attempts, Patience, random_fraction};
 use super::secret::redact;
 use crate::error::{Error, Result};
@@ -23,6 +24,8 @@ pub(super) use super::peers::Transport;
 /// Of a body that nobody wants so much is read, and for so long, to keep the connection.
 const DRAIN_BYTES_MAX: u64 = 16 << 10;
 const DRAIN_WAIT: Duration = Duration::from_millis(500);
+/// How long a registry may take to store a part of a blob that it has received: some copy or hash all of it then.
+const STORE_WAIT: Duration = Duration::from_secs(300);
 
 /// Where a request goes. Like everything here that holds a URL it has no debug form: the query may be signed.
 #[derive(Clone)]
@@ -39,8 +42,8 @@ pub(super) struct Call {
     pub(super) method: Method,
     pub(super) to: Destination,
     pub(super) headers: HeaderMap,
-    /// A form to post.
-    pub(super) body: Option<String>,
+    /// What it carries.
+    pub(super) body: Option<Payload>,
     pub(super) kind: Kind,
 }
 
@@ -166,10 +169,12 @@ impl Drop for Answer {
     }
 }
 
-/// Sends `call` to `host` until an answer comes that is worth reading.
+/// Sends `call` to `host` until an answer comes that is worth reading. With a part of a blob it is sent once: after a
+/// failure that may pass, and the pause that follows, [`Attempts::may_go_on`] says that its sender is to look how much of
+/// it has arrived.
 ///
 /// # Errors
-/// [`Error::Network`] and [`Error::Timeout`], when the retries or the time of `attempts` are used up.
+/// [`Error::Network`] and [`Error::Timeout`], when the retries or the time of `attempts` are used up, or a part failed.
 pub(super) async fn send(host: &Arc<Host>, call: &Call, attempts: &mut Attempts) -> Result<Answer> {
     loop {
         gate(host, attempts).await?;
@@ -198,6 +203,9 @@ pub(super) async fn send(host: &Arc<Host>, call: &Call, attempts: &mut Attempts)
             }
         };
         attempts.pause(host, &failure).await?;
+        if call.body.as_ref().is_some_and(|body| body.part().is_some()) {
+            return Err(attempts.interrupted(host, &failure));
+        }
     }
 }
 
@@ -358,9 +366,10 @@ async fn exchange(host: &Arc<Host>, url: Url, call: &Call, until: Instant) -> Re
         .request(call.method.clone(), url)
         .headers(call.headers.clone());
     if let Some(body) = &call.body {
-        request = request.body(body.clone());
+        request = request.body(body.body());
     }
-    let failure = match timeout_at(until, request.send()).await {
+    let part = call.body.as_ref().and_then(Payload::part);
+    let failure = match answered(host, request.send(), part, until).await {
         Ok(Ok(response)) if response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
             Failure::proxy_login()
         }
@@ -377,7 +386,7 @@ async fn exchange(host: &Arc<Host>, url: Url, call: &Call, until: Instant) -> Re
             });
         }
         Ok(Err(error)) => Failure::of(error),
-        Err(_) => Failure::timeout(started.elapsed()),
+        Err(waited) => Failure::timeout(waited),
     };
     if failure.is_before_http() {
         host.uncount_request(call.kind);
@@ -390,6 +399,39 @@ async fn exchange(host: &Arc<Host>, url: Url, call: &Call, until: Instant) -> Re
         "request failed"
     );
     Err(failure)
+}
+
+/// Waits for the head of an answer until `until`. While the connection takes more and more of a `part` the time does not
+/// run, and once it has all of it the registry may need a while to store it. An error is how long nothing happened.
+async fn answered<T>(
+    host: &Host,
+    sending: impl Future<Output = T>,
+    part: Option<&FilePart>,
+    until: Instant,
+) -> Result<T, Duration> {
+    let mut began = Instant::now();
+    let Some(part) = part else {
+        let answer = timeout_at(until, sending).await;
+        return answer.map_err(|_| began.elapsed());
+    };
+    let mut sending = std::pin::pin!(sending);
+    let (mut until, mut taken_to) = (until, part.taken_to());
+    loop {
+        if let Ok(answer) = timeout_at(until, &mut sending).await {
+            return Ok(answer);
+        }
+        let now_at = part.taken_to();
+        if now_at == taken_to {
+            return Err(began.elapsed());
+        }
+        taken_to = now_at;
+        began = Instant::now();
+        until = began
+            + match part.is_taken() {
+                true => STORE_WAIT,
+                false => host.timing().stall,
+            };
+    }
 }
 
 #[cfg(test)]

@@ -144,6 +144,30 @@ impl Db {
         }))
     }
 
+    /// The tags of a repository that name something as far as is known, what was checked last first; at most `max`.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn tags_of(&self, repository: &str, max: u32) -> Result<Vec<(String, Digest)>> {
+        let connection = self.connection.lock();
+        let mut statement = connection
+            .prepare_cached(
+                "SELECT tag, digest FROM tags WHERE repository = ?1 AND digest IS NOT NULL
+                 ORDER BY checked_ms DESC LIMIT ?2",
+            )
+            .map_err(|e| failed(&e))?;
+        let rows = statement
+            .query_map(params![repository, max], |row| {
+                Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))
+            })
+            .map_err(|e| failed(&e))?;
+        let rows: Vec<_> = rows.collect::<rusqlite::Result<_>>().map_err(|e| failed(&e))?;
+        let known = rows
+            .into_iter()
+            .filter_map(|(tag, digest)| Some((tag, digest.parse().ok()?)));
+        Ok(known.collect())
+    }
+
     /// Records what the registry just said of a tag.
     ///
     /// # Errors
@@ -476,6 +500,12 @@ mod tests {
         assert_eq!(db.tag("h.io/a", "2").unwrap(), None);
         assert_eq!(db.listing("tags h.io/a").unwrap().unwrap().names, ["1", "2"]);
         assert_eq!(db.visited("h.io").unwrap(), ["h.io/a"]);
+        assert_eq!(db.tags_of("h.io/a", 9).unwrap(), [("1".to_owned(), digest)]);
+        assert!(
+            db.tags_of("h.io/b", 9).unwrap().is_empty(),
+            "there is no such tag"
+        );
+        assert!(db.tags_of("h.io/a", 0).unwrap().is_empty());
         assert_eq!(db.visited("").unwrap(), ["h.io/a", "h.iox/c"]);
     }
 

@@ -10,21 +10,20 @@ use flate2::{Decompress, FlushDecompress, Status};
 
 use crate::error::{Error, Result};
 use crate::layer::cutter::Cutter;
+use crate::layer::gzip::header::Header;
 use crate::layer::index::Index;
 use crate::layer::{ChunkSink, MemberDecoder};
 
 /// Decoded bytes at a time: large enough to hash and hand over at full speed, small enough for the L2 cache.
 const SCRATCH_BYTES: u64 = 128 << 10;
-/// Longest file name or comment in a gzip header in bytes. With an extra field of at most 64 KiB this bounds the header.
-const HEADER_TEXT_BYTES_MAX: usize = 4096;
 
 /// Decodes a member whose chunks were copied out of the index.
 #[derive(Debug)]
 pub(in crate::layer) struct GzipMember {
     /// Where the member starts in the blob, for messages.
     blob_start: u64,
-    /// The header's bytes, until it is complete.
-    header: Option<Vec<u8>>,
+    /// The header, until it is complete.
+    header: Option<Header>,
     inflate: Decompress,
     scratch: Vec<u8>,
     cutter: Cutter,
@@ -43,7 +42,7 @@ impl GzipMember {
         let scratch_bytes = cutter.end().min(SCRATCH_BYTES);
         Ok(Self {
             blob_start: member.blob_start,
-            header: Some(Vec::new()),
+            header: Some(Header::default()),
             inflate: Decompress::new(false),
             scratch: vec![0; scratch_bytes as usize],
             cutter,
@@ -55,32 +54,15 @@ impl GzipMember {
         Error::malformed(format!("gzip member at {}", self.blob_start), why)
     }
 
-    /// Takes what belongs to the header off `bytes`. Returns nothing while the header goes on.
-    fn skip_header<'b>(&mut self, bytes: &'b [u8]) -> Result<Option<&'b [u8]>> {
-        let Some(mut header) = self.header.take() else {
-            return Ok(Some(bytes));
-        };
-        let before = header.len();
-        // Nearly always the first push has all of it, and then nothing is copied.
-        if before == 0
-            && let Some(len) = header_bytes(bytes).map_err(|why| self.malformed(why))?
-        {
-            return Ok(bytes.get(len..));
-        }
-        header.extend_from_slice(bytes);
-        match header_bytes(&header).map_err(|why| self.malformed(why))? {
-            Some(len) => Ok(bytes.get(len.saturating_sub(before)..)),
-            None => {
-                self.header = Some(header);
-                Ok(None)
-            }
-        }
-    }
-
     fn decode(&mut self, bytes: &[u8], sink: &mut dyn ChunkSink) -> Result<bool> {
-        let Some(mut input) = self.skip_header(bytes)? else {
-            return Ok(false);
-        };
+        let mut input = bytes;
+        if let Some(header) = &mut self.header {
+            let Some(taken) = header.take(bytes).map_err(|why| self.malformed(why))? else {
+                return Ok(false);
+            };
+            input = bytes.get(taken..).unwrap_or_default();
+            self.header = None;
+        }
         let mut scratch = std::mem::take(&mut self.scratch);
         while !self.cutter.is_done() {
             let (taken, made) = (self.inflate.total_in(), self.inflate.total_out());
@@ -117,54 +99,6 @@ impl MemberDecoder for GzipMember {
         self.failed = outcome.is_err();
         outcome
     }
-}
-
-/// Length of the gzip header (RFC 1952, 2.3) at the start of `bytes`; nothing while it is not complete.
-fn header_bytes(bytes: &[u8]) -> std::result::Result<Option<usize>, &'static str> {
-    const CRC: u8 = 2;
-    const EXTRA: u8 = 4;
-    const NAME: u8 = 8;
-    const COMMENT: u8 = 16;
-    const RESERVED: u8 = 0xe0;
-    if !bytes.starts_with(&[0x1f, 0x8b, 8]) && bytes.len() >= 3 {
-        return Err("it does not start like gzip");
-    }
-    let Some((fixed, rest)) = bytes.split_first_chunk::<10>() else {
-        return Ok(None);
-    };
-    let flags = fixed[3];
-    if flags & RESERVED != 0 {
-        return Err("its header has flags that no reader knows");
-    }
-    let mut rest = rest;
-    if flags & EXTRA != 0 {
-        let Some((len, behind)) = rest.split_first_chunk::<2>() else {
-            return Ok(None);
-        };
-        let Some(behind) = behind.get(usize::from(u16::from_le_bytes(*len))..) else {
-            return Ok(None);
-        };
-        rest = behind;
-    }
-    for text in [NAME, COMMENT] {
-        if flags & text != 0 {
-            let text = rest.get(..HEADER_TEXT_BYTES_MAX).unwrap_or(rest);
-            let Some(end) = text.iter().position(|&byte| byte == 0) else {
-                if text.len() == HEADER_TEXT_BYTES_MAX {
-                    return Err("its header has a name or comment of over 4 KiB");
-                }
-                return Ok(None);
-            };
-            rest = rest.get(end + 1..).unwrap_or_default();
-        }
-    }
-    if flags & CRC != 0 {
-        let Some((_, behind)) = rest.split_first_chunk::<2>() else {
-            return Ok(None);
-        };
-        rest = behind;
-    }
-    Ok(Some(bytes.len() - rest.len()))
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ pub(super) const FOOTER_BYTES: usize = 51;
 /// Size in bytes of the footer of stargz, the format's predecessor.
 const LEGACY_BYTES: usize = 47;
 /// Size in bytes of the footer that says that the TOC is in another image.
-const EXTERNAL_BYTES: usize = 46;
+pub(super) const EXTERNAL_BYTES: usize = 46;
 
 const GZIP_MAGIC: [u8; 4] = [0x1f, 0x8b, 8, 4];
 /// An empty final stored block, then CRC and length of nothing.
@@ -71,23 +71,37 @@ pub(super) fn parse(tail: &[u8], blob_bytes: u64) -> Result<Tail> {
 
 /// The footer for a TOC at `toc_start`.
 #[must_use]
-pub(super) fn write(toc_start: u64) -> [u8; FOOTER_BYTES] {
-    let mut footer = [0; FOOTER_BYTES];
-    let digits = format!("{toc_start:016x}");
-    // Time and flags are zero, the system is unknown (255), and the extra field has 26 bytes.
-    let header: [u8; 8] = [0, 0, 0, 0, 0, 0xff, 26, 0];
-    let parts: [&[u8]; 6] = [
+pub(super) fn write(toc_start: u64) -> Vec<u8> {
+    around(&[&SUBFIELD, digits(toc_start).as_bytes(), MAGIC].concat())
+}
+
+/// The footer of stargz for a TOC at `toc_start`.
+#[must_use]
+pub(super) fn write_legacy(toc_start: u64) -> Vec<u8> {
+    around(&[digits(toc_start).as_bytes(), MAGIC].concat())
+}
+
+/// The footer of a layer whose TOC is in another image.
+#[must_use]
+pub(super) fn write_external() -> Vec<u8> {
+    around(&[&EXTERNAL_SUBFIELD[..], EXTERNAL_MAGIC].concat())
+}
+
+fn digits(toc_start: u64) -> String {
+    format!("{toc_start:016x}")
+}
+
+/// An empty gzip member with this extra field. Time and flags are zero, the system is unknown (255).
+fn around(extra: &[u8]) -> Vec<u8> {
+    let extra_bytes = (extra.len() as u16).to_le_bytes();
+    [
         &GZIP_MAGIC,
-        &header,
-        &SUBFIELD,
-        digits.as_bytes(),
-        MAGIC,
+        &[0, 0, 0, 0, 0, 0xff][..],
+        &extra_bytes,
+        extra,
         &EMPTY_BODY,
-    ];
-    for (to, from) in footer.iter_mut().zip(parts.concat()) {
-        *to = from;
-    }
-    footer
+    ]
+    .concat()
 }
 
 /// The TOC offset in a footer whose extra field starts with `subfield`.
@@ -125,12 +139,6 @@ mod tests {
 
     const BLOB_BYTES: u64 = 10_000;
 
-    /// A gzip member around an extra field, as each of the three footers is one.
-    fn around(extra: &[u8]) -> Vec<u8> {
-        let len = (extra.len() as u16).to_le_bytes();
-        [&GZIP_MAGIC, &[0, 0, 0, 0, 0, 0xff][..], &len, extra, &EMPTY_BODY].concat()
-    }
-
     fn found(toc_start: u64, footer_bytes: u64) -> Result<Tail> {
         Ok(Tail::Footer(Footer {
             toc_start,
@@ -139,11 +147,17 @@ mod tests {
     }
 
     #[test]
-    fn the_footer_is_written_byte_for_byte() {
-        let hex: String = write(0x1234).iter().map(|byte| format!("{byte:02x}")).collect();
+    fn the_footers_are_written_byte_for_byte() {
+        let hex = |bytes: &[u8]| -> String { bytes.iter().map(|byte| format!("{byte:02x}")).collect() };
         let expected = "1f8b08040000000000ff1a00534716003030303030303030303030303132333453544152475a\
                         010000ffff0000000000000000";
-        assert_eq!(hex, expected);
+        assert_eq!(hex(&write(0x1234)), expected);
+        let legacy = "1f8b08040000000000ff16003030303030303030303030303132333453544152475a\
+                      010000ffff0000000000000000";
+        assert_eq!(hex(&write_legacy(0x1234)), legacy);
+        let external = "1f8b08040000000000ff15005347110053544152475a45585445524e414c544f43\
+                        010000ffff0000000000000000";
+        assert_eq!(hex(&write_external()), external);
     }
 
     #[test]
@@ -196,7 +210,7 @@ mod tests {
     fn every_byte_that_says_something_is_checked() {
         let good = write(0x1234);
         for at in 0..FOOTER_BYTES {
-            let mut bad = good;
+            let mut bad = good.clone();
             bad[at] ^= 0x40;
             // Time, flags and system of a gzip header say nothing.
             let expected = if (4..10).contains(&at) {

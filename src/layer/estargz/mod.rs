@@ -3,6 +3,10 @@
 //! The manifest promises the TOC's digest in an annotation, the TOC promises a digest for every chunk, and so every byte
 //! is verified before anyone sees it, without the whole blob. The TOC is found by one read of the blob's tail that is
 //! mostly large enough to have all of it.
+//!
+//! Besides the format of today that is stargz, its predecessor (another footer; digests only of files in one chunk), and
+//! the external TOC, which is a blob of an image of its own and is believed because it has the promised digest. Where no
+//! TOC is to be had, or it does not vouch for every byte, the layer is the gzip blob that it also is: one pass reads it.
 
 mod decode;
 mod footer;
@@ -21,6 +25,8 @@ pub(super) use decode::GzipMember;
 use footer::{Footer, Tail};
 pub(super) use toc::unpack as unpack_toc;
 
+/// In an image of TOCs, the annotation of a TOC's descriptor that names the layer it belongs to.
+pub const LAYER_DIGEST_ANNOTATION: &str = "containerd.io/snapshot/stargz/layer.digest";
 /// The annotation of a layer's descriptor that promises the TOC's digest.
 pub const TOC_DIGEST_ANNOTATION: &str = "containerd.io/snapshot/stargz/toc.digest";
 /// The tar entry that holds the TOC.
@@ -84,7 +90,7 @@ enum State {
         footer: Footer,
         behind: Vec<u8>,
     },
-    /// The TOC is in another image.
+    /// The TOC is in another image: what comes next is said to be it, or there is none.
     External,
     Done,
 }
@@ -160,21 +166,41 @@ impl EstargzIndexer {
             let what = format!("TOC of {}", self.what);
             return Err(Error::mismatch(what, self.promised, toc_digest));
         }
+        self.index(json, footer.toc_start..footer.toc_end, footer.toc_start)
+    }
+
+    /// Takes a blob of a TOC image for the TOC, if it holds the one that is promised. Anyone may have pushed that image,
+    /// so one with another TOC says nothing of this layer.
+    fn read_external(&mut self, blob: &[u8]) -> Result<Step> {
+        let json = toc::unpack(blob).ok();
+        let Some(json) = json.filter(|json| Digest::of(json) == self.promised) else {
+            self.state = State::External;
+            return Ok(Step::NeedExternalToc);
+        };
+        let data_end = self.blob_bytes.saturating_sub(footer::EXTERNAL_BYTES as u64);
+        self.index(json, 0..0, data_end)
+    }
+
+    /// Turns the promised TOC into an index. `place` is where it stands in the blob, `data_end` where the data ends.
+    fn index(&self, json: Vec<u8>, place: Range<u64>, data_end: u64) -> Result<Step> {
         let toc = toc_json::read(&json, &mut Members)?;
-        if toc.prefetch_end > footer.toc_start {
+        if toc.has_unverifiable {
+            return Ok(Step::Pass);
+        }
+        if toc.prefetch_end > data_end {
             return Err(self.malformed("its prefetch landmark lies beyond its data"));
         }
         let summary = Summary {
-            toc_digest,
+            toc_digest: self.promised,
             toc_promised: true,
-            toc_start: footer.toc_start,
-            toc_end: footer.toc_end,
+            toc_start: place.start,
+            toc_end: place.end,
             toc_bytes: json.len() as u64,
             prefetch_end: toc.prefetch_end,
             ..Summary::of(Format::Estargz, self.blob_bytes)
         };
         drop(json);
-        Ok(Step::Done(toc.builder.finish(summary, footer.toc_start)?))
+        Ok(Step::Done(toc.builder.finish(summary, data_end)?))
     }
 }
 
@@ -188,7 +214,7 @@ impl Indexer for EstargzIndexer {
                 return Ok(Step::Need(wanted));
             }
             State::Tail(wanted) | State::Rest { wanted, .. } => wanted.clone(),
-            State::External => return Err(Error::unsupported(&self.what, "its TOC is in another image")),
+            State::External => return bytes.map_or(Ok(Step::Pass), |blob| self.read_external(blob)),
             State::Done => return Err(self.malformed("its index was asked for again after the end")),
         };
         let bytes = bytes

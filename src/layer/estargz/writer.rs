@@ -1,8 +1,8 @@
 //! Writes eStargz layers: for the demo registry, for tests, and for converting.
 //!
 //! The layout is that of the eStargz specification, so that every reader takes it: a gzip member at byte 0, at
-//! every chunk of a payload (or, with a least size, at those that reach it), at the TOC, and the footer. The same input
-//! gives the same bytes. Names are written as they are, because tests need layers that no well-meaning tool makes.
+//! every chunk of a payload (or, with a least size, at those that reach it), at the TOC, and the footer. The
+//! variants of it are for trying readers: hardly any tool writes them. The same input gives the same bytes. Names are written as they are, because tests need layers that no well-meaning tool makes.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -32,6 +32,8 @@ pub struct Options {
     pub level: u32,
     /// What the layer says about prefetching.
     pub landmark: Landmark,
+    /// Which of the format's variants is written.
+    pub variant: Variant,
 }
 
 impl Default for Options {
@@ -41,8 +43,20 @@ impl Default for Options {
             min_chunk_bytes: 0,
             level: 6,
             landmark: Landmark::None,
+            variant: Variant::Estargz,
         }
     }
+}
+
+/// A variant of the format: what the TOC says, where it stands, and how the footer tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Variant {
+    /// eStargz as it is today.
+    Estargz,
+    /// stargz, the predecessor: no digests of chunks, only of whole files; every chunk has its own member.
+    Legacy,
+    /// The TOC is no part of the layer: [`Finished::external_toc`] is for another image.
+    ExternalToc,
 }
 
 /// The file that tells a reader how much of a layer to prefetch.
@@ -57,7 +71,7 @@ pub enum Landmark {
 }
 
 /// What a finished layer is known by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finished {
     /// Digest of the TOC's JSON: the value of the annotation [`super::TOC_DIGEST_ANNOTATION`].
     pub toc_digest: Digest,
@@ -69,8 +83,10 @@ pub struct Finished {
     pub blob_bytes: u64,
     /// Size of the tar in bytes.
     pub unpacked_bytes: u64,
-    /// Where the TOC's member starts in the blob.
+    /// Where the TOC's member starts in the blob; of an external TOC, where the footer does.
     pub toc_offset: u64,
+    /// The blob with the external TOC, of [`Variant::ExternalToc`].
+    pub external_toc: Option<Vec<u8>>,
 }
 
 /// One entry of the TOC's JSON; empty fields are left out, as in Go's writer.
@@ -100,6 +116,9 @@ struct TocEntry {
     dev_major: u32,
     #[serde(skip_serializing_if = "is_default")]
     dev_minor: u32,
+    /// Stargz wrote the number of names, 0 for one, under its name in Go.
+    #[serde(rename = "NumLink", skip_serializing_if = "is_default")]
+    num_link: Option<u32>,
     #[serde(skip_serializing_if = "is_default")]
     xattrs: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "is_default")]
@@ -122,6 +141,20 @@ struct Toc {
     entries: Vec<TocEntry>,
 }
 
+/// The end of a tar.
+const END: [u8; tar::END_BYTES] = [0; tar::END_BYTES];
+
+/// The TOC's JSON, spelled as Go's writer does.
+fn toc_bytes(entries: Vec<TocEntry>) -> Result<Vec<u8>> {
+    let mut json = Vec::new();
+    let formatter = serde_json::ser::PrettyFormatter::with_indent(b"\t");
+    let mut serializer = serde_json::Serializer::with_formatter(&mut json, formatter);
+    Toc { version: 1, entries }
+        .serialize(&mut serializer)
+        .map_err(|e| Error::malformed("TOC", e.to_string()))?;
+    Ok(json)
+}
+
 /// Writes one layer, entry by entry, to `W`. Holds the TOC in memory (some 300 bytes an entry), never a payload.
 #[derive(Debug)]
 pub struct Writer<W> {
@@ -138,6 +171,10 @@ pub struct Writer<W> {
 impl<W: Write> Writer<W> {
     /// A writer of an empty layer.
     pub fn new(out: W, options: Options) -> Self {
+        let mut options = options;
+        if options.variant == Variant::Legacy {
+            options.min_chunk_bytes = 0;
+        }
         Self {
             members: Members::new(out, options.level),
             options,
@@ -172,30 +209,37 @@ impl<W: Write> Writer<W> {
     /// [`Error::Io`] when writing fails.
     pub fn finish(mut self) -> Result<(W, Finished)> {
         self.landmark()?;
-        let toc = Toc {
-            version: 1,
-            entries: self.toc,
-        };
-        let mut json = Vec::new();
-        let formatter = serde_json::ser::PrettyFormatter::with_indent(b"\t");
-        let mut serializer = serde_json::Serializer::with_formatter(&mut json, formatter);
-        toc.serialize(&mut serializer)
-            .map_err(|e| Error::malformed("TOC", e.to_string()))?;
-        let mut members = self.members;
-        if members.blob_bytes == 0 {
-            // No reader takes a TOC at byte 0, so a layer without entries starts with an empty member.
-            members.start()?;
-        }
-        members.close()?;
-        let toc_offset = members.blob_bytes;
+        let json = toc_bytes(self.toc)?;
         let mut entry = Entry::new(TOC_NAME, Kind::File);
         entry.size = json.len() as u64;
         entry.mode = 0;
-        members.write(&tar::header(&entry)?)?;
-        members.write(&json)?;
-        members.write(&vec![0; tar::padding(entry.size) + tar::END_BYTES])?;
+        let header = tar::header(&entry)?;
+        let toc = [&header, json.as_slice(), &vec![0; tar::padding(entry.size)], &END].concat();
+        let mut members = self.members;
+        let external_toc = if self.options.variant == Variant::ExternalToc {
+            members.write(&END)?;
+            let mut apart = Members::new(Vec::new(), self.options.level);
+            apart.write(&toc)?;
+            apart.close()?;
+            Some(apart.out)
+        } else {
+            // No reader takes a TOC at byte 0, so a layer without entries starts with an empty member.
+            if members.blob_bytes == 0 {
+                members.start()?;
+            }
+            None
+        };
         members.close()?;
-        members.emit(&footer::write(toc_offset))?;
+        let toc_offset = members.blob_bytes;
+        if external_toc.is_none() {
+            members.write(&toc)?;
+            members.close()?;
+        }
+        members.emit(&match self.options.variant {
+            Variant::Estargz => footer::write(toc_offset),
+            Variant::Legacy => footer::write_legacy(toc_offset),
+            Variant::ExternalToc => footer::write_external(),
+        })?;
         members.out.flush().map_err(|e| write_failed(&e))?;
         let finished = Finished {
             toc_digest: Digest::of(&json),
@@ -204,6 +248,7 @@ impl<W: Write> Writer<W> {
             blob_bytes: members.blob_bytes,
             unpacked_bytes: members.tar_bytes,
             toc_offset,
+            external_toc,
         };
         Ok((members.out, finished))
     }
@@ -228,6 +273,8 @@ impl<W: Write> Writer<W> {
 
     fn put(&mut self, entry: &Entry, payload: &mut dyn Read, own_member: bool) -> Result<()> {
         let mut toc = toc_entry(entry)?;
+        let is_legacy = self.options.variant == Variant::Legacy;
+        toc.num_link = is_legacy.then_some(0);
         self.members.write(&tar::header(entry)?)?;
         if entry.kind != Kind::File || entry.size == 0 {
             self.toc.push(toc);
@@ -242,11 +289,13 @@ impl<W: Write> Writer<W> {
             (toc.offset, toc.inner_offset) = self.start_chunk(own_member)?;
             toc.chunk_offset = written;
             toc.chunk_size = if bytes == chunk_bytes { bytes } else { 0 };
-            toc.chunk_digest = Some(self.copy(entry, payload, bytes, &mut whole)?);
+            let digest = self.copy(entry, payload, bytes, &mut whole)?;
+            toc.chunk_digest = Some(digest).filter(|_| !is_legacy);
             written += bytes;
             let next = TocEntry {
                 name: toc.name.clone(),
                 kind: "chunk",
+                num_link: toc.num_link,
                 ..TocEntry::default()
             };
             self.toc.push(std::mem::replace(&mut toc, next));

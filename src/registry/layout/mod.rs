@@ -35,8 +35,6 @@ use crate::error::{Error, Result};
 const UNNAMED_MAX: usize = 64;
 /// Largest range that is collected in memory.
 const COLLECTED_BYTES_MAX: u64 = 64 << 20;
-/// Largest blob that is read as one: an image's configuration.
-const SMALL_BLOB_BYTES_MAX: u64 = 8 << 20;
 
 /// Longest wait for one step: for a piece of a blob, a manifest, `index.json`.
 const DISK_WAIT: Duration = Duration::from_secs(60);
@@ -231,19 +229,20 @@ impl Layout {
         Ok(all.freeze())
     }
 
-    /// As [`crate::registry::Client::small_blob`].
-    pub(super) async fn small_blob(
+    /// As [`crate::registry::Client::whole_blob`].
+    pub(super) async fn whole_blob(
         self: &Arc<Self>,
         repository: &Repository,
         digest: &Digest,
         blob_bytes: u64,
+        bytes_max: u64,
     ) -> Result<Bytes> {
         let (layout, what, digest) = (Arc::clone(self), format!("{repository}@{digest}"), *digest);
         on_thread(&self.path, move || {
             let blob = layout.open_blob(&what, &digest)?;
             let path = blob.path.clone();
             blob.check_size(&what, blob_bytes)?;
-            let bytes = Bytes::from(files::whole(blob.file, &path, SMALL_BLOB_BYTES_MAX)?);
+            let bytes = Bytes::from(files::whole(blob.file, &path, bytes_max)?);
             verify(&what, &path, &digest, &bytes)?;
             Ok(bytes)
         })

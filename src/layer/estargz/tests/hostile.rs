@@ -168,21 +168,6 @@ fn records_of_unknown_meaning_are_refused() {
 }
 
 #[test]
-fn chunks_without_a_digest_are_refused() {
-    let unverifiable: [fn(&mut Vec<Value>); 2] = [
-        |e| {
-            e[4]["chunkDigest"] = Value::Null;
-            e[4]["digest"] = json!("");
-        },
-        // The digest of the whole file says nothing of its first chunk.
-        |e| e[1]["chunkDigest"] = Value::Null,
-    ];
-    for edit in unverifiable {
-        assert!(matches!(index_edited(edit), Err(Error::Unsupported { .. })));
-    }
-}
-
-#[test]
 fn a_refusal_does_not_repeat_megabytes() {
     let edits: [fn(&mut Vec<Value>); 5] = [
         |e| e[0]["name"] = json!("x".repeat(1 << 20)),

@@ -4,7 +4,7 @@ use std::io::Read;
 
 use flate2::bufread::MultiGzDecoder;
 
-use super::super::writer::{Landmark, Options, Writer, write_layer};
+use super::super::writer::{Landmark, Options, Variant, Writer, write_layer};
 use super::super::*;
 use super::{SMALL, file, gunzip_member, small_layer, toc_json};
 use crate::layer::entry::{Entry, Kind, Time};
@@ -151,6 +151,7 @@ fn small_payloads_are_packed_until_a_member_is_large_enough() {
             landmark,
             chunk_bytes: 1 << 20,
             level: 1,
+            variant: Variant::Estargz,
         };
         let (blob, finished) = write_layer(&entries, options).unwrap();
         let toc: serde_json::Value = serde_json::from_slice(&toc_json(&blob, &finished)).unwrap();
@@ -219,4 +220,73 @@ fn names_are_written_as_given() {
         .collect();
     assert_eq!(names, ["../evil", "/a//./b", "a/.wh.x", "a/.wh.x"]);
     assert!(gunzip_all(&blob).starts_with(b"../evil\0"));
+}
+
+#[test]
+fn stargz_is_written_as_its_own_tool_wrote_it() {
+    let options = Options {
+        variant: Variant::Legacy,
+        min_chunk_bytes: 1 << 20,
+        ..SMALL
+    };
+    let (blob, finished) = write_layer(&[file("f", b"12345a")], options).unwrap();
+    assert_eq!(blob[finished.toc_offset as usize..].first(), Some(&0x1f));
+    let footer = footer::write_legacy(finished.toc_offset);
+    assert!(blob.ends_with(&footer));
+    let second = (1..)
+        .filter(|&at| blob[at..].starts_with(&[0x1f, 0x8b, 8]))
+        .nth(1)
+        .unwrap();
+    let first = (1..)
+        .find(|&at| blob[at..].starts_with(&[0x1f, 0x8b, 8]))
+        .unwrap();
+    let whole = Digest::of(b"12345a");
+    let expected = format!(
+        r#"{{
+	"version": 1,
+	"entries": [
+		{{
+			"name": "f",
+			"type": "reg",
+			"size": 6,
+			"mode": 420,
+			"offset": {first},
+			"NumLink": 0,
+			"digest": "{whole}",
+			"chunkSize": 4
+		}},
+		{{
+			"name": "f",
+			"type": "chunk",
+			"offset": {second},
+			"NumLink": 0,
+			"chunkOffset": 4
+		}}
+	]
+}}"#
+    );
+    assert_eq!(String::from_utf8(toc_json(&blob, &finished)).unwrap(), expected);
+}
+
+#[test]
+fn an_external_toc_is_in_no_byte_of_the_layer() {
+    let options = Options {
+        variant: Variant::ExternalToc,
+        ..SMALL
+    };
+    let (blob, finished) = write_layer(&small_layer(), options).unwrap();
+    let tar = gunzip_all(&blob);
+    assert_eq!(finished.diff_id, Digest::of(&tar));
+    assert!(tar.ends_with(&[0; 1024]));
+    let names: Vec<Vec<u8>> = ::tar::Archive::new(tar.as_slice())
+        .entries()
+        .unwrap()
+        .map(|entry| entry.unwrap().path_bytes().into_owned())
+        .collect();
+    assert_eq!(names, [&b"d/"[..], b"d/a", b"b", b"s", b"h"]);
+    assert!(blob.ends_with(&footer::write_external()));
+    let toc = unpack_toc(&finished.external_toc.unwrap()).unwrap();
+    assert_eq!(Digest::of(&toc), finished.toc_digest);
+    let (inside, with_toc) = write_layer(&small_layer(), SMALL).unwrap();
+    assert_eq!(toc, toc_json(&inside, &with_toc));
 }

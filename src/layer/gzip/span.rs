@@ -1,0 +1,209 @@
+//! Decodes the chunks of one span: raw deflate from a checkpoint on, over the ends of gzip members.
+//!
+//! Decoding stops after the span's last chunk, so no trailer is relied on: chunks have digests of their own. Where they
+//! have none, the span's compressed bytes have one; then they are collected whole and checked before the first of them is
+//! decoded, because nothing behind would notice what they became.
+
+use std::ops::Deref;
+
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::layer::cutter::Cutter;
+use crate::layer::gzip::TRAILER_BYTES;
+use crate::layer::gzip::header::Header;
+use crate::layer::gzip::window;
+use crate::layer::gzip::zlib::{Inflate, Stop};
+use crate::layer::index::{Index, Member};
+use crate::layer::{ChunkSink, MemberDecoder};
+
+/// Decoded bytes at a time: large enough to hash and hand over at full speed, small enough for the L2 cache.
+const SCRATCH_BYTES: u64 = 128 << 10;
+/// The longest span in compressed bytes that is collected to check its digest. Those who promise one make a span of some
+/// 4 MiB of decoded bytes; more is a block of that size that does not compress.
+const CHECKED_SPAN_BYTES_MAX: u64 = 64 << 20;
+
+/// What the next byte of the span belongs to.
+#[derive(Debug)]
+enum Stage {
+    /// The byte within which the span starts, with this many bits.
+    First(u8),
+    /// A deflate stream.
+    Body,
+    /// A member's trailer, of which so many bytes are still to come.
+    Trailer(usize),
+    /// The header of the next member.
+    Header(Header),
+}
+
+/// The compressed bytes of a span that are checked before they are decoded.
+#[derive(Debug)]
+struct Checked {
+    promised: Digest,
+    /// How many bytes the span has.
+    len: usize,
+    collected: Vec<u8>,
+}
+
+/// Decodes a span whose chunks were copied out of the index.
+#[derive(Debug)]
+pub(in crate::layer) struct Span {
+    /// Where the span starts in the blob, for messages.
+    blob_start: u64,
+    /// What must be checked first, until it is.
+    checked: Option<Checked>,
+    stage: Stage,
+    inflate: Inflate,
+    scratch: Vec<u8>,
+    cutter: Cutter,
+    /// Whether a push failed: what comes after that belongs nowhere.
+    failed: bool,
+}
+
+impl Span {
+    /// A decoder of member `member`.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] when the index is damaged, or its window is none.
+    pub(in crate::layer) fn new<B: Deref<Target = [u8]>>(index: &Index<B>, member: u32) -> Result<Self> {
+        let member = index.member(member)?;
+        let cutter = Cutter::new(index, &member)?;
+        let scratch_bytes = cutter.end().min(SCRATCH_BYTES);
+        let refuse = |why: &str| Error::malformed(what(member.blob_start), why);
+        if member.bits > 7 {
+            return Err(refuse("it starts within a byte with more than 7 bits of it"));
+        }
+        let mut inflate = Inflate::new().map_err(refuse)?;
+        let window = window::unpack(index.window(&member)?)?;
+        // Bits and window may come in any order, but both before the first byte.
+        inflate.set_window(&window).map_err(refuse)?;
+        Ok(Self {
+            blob_start: member.blob_start,
+            checked: checked(index, &member)?,
+            stage: match member.bits {
+                0 => Stage::Body,
+                bits => Stage::First(bits),
+            },
+            inflate,
+            scratch: vec![0; scratch_bytes as usize],
+            cutter,
+            failed: false,
+        })
+    }
+
+    fn malformed(&self, why: &str) -> Error {
+        Error::malformed(what(self.blob_start), why)
+    }
+
+    /// Collects the span's bytes where they must be checked, and decodes what may be decoded.
+    fn check_and_decode(&mut self, bytes: &[u8], sink: &mut dyn ChunkSink) -> Result<bool> {
+        let Some(checked) = &mut self.checked else {
+            return self.decode(bytes, sink);
+        };
+        let missing = checked.len.saturating_sub(checked.collected.len());
+        let bytes = bytes.get(..missing).unwrap_or(bytes);
+        // Mostly the first push has all of it, and then nothing is copied.
+        let is_first = checked.collected.is_empty();
+        if !is_first || bytes.len() < missing {
+            checked.collected.extend_from_slice(bytes);
+        }
+        if bytes.len() < missing {
+            return Ok(false);
+        }
+        let collected = std::mem::take(&mut checked.collected);
+        let promised = checked.promised;
+        let whole = if is_first { bytes } else { &collected };
+        let actual = Digest::of(whole);
+        if actual != promised {
+            return Err(Error::mismatch(what(self.blob_start), promised, actual));
+        }
+        self.checked = None;
+        self.decode(whole, sink)
+    }
+
+    fn decode(&mut self, mut bytes: &[u8], sink: &mut dyn ChunkSink) -> Result<bool> {
+        while !self.cutter.is_done() && !bytes.is_empty() {
+            let taken = match &mut self.stage {
+                Stage::First(bits) => {
+                    let first = bytes.first().copied().unwrap_or_default();
+                    let primed = self.inflate.prime(*bits, first);
+                    primed.map_err(|why| self.malformed(why))?;
+                    self.stage = Stage::Body;
+                    1
+                }
+                Stage::Body => self.body(bytes, sink)?,
+                Stage::Trailer(missing) => {
+                    let taken = (*missing).min(bytes.len());
+                    *missing -= taken;
+                    if *missing == 0 {
+                        self.stage = Stage::Header(Header::default());
+                    }
+                    taken
+                }
+                Stage::Header(header) => match header.take(bytes) {
+                    Ok(Some(taken)) => {
+                        self.inflate.reset();
+                        self.stage = Stage::Body;
+                        taken
+                    }
+                    Ok(None) => bytes.len(),
+                    Err(why) => return Err(self.malformed(why)),
+                },
+            };
+            bytes = bytes.get(taken..).unwrap_or_default();
+        }
+        Ok(self.cutter.is_done())
+    }
+
+    /// Decodes up to the end of `bytes`, of the deflate stream, or of the last chunk.
+    fn body(&mut self, bytes: &[u8], sink: &mut dyn ChunkSink) -> Result<usize> {
+        let mut taken = 0;
+        while !self.cutter.is_done() {
+            let input = bytes.get(taken..).unwrap_or_default();
+            let step = self.inflate.run(input, &mut self.scratch, false);
+            let step = step.map_err(|why| self.malformed(why))?;
+            taken += step.taken;
+            self.cutter
+                .decoded(self.scratch.get(..step.made).unwrap_or_default(), sink)?;
+            if step.stop == Stop::End {
+                self.stage = Stage::Trailer(TRAILER_BYTES);
+                break;
+            }
+            if step.is_stuck() {
+                break;
+            }
+        }
+        Ok(taken)
+    }
+}
+
+fn what(blob_start: u64) -> String {
+    format!("gzip span at {blob_start}")
+}
+
+/// What must be checked of a member before it is decoded.
+fn checked<B: Deref<Target = [u8]>>(index: &Index<B>, member: &Member) -> Result<Option<Checked>> {
+    let Some(promised) = index.check(member)? else {
+        return Ok(None);
+    };
+    let len = member.blob_end.saturating_sub(member.blob_start);
+    if len > CHECKED_SPAN_BYTES_MAX {
+        let why = format!("{len} bytes are too many to be checked before they are decoded");
+        return Err(Error::malformed(what(member.blob_start), why));
+    }
+    Ok(Some(Checked {
+        promised,
+        len: len as usize,
+        collected: Vec::new(),
+    }))
+}
+
+impl MemberDecoder for Span {
+    fn push(&mut self, bytes: &[u8], sink: &mut dyn ChunkSink) -> Result<bool> {
+        if self.failed {
+            return Err(self.malformed("it failed before"));
+        }
+        let outcome = self.check_and_decode(bytes, sink);
+        self.failed = outcome.is_err();
+        outcome
+    }
+}
