@@ -14,6 +14,7 @@ pub mod index_builder;
 pub mod tar;
 pub mod time;
 mod toc_json;
+mod toc_writer;
 pub mod xattrs;
 mod zstd;
 pub mod zstd_chunked;

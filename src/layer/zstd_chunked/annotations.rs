@@ -49,9 +49,12 @@ pub(in crate::layer) fn promise(annotations: &BTreeMap<String, String>) -> Optio
     if checksums.is_empty() {
         return None;
     }
-    let toc_digest = annotations.get(TOC_DIGEST_ANNOTATION).map(String::as_str);
-    let all: Vec<&str> = checksums.into_iter().chain(toc_digest).collect();
-    Some(format!("zstd:chunked {}", all.join(" ")))
+    let compressed: Vec<&str> = checksums.into_iter().collect();
+    let compressed = format!("zstd:chunked {}", compressed.join(" "));
+    Some(match annotations.get(TOC_DIGEST_ANNOTATION) {
+        Some(uncompressed) => format!("{compressed} index {uncompressed}"),
+        None => compressed,
+    })
 }
 
 impl Annotations {
