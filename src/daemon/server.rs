@@ -21,6 +21,7 @@ use super::protocol::{ALIVE_INTERVAL, Frame, Given, MountRequest, Outcome, Reque
 use super::query::{PIECES_WAITING_MAX, Pieces, answer};
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::fetch::Awaited;
 
 /// How many clients are served at once with what is soon done; further ones wait.
 const CLIENTS_MAX: usize = 64;
@@ -30,9 +31,9 @@ const LASTING_CLIENTS_MAX: usize = 512;
 const STREAMS_MAX: usize = 32;
 /// How long a client may take to say what it wants.
 const REQUEST_WITHIN: Duration = Duration::from_secs(10);
-/// How long a mount may take.
+/// How long a mount may take, without the time in which layers are read as a whole.
 const MOUNT_WITHIN: Duration = Duration::from_secs(120);
-/// How long a question may take; what it waits for has shorter deadlines of its own.
+/// How long a question may take, without that time; what it waits for has shorter deadlines of its own.
 const QUERY_WITHIN: Duration = Duration::from_secs(3600);
 /// How long clients may still be served once the daemon ends.
 const DRAIN_WITHIN: Duration = Duration::from_secs(5);
@@ -193,7 +194,7 @@ impl Server {
                 if is_stream {
                     work.await?;
                 } else {
-                    within(QUERY_WITHIN, "query", work).await?;
+                    self.within(QUERY_WITHIN, "query", work).await?;
                 }
                 Ok(Outcome::Done)
             }
@@ -212,7 +213,7 @@ impl Server {
                         ),
                     ));
                 }
-                within(MOUNT_WITHIN, "mount", self.mount(mount)).await
+                self.within(MOUNT_WITHIN, "mount", self.mount(mount)).await
             }
             Request::Unmount { mountpoint } => {
                 self.mounts.unmount(&mountpoint).await?;
@@ -250,6 +251,19 @@ impl Server {
         })
     }
 
+    /// Ends work that takes too long. Passes over layers have deadlines of their own.
+    async fn within<T>(
+        &self,
+        limit: Duration,
+        what: &str,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let fetcher = self.engine.images().fetcher();
+        fetcher
+            .within(limit, &Awaited::All, || what.to_owned(), work)
+            .await
+    }
+
     fn refuse_conflicts(&self, given: Given) -> Result<()> {
         match self.config.conflicts(&given.into_layer()).as_slice() {
             [] => Ok(()),
@@ -262,16 +276,6 @@ impl Server {
                 ),
             )),
         }
-    }
-}
-
-async fn within<T>(limit: Duration, what: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
-    match timeout(limit, work).await {
-        Ok(result) => result,
-        Err(_) => Err(Error::Timeout {
-            what: what.to_owned(),
-            waited_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
-        }),
     }
 }
 

@@ -4,12 +4,14 @@
 //! A miss never belongs to the reader that caused it: the requests run as tasks of their own, so an interrupted reader
 //! harms nobody else, and what arrives stays in the store.
 
+mod documents;
 mod external_toc;
 mod file;
 mod flight;
 mod indexing;
 mod job;
 mod overflow;
+mod pass;
 pub mod plan;
 pub mod prefetch;
 pub mod readahead;
@@ -28,16 +30,20 @@ use serde::Serialize;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
+use crate::config::PlainLayers;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::fetch::documents::Configs;
 pub use crate::fetch::file::FileAt;
 use crate::fetch::file::Span;
 use crate::fetch::flight::{Flights, Waiter};
 use crate::fetch::indexing::Indexing;
 use crate::fetch::job::Job;
 use crate::fetch::overflow::Overflow;
+use crate::fetch::pass::Passes;
+pub use crate::fetch::pass::{Awaited, Known, PassProgress};
 use crate::fetch::readahead::Streams;
-use crate::layer::{self, Descriptor};
+use crate::layer::{self, Descriptor, Step};
 use crate::registry::Client;
 use crate::registry::reference::Repository;
 use crate::store::Store;
@@ -91,6 +97,13 @@ impl Source {
         Digest::of(format!("layer {digest} size {size} {voucher}").as_bytes())
     }
 
+    /// Whether all of the layer has to be read once before anything of it is known.
+    #[must_use]
+    pub fn needs_pass(&self) -> bool {
+        let indexer = layer::indexer(&self.descriptor, self.ztoc.as_ref());
+        indexer.is_ok_and(|mut indexer| matches!(indexer.step(None), Ok(Step::Pass)))
+    }
+
     /// The layer in words, for messages.
     #[must_use]
     pub fn name(&self) -> String {
@@ -142,6 +155,39 @@ pub struct CounterValues {
     pub in_flight: usize,
 }
 
+/// What the configuration says about layers without a table of contents.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlainLimits {
+    /// Whether they are read at all.
+    pub plain_layers: PlainLayers,
+    /// The largest blob that is read as a whole, in bytes.
+    pub bytes_max: Option<u64>,
+}
+
+/// How a fetcher works.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FetchOptions {
+    /// What a small read may take in total.
+    pub timeout: Duration,
+    /// The size that the cache is kept below, in bytes.
+    pub budget_bytes: Option<u64>,
+    /// What is done about layers without a table of contents.
+    pub plain: PlainLimits,
+}
+
+impl Default for FetchOptions {
+    fn default() -> Self {
+        Self {
+            timeout: Duration::from_secs(60),
+            budget_bytes: None,
+            plain: PlainLimits {
+                plain_layers: PlainLayers::Index,
+                bytes_max: None,
+            },
+        }
+    }
+}
+
 /// A member of a layer (by key) that a repository failed to give.
 type FailureKey = (Digest, u32, Repository);
 
@@ -151,9 +197,11 @@ pub struct Fetcher {
     client: Client,
     store: Arc<Store>,
     runtime: Handle,
-    timeout: Duration,
+    options: FetchOptions,
     flights: Flights,
     indexing: Indexing,
+    passes: Passes,
+    configs: Configs,
     failures: Mutex<LruCache<FailureKey, (Instant, Error)>>,
     followed: Mutex<LruCache<Digest, Streams>>,
     overflow: Overflow,
@@ -164,17 +212,19 @@ pub struct Fetcher {
 }
 
 impl Fetcher {
-    /// A fetcher that runs its work on `runtime` and gives a small read `timeout` in total.
+    /// A fetcher that runs its work on `runtime`.
     #[must_use]
-    pub fn new(client: Client, store: Arc<Store>, runtime: Handle, timeout: Duration) -> Arc<Self> {
+    pub fn new(client: Client, store: Arc<Store>, runtime: Handle, options: FetchOptions) -> Arc<Self> {
         let cores = std::thread::available_parallelism().map_or(2, NonZeroUsize::get);
         Arc::new(Self {
             client,
             store,
             runtime,
-            timeout,
+            options,
             flights: Flights::default(),
             indexing: Indexing::default(),
+            passes: Passes::default(),
+            configs: Configs::default(),
             failures: Mutex::new(LruCache::new(NonZeroUsize::MIN.saturating_add(FAILURES_MAX - 1))),
             followed: Mutex::new(LruCache::new(
                 NonZeroUsize::MIN.saturating_add(FOLLOWED_LAYERS_MAX - 1),
@@ -305,9 +355,9 @@ impl Fetcher {
         if end.saturating_sub(start) > DEADLINE_BYTES_MAX {
             return arrival.await;
         }
-        let arrived = tokio::time::timeout(self.timeout, arrival).await;
+        let arrived = tokio::time::timeout(self.options.timeout, arrival).await;
         arrived.unwrap_or_else(|_| {
-            let waited_ms = u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX);
+            let waited_ms = u64::try_from(self.options.timeout.as_millis()).unwrap_or(u64::MAX);
             let error = Error::Timeout {
                 what: source.name(),
                 waited_ms,
@@ -429,23 +479,32 @@ impl Fetcher {
     }
 
     fn recent_failure(&self, source: &Source, members: &[u32]) -> Result<()> {
+        let mut keys = members.iter().map(|&member| failure_key(source, member));
+        keys.try_for_each(|key| self.recent_failure_under(&key))
+    }
+
+    fn recent_failure_under(&self, key: &FailureKey) -> Result<()> {
         let mut failures = self.failures.lock();
-        for member in members {
-            let key = failure_key(source, *member);
-            if let Some((at, error)) = failures.get(&key) {
-                if at.elapsed() < FAILURE_MEMORY {
-                    return Err(error.clone());
-                }
-                failures.pop(&key);
+        if let Some((at, error)) = failures.get(key) {
+            if at.elapsed() < FAILURE_MEMORY {
+                return Err(error.clone());
             }
+            failures.pop(key);
         }
         Ok(())
     }
 
     fn remember_failure(&self, source: &Source, member: u32, error: &Error) {
-        self.failures
-            .lock()
-            .put(failure_key(source, member), (Instant::now(), error.clone()));
+        self.remember_failure_under(failure_key(source, member), error);
+    }
+
+    fn remember_failure_under(&self, key: FailureKey, error: &Error) {
+        self.failures.lock().put(key, (Instant::now(), error.clone()));
+    }
+
+    /// Whether a layer comes over the network, not from a layout on disk.
+    fn is_remote(&self, source: &Source) -> bool {
+        self.client.layout_path(source.repository.host()).is_none()
     }
 }
 
