@@ -11,14 +11,16 @@ use tokio::net::unix::OwnedReadHalf;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, interval_at, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 
 use super::connection::is_trusted;
 use super::control::mount_namespace;
 use super::engine::Engine;
 use super::mounts::{Mounting, Mounts};
-use super::protocol::{ALIVE_INTERVAL, Frame, Given, MountRequest, Outcome, Request, widen};
-use super::query::{PIECES_WAITING_MAX, Pieces, answer};
+use super::protocol::{
+    ALIVE_INTERVAL, Frame, Given, MountRequest, Outcome, Request, WAITING_INTERVAL, widen,
+};
+use super::query::{PIECES_WAITING_MAX, Pieces, answer, passes_of};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::fetch::Awaited;
@@ -158,18 +160,35 @@ impl Server {
         to: &mut tokio::net::unix::OwnedWriteHalf,
     ) -> Result<Outcome> {
         let (sender, mut pieces) = mpsc::channel(PIECES_WAITING_MAX);
+        let repository = request.repository();
+        let images = Arc::clone(self.engine.images());
         // A set of one: dropping it stops the work.
         let mut work = JoinSet::new();
         work.spawn(async move { self.perform(request, &sender).await });
         let mut alive = interval_at(Instant::now() + ALIVE_INTERVAL, ALIVE_INTERVAL);
+        let mut waiting = interval_at(Instant::now() + WAITING_INTERVAL, WAITING_INTERVAL);
+        waiting.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut has_begun, mut was_waiting) = (false, false);
         let mut byte = [0];
         loop {
             tokio::select! {
                 piece = pieces.recv() => match piece {
-                    Some(bytes) => Frame::Piece(bytes).write(to).await?,
+                    Some(bytes) => {
+                        has_begun = true;
+                        Frame::Piece(bytes).write(to).await?;
+                    }
                     None => break,
                 },
                 _ = alive.tick() => Frame::Alive.write(to).await?,
+                _ = waiting.tick() => {
+                    // Once the answer comes, it is not waited for any more.
+                    let awaited = repository.iter().filter(|_| !has_begun);
+                    let passes: Vec<_> = awaited.flat_map(|repository| passes_of(&images, repository)).collect();
+                    if was_waiting || !passes.is_empty() {
+                        was_waiting = !passes.is_empty();
+                        Frame::Waiting(serde_json::to_vec(&passes).unwrap_or_default()).write(to).await?;
+                    }
+                }
                 // A client says nothing more; whatever comes is its end.
                 _ = from.read(&mut byte) => return Err(Error::Interrupted),
             }

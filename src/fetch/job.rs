@@ -87,6 +87,8 @@ impl Job {
 struct Cut {
     /// The position in the blob.
     at: u64,
+    /// The byte before it: a member that starts within a byte shares it with the one before.
+    last: u8,
     /// The beginning of a member whose rest has not come yet.
     collected: BytesMut,
     /// Members that are complete.
@@ -99,7 +101,20 @@ impl Cut {
     fn split(&mut self, piece: &mut Bytes, end: u64) -> Bytes {
         let part = piece.split_to(end.saturating_sub(self.at).min(piece.len() as u64) as usize);
         self.at += part.len() as u64;
+        self.last = part.last().copied().unwrap_or(self.last);
         part
+    }
+
+    /// What of a member that starts at `start` has come with the one before it.
+    fn shared(&self, start: u64) -> Result<&[u8]> {
+        match self.at.checked_sub(start) {
+            None | Some(0) => Ok(&[]),
+            Some(1) => Ok(std::slice::from_ref(&self.last)),
+            Some(_) => Err(Error::malformed(
+                "layer index",
+                "members overlap by more than a byte",
+            )),
+        }
     }
 }
 
@@ -172,6 +187,10 @@ impl Context {
             self.dispatch(cut).await;
             return self.stream_member(arriving, cut, piece, body).await;
         }
+        if cut.collected.is_empty() {
+            let shared = cut.shared(wanted.start)?.to_vec();
+            cut.collected.extend_from_slice(&shared);
+        }
         let part = cut.split(piece, wanted.end);
         let whole = match (cut.collected.is_empty(), cut.at == wanted.end) {
             (true, true) => part,
@@ -235,6 +254,7 @@ impl Context {
         let (sender, mut receiver) = mpsc::channel::<Bytes>(PIECES_WAITING_MAX);
         let context = self.clone();
         let number = member.landing.member();
+        let shared = Bytes::copy_from_slice(cut.shared(member.range.start)?);
         let decoding = self.fetcher.runtime.spawn_blocking(move || {
             context.decode(number, |decoder, sink| {
                 while let Some(bytes) = receiver.blocking_recv() {
@@ -246,7 +266,7 @@ impl Context {
             })
         });
         let feeding = async {
-            let mut wanted_more = true;
+            let mut wanted_more = shared.is_empty() || sender.send(shared).await.is_ok();
             loop {
                 let part = cut.split(piece, member.range.end);
                 // The decoder ends before the member's bytes do, or at the first error; the rest is passed over.

@@ -60,6 +60,8 @@ const FOLLOWED_LAYERS_MAX: usize = 256;
 const READ_AHEAD_WINDOWS_MAX: usize = 6;
 /// Reads of at most this many compressed bytes have a total deadline; larger ones the rules of streams.
 const DEADLINE_BYTES_MAX: u64 = 4 << 20;
+/// How often a reader of a long member looks whether his part of it has come.
+const LONG_MEMBER_LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// How often a read starts over when its chunks were evicted before it could copy them.
 const EVICTED_RETRIES: usize = 3;
 
@@ -311,7 +313,9 @@ impl Fetcher {
             if attempt > 0 {
                 let needed = self.missing(&at.layer, vec![span.chunks.clone()]).await?;
                 match reader {
-                    Reader::Lazy => self.ensure(&at.source, &at.layer, needed).await?,
+                    Reader::Lazy => {
+                        self.ensure(&at.source, &at.layer, needed, &span.chunks).await?;
+                    }
                     Reader::Whole => self.bring_members(&at.source, &at.layer, needed).await?,
                 }
             }
@@ -349,6 +353,7 @@ impl Fetcher {
         source: &Arc<Source>,
         layer: &Arc<Layer>,
         needed: Vec<u32>,
+        chunks: &Range<u32>,
     ) -> Result<()> {
         let (Some(&first), Some(&last)) = (needed.first(), needed.last()) else {
             return Ok(());
@@ -358,7 +363,11 @@ impl Fetcher {
         let end = layer.index().member(last)?.blob_end;
         let arrival = self.bring(source, layer, &needed, start..end);
         if end.saturating_sub(start) > DEADLINE_BYTES_MAX {
-            return arrival.await;
+            // A member may be as long as its layer: nobody waits for its end who has what he needs.
+            return tokio::select! {
+                arrived = arrival => arrived,
+                () = all_present(layer, chunks) => Ok(()),
+            };
         }
         let arrived = tokio::time::timeout(self.options.timeout, arrival).await;
         arrived.unwrap_or_else(|_| {
@@ -515,6 +524,14 @@ impl Fetcher {
 
 fn failure_key(source: &Source, member: u32) -> FailureKey {
     (source.key(), member, source.repository.clone())
+}
+
+/// Waits until chunks have come with a long member. Their marks are looked at now and then, because who sets them does not
+/// know who waits.
+async fn all_present(layer: &Layer, chunks: &Range<u32>) {
+    while !layer.all_present(chunks.clone()) {
+        tokio::time::sleep(LONG_MEMBER_LOOK_INTERVAL).await;
+    }
 }
 
 /// Who reads a file.
