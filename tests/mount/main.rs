@@ -17,6 +17,7 @@ mod names;
 mod names_more;
 mod oddities;
 mod outage;
+mod passes;
 mod readers;
 mod secrets;
 mod sharing;
