@@ -289,7 +289,8 @@ impl Fetcher {
         let Some(span) = span else { return Some(Vec::new()) };
         let bytes = at.layer.read_now(&span.chunks, span.data_offset, span.len)?;
         self.counters.reads.fetch_add(1, Ordering::Relaxed);
-        if !at.layer.is_complete() {
+        // Holes are nowhere in the blob.
+        if !at.layer.is_complete() && !span.chunks.is_empty() {
             self.follow_hit(at, &span.chunks);
         }
         Some(bytes)

@@ -420,3 +420,6 @@ fn open_files(dir: &Path, index: &Index<Mapped>, index_id: u32) -> Result<(File,
     let map = ChunkMap::open(&dir.join("map"), index.chunk_count(), index_id)?;
     Ok((data, map))
 }
+
+#[cfg(test)]
+mod tests;
