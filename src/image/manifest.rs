@@ -150,13 +150,17 @@ impl Document {
 
 /// An entry that names an image: with a platform, and not an attestation (whose platform is `unknown`) or an artifact.
 fn index_entry(raw: RawDescriptor) -> Option<IndexEntry> {
-    let platform = raw
-        .platform
-        .filter(|platform| platform.os != "unknown" && raw.artifact_type.is_none())?;
+    let is_image = is_image(raw.platform.as_ref(), raw.artifact_type.as_deref());
     Some(IndexEntry {
         digest: raw.digest,
-        platform,
+        platform: raw.platform.filter(|_| is_image)?,
     })
+}
+
+/// Whether an entry of an index with this platform and type of artifact is an image.
+#[must_use]
+pub fn is_image(platform: Option<&Platform>, artifact_type: Option<&str>) -> bool {
+    platform.is_some_and(|platform| platform.os != "unknown") && artifact_type.is_none()
 }
 
 /// The entry of an index that someone who wants `platform` means: one that names the same variant before one that leaves
