@@ -7,6 +7,7 @@ use crate::layer::estargz::{EstargzIndexer, GzipMember, TOC_DIGEST_ANNOTATION, u
 use crate::layer::gzip::decompress::GzipPass;
 use crate::layer::gzip::span::Span;
 use crate::layer::index::{Coding, Index, Member};
+use crate::layer::soci::SociIndexer;
 use crate::layer::stored::{StoredMember, Uncompressed};
 use crate::layer::zstd::{self, ZstdDecompressor, ZstdMember};
 use crate::layer::{Decompressor, Descriptor, Format, Indexer, MemberDecoder, Reading, Step};
@@ -33,7 +34,10 @@ pub fn indexer(descriptor: &Descriptor, ztoc: Option<&Descriptor>) -> Result<Box
         );
         return Err(Error::unsupported(what, why));
     }
-    if ztoc.is_none() && descriptor.annotations.contains_key(TOC_DIGEST_ANNOTATION) {
+    if let Some(ztoc) = ztoc {
+        return Ok(Box::new(SociIndexer::new(descriptor, ztoc)?));
+    }
+    if descriptor.annotations.contains_key(TOC_DIGEST_ANNOTATION) {
         return Ok(Box::new(EstargzIndexer::new(descriptor)?));
     }
     Ok(Box::new(WholeBlob))
@@ -71,6 +75,13 @@ pub fn index_promise(descriptor: &Descriptor, ztoc: Option<&Descriptor>) -> Stri
         (None, Some(toc)) => format!("index {toc}"),
         (None, None) => WHOLE_BLOB.to_owned(),
     }
+}
+
+/// Whether a zTOC is of use for a layer: not where the manifest promises an index of its own, which has a digest for every
+/// chunk, nor for a compression that zTOCs do not know.
+#[must_use]
+pub fn takes_ztoc(descriptor: &Descriptor) -> bool {
+    index_promise(descriptor, None) == "blob" && format_of_media_type(&descriptor.media_type) != Format::Zstd
 }
 
 /// A decoder for member `member` of a layer. It holds what it needs of the index. When a member's range is used up before
