@@ -18,8 +18,11 @@ pub mod soci;
 mod stored;
 pub mod tar;
 pub mod time;
+mod toc_json;
+mod toc_writer;
 pub mod xattrs;
 mod zstd;
+pub mod zstd_chunked;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
