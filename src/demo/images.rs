@@ -55,6 +55,7 @@ impl Schema {
         match (self, compression) {
             (Self::Oci, LayerCompression::Gzip) => "application/vnd.oci.image.layer.v1.tar+gzip",
             (Self::Oci, LayerCompression::None) => "application/vnd.oci.image.layer.v1.tar",
+            (_, LayerCompression::Zstd) => "application/vnd.oci.image.layer.v1.tar+zstd",
             (Self::Docker, LayerCompression::Gzip) => "application/vnd.docker.image.rootfs.diff.tar.gzip",
             (Self::Docker, LayerCompression::None) => "application/vnd.docker.image.rootfs.diff.tar",
         }
@@ -65,6 +66,8 @@ impl Schema {
 enum LayerCompression {
     None,
     Gzip,
+    /// Docker's own media types know no such layers; its tools use those of OCI.
+    Zstd,
 }
 
 /// A finished layer.
@@ -133,6 +136,17 @@ impl Layer {
                 .map_err(|e| Error::io("gzip layer", &e))?;
         }
         Ok(Self::plain(blob, &tar, LayerCompression::Gzip))
+    }
+
+    /// A plain zstd layer, of one frame that does not say its size, as most tools write it.
+    ///
+    /// # Errors
+    /// As [`Layer::estargz`].
+    pub fn zstd(entries: &[(Entry, Vec<u8>)]) -> Result<Self> {
+        let tar = plain_tar(entries)?;
+        let blob = zstd::stream::encode_all(tar.as_slice(), zstd::DEFAULT_COMPRESSION_LEVEL)
+            .map_err(|e| Error::io("zstd layer", &e))?;
+        Ok(Self::plain(blob, &tar, LayerCompression::Zstd))
     }
 
     /// A layer that is not compressed.

@@ -7,6 +7,7 @@
 mod contents;
 mod estargz;
 mod faults;
+mod foreign;
 mod freshness;
 #[path = "../support/layout.rs"]
 mod layout;
