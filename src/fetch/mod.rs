@@ -4,6 +4,7 @@
 //! A miss never belongs to the reader that caused it: the requests run as tasks of their own, so an interrupted reader
 //! harms nobody else, and what arrives stays in the store.
 
+mod cut;
 mod external_toc;
 mod file;
 mod flight;
