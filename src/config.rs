@@ -12,7 +12,7 @@
 //! | `REGISTRYFS_CONFIG` | a configuration file, as `--config` |
 //! | `REGISTRYFS_CACHE_DIR`, `_PLATFORM`, `_RETRIES`, `_CONCURRENCY` | as the key of that name |
 //! | `REGISTRYFS_TAG_TTL`, `_LOOKUP_WAIT`, `_TIMEOUT` | `tag_ttl_s`, `lookup_wait_s`, `timeout_s`, in seconds |
-//! | `REGISTRYFS_OFFLINE`, `_PLAIN_HTTP`, `_INSECURE` | `1`, `true`, `0` or `false` |
+//! | `REGISTRYFS_OFFLINE`, `_PLAIN_HTTP`, `_INSECURE`, `_SOCI_V1` | `1`, `true`, `0` or `false` |
 //! | `REGISTRYFS_CA` | `ca`: PEM files, separated by colons |
 //! | `REGISTRYFS_CERTS_DIRS` | `certs_dirs`: directories, separated by colons |
 //! | `REGISTRYFS_ALLOW`, `_DENY` | host patterns, separated by commas |
@@ -79,6 +79,8 @@ pub struct Config {
     pub deny: Vec<String>,
     /// Whether users other than a mount's owner see what came with his credentials.
     pub share_private: bool,
+    /// Whether images are asked for SOCI indexes of version 1, which anyone who may push can attach to them.
+    pub soci_v1: bool,
     /// What `registryfs daemon` mounts.
     pub mounts: Vec<MountEntry>,
     /// What differs for single registries, by host.
@@ -181,6 +183,7 @@ impl Config {
                 "journal_entries",
                 differs(given.journal_entries.as_ref(), &self.journal_entries),
             ),
+            ("soci_v1", differs(given.soci_v1.as_ref(), &self.soci_v1)),
             ("[registry]", registries_differ),
             ("[layout]", layouts_differ),
         ];

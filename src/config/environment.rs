@@ -101,6 +101,7 @@ impl Environment {
             offline: self.switch("REGISTRYFS_OFFLINE")?,
             plain_http: self.switch("REGISTRYFS_PLAIN_HTTP")?,
             insecure: self.switch("REGISTRYFS_INSECURE")?,
+            soci_v1: self.switch("REGISTRYFS_SOCI_V1")?,
             ca: self
                 .path("REGISTRYFS_CA")
                 .map(|paths| std::env::split_paths(&paths).collect()),

@@ -57,6 +57,8 @@ pub struct Layer {
     pub deny: Option<Vec<String>>,
     /// Show other users what came with credentials. Default false.
     pub share_private: Option<bool>,
+    /// Ask for SOCI indexes of version 1. Default false.
+    pub soci_v1: Option<bool>,
     /// `[[mount]]`: what `registryfs daemon` mounts.
     pub mount: Option<Vec<MountEntry>>,
     /// `[registry."HOST"]`: what differs for one registry.
@@ -288,6 +290,7 @@ impl Layer {
             allow: self.allow.or(below.allow),
             deny: self.deny.or(below.deny),
             share_private: self.share_private.or(below.share_private),
+            soci_v1: self.soci_v1.or(below.soci_v1),
             mount: self.mount.or(below.mount),
             registry,
             layout,
@@ -346,6 +349,7 @@ impl Layer {
             allow: host_patterns("allow", self.allow)?,
             deny: host_patterns("deny", self.deny)?,
             share_private: self.share_private.unwrap_or(false),
+            soci_v1: self.soci_v1.unwrap_or(false),
             mounts: self.mount.unwrap_or_default(),
             registries: self.registry,
             layouts: self

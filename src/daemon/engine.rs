@@ -54,7 +54,7 @@ impl Engine {
         let fetcher = Fetcher::new(client, store.clone(), runtime.clone(), config.timeout);
         let resolver = Resolver::new(fetcher.clone(), config.tag_ttl);
         Ok(Self {
-            images: Images::new(fetcher, resolver),
+            images: Images::new(fetcher, resolver, config.soci_v1),
             store,
             runtime: runtime.clone(),
             config: config.clone(),

@@ -27,11 +27,12 @@ const INDEX_MEMBER: u32 = u32::MAX;
 pub(super) type Indexing = SingleFlight<(Digest, Repository), Arc<Layer>>;
 
 impl Fetcher {
-    /// The layer, indexed: from the store if it was indexed before, else with the requests that its format needs.
+    /// The layer as its source says, indexed: from the store if it was indexed before, else with the requests that its
+    /// format needs.
     ///
     /// # Errors
     /// [`Error::Unsupported`] for a format without lazy reading; what the registry or the layer's bytes did wrong.
-    pub async fn layer(self: &Arc<Self>, source: &Arc<Source>) -> Result<Arc<Layer>> {
+    pub(super) async fn layer_as_it_is(self: &Arc<Self>, source: &Arc<Source>) -> Result<Arc<Layer>> {
         if let Some(layer) = self.stored_layer(source).await? {
             return Ok(layer);
         }
@@ -150,7 +151,10 @@ impl Fetcher {
                 let step = indexer.step(have.as_deref())?;
                 Ok((step, indexer))
             });
-            let (step, next) = step.await.map_err(|error| name(&what, error))?;
+            let (step, next) = step.await.map_err(|error| match source.ztoc {
+                Some(_) => name(&what, of_ztoc(error)),
+                None => name(&what, error),
+            })?;
             indexer = next;
             match step {
                 Step::Need(range) => {
@@ -165,7 +169,10 @@ impl Fetcher {
                         tracing::info!(layer = what, "no image of TOCs has the TOC of this layer");
                     }
                 }
-                Step::NeedBlob(_) | Step::Pass => {
+                Step::NeedBlob(blob) => {
+                    have = Some(self.whole_blob(source, &blob).await?);
+                }
+                Step::Pass => {
                     return Err(Error::unsupported(what, "not built yet"));
                 }
                 Step::Done(index) => {
@@ -191,8 +198,16 @@ fn distrust(given: &[Given], error: &Error) -> bool {
     })
 }
 
+/// A zTOC that has its digest and is wrong all the same stays wrong: it is of no use, and the layer is read without it.
+fn of_ztoc(error: Error) -> Error {
+    match error {
+        Error::Malformed { what, why } => Error::Unsupported { what, why },
+        other => other,
+    }
+}
+
 /// What a registry cannot do is nothing that the layer is: another day it can.
-fn of_registry(error: Error) -> Error {
+pub(super) fn of_registry(error: Error) -> Error {
     match error {
         Error::Unsupported { what, why } => Error::Network { what, why },
         other => other,

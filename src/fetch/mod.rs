@@ -14,6 +14,7 @@ mod overflow;
 pub mod plan;
 pub mod prefetch;
 pub mod readahead;
+mod settle;
 mod shared;
 pub mod single_flight;
 mod sink;
@@ -161,6 +162,8 @@ pub struct Fetcher {
     flights: Flights,
     indexing: Indexing,
     failures: Mutex<LruCache<FailureKey, (Instant, Error)>>,
+    /// The keys of layers that are read without the zTOC that they are said to have.
+    unusable_ztocs: Mutex<LruCache<Digest, ()>>,
     followed: Mutex<LruCache<Digest, Streams>>,
     overflow: Overflow,
     /// One permit for each batch being decoded: the cores are busy and the memory bounded.
@@ -182,6 +185,7 @@ impl Fetcher {
             flights: Flights::default(),
             indexing: Indexing::default(),
             failures: Mutex::new(LruCache::new(NonZeroUsize::MIN.saturating_add(FAILURES_MAX - 1))),
+            unusable_ztocs: Mutex::new(LruCache::new(NonZeroUsize::MIN.saturating_add(FAILURES_MAX - 1))),
             followed: Mutex::new(LruCache::new(
                 NonZeroUsize::MIN.saturating_add(FOLLOWED_LAYERS_MAX - 1),
             )),

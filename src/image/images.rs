@@ -15,6 +15,7 @@ use crate::fetch::{Fetcher, FileAt, Place, Source, blocking};
 use crate::image::manifest::{Document, IndexEntry, Manifest, choose};
 use crate::image::platform::Platform;
 use crate::image::resolve::Resolver;
+use crate::image::soci::{SociIndexes, Ztocs};
 use crate::image::tree::{self, Node, Tree, Whiteouts};
 use crate::layer::entry::Kind;
 use crate::registry::reference::Repository;
@@ -179,15 +180,17 @@ pub struct IndexDocument {
 pub struct Images {
     fetcher: Arc<Fetcher>,
     resolver: Arc<Resolver>,
+    soci: SociIndexes,
     ready: Mutex<LruCache<(Repository, Digest), Named>>,
 }
 
 impl Images {
-    /// Images on top of what fetches their parts and what resolves their names.
+    /// Images on top of what fetches their parts and what resolves their names. `soci_v1`: as in the configuration.
     #[must_use]
-    pub fn new(fetcher: Arc<Fetcher>, resolver: Arc<Resolver>) -> Arc<Self> {
+    pub fn new(fetcher: Arc<Fetcher>, resolver: Arc<Resolver>, soci_v1: bool) -> Arc<Self> {
         let ready = LruCache::new(NonZeroUsize::MIN.saturating_add(IMAGES_READY_MAX - 1));
         Arc::new(Self {
+            soci: SociIndexes::new(Arc::clone(&fetcher), Arc::clone(&resolver), soci_v1),
             fetcher,
             resolver,
             ready: Mutex::new(ready),
@@ -219,7 +222,8 @@ impl Images {
         let what = format!("{repository}@{digest}");
         let named = match Document::parse(&what, &bytes)? {
             Document::Manifest(manifest) => {
-                Named::Image(Arc::new(image(repository, digest, bytes, manifest)))
+                let ztocs = self.soci.ztocs(repository, digest, &manifest).await?;
+                Named::Image(Arc::new(image(repository, digest, bytes, manifest, &ztocs)))
             }
             Document::Index(entries) => {
                 let (repository, digest) = key.clone();
@@ -281,10 +285,10 @@ impl Images {
     /// What keeps one of the layers from being indexed, and [`Error::Malformed`] from the merge.
     pub async fn rootfs(self: &Arc<Self>, image: &Arc<Image>) -> Result<Arc<Rootfs>> {
         let build = || async {
-            let layers: Vec<String> = image.sources.iter().map(|source| source.key().hex()).collect();
+            let sources = self.settled(&image.sources).await?;
+            let layers: Vec<String> = sources.iter().map(|source| source.key().hex()).collect();
             let key = Digest::of(format!("rootfs {}", layers.join(" ")).as_bytes());
-            self.build(image.name(), key, image.sources.clone(), Whiteouts::Apply)
-                .await
+            self.build(image.name(), key, sources, Whiteouts::Apply).await
         };
         image.rootfs.get_or_try_init(build).await.cloned()
     }
@@ -302,9 +306,9 @@ impl Images {
             ));
         };
         let build = || async {
+            let source = self.fetcher.settle(source).await?;
             let key = Digest::of(format!("layer {}", source.key().hex()).as_bytes());
-            self.build(what, key, vec![Arc::clone(source)], Whiteouts::Show)
-                .await
+            self.build(what, key, vec![source], Whiteouts::Show).await
         };
         cell.get_or_try_init(build).await.cloned()
     }
@@ -367,6 +371,22 @@ impl Images {
         blocking(self.fetcher.runtime(), open).await
     }
 
+    /// The ways by which the layers are read, settled in parallel.
+    async fn settled(&self, sources: &[Arc<Source>]) -> Result<Vec<Arc<Source>>> {
+        let mut settled = sources.to_vec();
+        let mut tasks = JoinSet::new();
+        for (number, source) in sources.iter().enumerate().filter(|(_, s)| s.ztoc.is_some()) {
+            let (fetcher, source) = (Arc::clone(&self.fetcher), Arc::clone(source));
+            let settle = async move { (number, fetcher.settle(&source).await) };
+            tasks.spawn_on(settle, self.fetcher.runtime());
+        }
+        while let Some(done) = tasks.join_next().await {
+            let (number, source) = done.map_err(|e| Error::malformed("layer", e.to_string()))?;
+            settled[number] = source?;
+        }
+        Ok(settled)
+    }
+
     /// All layers, indexed in parallel: their tail reads share one round trip.
     async fn open_layers(&self, sources: &[Arc<Source>]) -> Result<Vec<Arc<Layer>>> {
         let mut tasks = JoinSet::new();
@@ -387,12 +407,12 @@ impl Images {
     }
 }
 
-fn image(repository: &Repository, digest: &Digest, bytes: Bytes, manifest: Manifest) -> Image {
+fn image(repository: &Repository, digest: &Digest, bytes: Bytes, manifest: Manifest, ztocs: &Ztocs) -> Image {
     let source = |(number, descriptor): (usize, &crate::layer::Descriptor)| {
         Arc::new(Source {
             repository: repository.clone(),
             descriptor: descriptor.clone(),
-            ztoc: None,
+            ztoc: ztocs.get(&descriptor.digest).cloned(),
             place: Some(Place {
                 manifest: *digest,
                 config: manifest.config.clone(),

@@ -182,6 +182,17 @@ impl Store {
         }
     }
 
+    /// Whether the layer under this key was indexed before, without opening it.
+    #[must_use]
+    pub fn has_layer(&self, key: &Digest) -> bool {
+        let is_open = self
+            .layers
+            .lock()
+            .get(key)
+            .is_some_and(|layer| layer.strong_count() > 0);
+        is_open || self.layer_dir(key).join("index").exists()
+    }
+
     /// Keeps a layer's index, and opens the layer with an empty data file. What the disk does not take is kept in memory
     /// for as long as somebody uses the layer.
     ///
