@@ -4,6 +4,7 @@
 mod cat;
 mod config;
 mod context;
+mod convert;
 mod daemon;
 mod demo_registry;
 mod digest;
@@ -67,6 +68,7 @@ enum Command {
     Cat(cat::Cat),
     Get(get::Get),
     Prefetch(prefetch::Prefetch),
+    Convert(convert::Convert),
     DemoRegistry(demo_registry::DemoRegistry),
 }
 
@@ -169,6 +171,7 @@ impl Command {
             Self::Cat(command) => command.run(context, &mut out).await,
             Self::Get(command) => command.run(context, &mut out).await,
             Self::Prefetch(command) => command.run(context, &mut out).await,
+            Self::Convert(command) => command.run(context, &mut out).await,
             Self::DemoRegistry(command) => command.run(&mut out).await,
         }?;
         out.finish()

@@ -10,17 +10,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::Serialize;
-use tokio::runtime::Handle;
 use tokio::sync::{OnceCell, Semaphore, mpsc};
 
-use crate::convert::destination::{Destination, Stored};
+use crate::convert::destination::Destination;
 use crate::convert::order::{Order, Wanted};
 use crate::convert::progress::{Meter, Progress};
 use crate::convert::spool::{Intake, Spool, check_blob};
-use crate::convert::{LayerReport, Request};
+use crate::convert::{LayerReport, Request, on_thread};
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Result};
-use crate::fetch::blocking;
 use crate::layer::entry::Entry;
 use crate::layer::estargz::TOC_DIGEST_ANNOTATION;
 use crate::layer::estargz::writer::{Finished, Landmark, Options, Writer};
@@ -181,7 +179,7 @@ impl Work {
         let mut have: Option<Bytes> = None;
         for _ in 0..STEPS_MAX {
             let bytes = have.take();
-            let step = blocking(&Handle::current(), move || {
+            let step = on_thread(move || {
                 let step = indexer.step(bytes.as_deref());
                 Ok((step, indexer))
             });
@@ -197,7 +195,8 @@ impl Work {
                     return Ok(Index::open(index)?.summary().format == Format::Estargz);
                 }
                 // What cannot be read by ranges is written anew, if it is what it should be.
-                Ok(_) | Err(Error::Malformed { .. } | Error::Verification { .. } | Error::Unsupported { .. }) => {
+                Ok(_)
+                | Err(Error::Malformed { .. } | Error::Verification { .. } | Error::Unsupported { .. }) => {
                     return Ok(false);
                 }
                 Err(error) => return Err(error),
@@ -249,9 +248,7 @@ impl Work {
         let file = self.destination.scratch().await?;
         let (stop, meter) = (self.stop.clone(), Arc::clone(meter));
         let read = Arc::clone(&meter);
-        let written = blocking(&Handle::current(), move || {
-            write(&spool, &order, options, file, &read, &stop)
-        });
+        let written = on_thread(move || write(&spool, &order, options, file, &read, &stop));
         let (file, finished) = written.await?;
         let (digest, size) = (finished.blob_digest, finished.blob_bytes);
         let stored = self.destination.put(digest, size, file, &meter.stored).await?;
@@ -282,9 +279,7 @@ impl Work {
             let (wanted, diff_id) = (descriptor.clone(), *diff_id);
             let take = |intake: &mut Intake, bytes: &[u8]| intake.push(bytes);
             let spool = match feed(body, meter, intake, take).await {
-                Ok(intake) => {
-                    blocking(&Handle::current(), move || intake.finish(&wanted, &diff_id)).await
-                }
+                Ok(intake) => on_thread(move || intake.finish(&wanted, &diff_id)).await,
                 Err(error) => Err(error),
             };
             match spool {
@@ -324,7 +319,7 @@ impl Work {
     /// A temporary file of the conversion's own.
     async fn scratch(&self) -> Result<File> {
         let dir = self.settings.scratch_dir.clone();
-        blocking(&Handle::current(), move || unnamed_file(&dir)).await
+        on_thread(move || unnamed_file(&dir)).await
     }
 }
 
@@ -336,7 +331,7 @@ async fn feed<S: Send + 'static>(
     take: impl Fn(&mut S, &[u8]) -> Result<()> + Send + 'static,
 ) -> Result<S> {
     let (sender, mut receiver) = mpsc::channel::<Bytes>(PIECES_MAX);
-    let taken = blocking(&Handle::current(), move || {
+    let taken = on_thread(move || {
         while let Some(bytes) = receiver.blocking_recv() {
             take(&mut state, &bytes)?;
         }
@@ -366,7 +361,11 @@ fn write(
     stop: &Stop,
 ) -> Result<(File, Finished)> {
     let mut writer = Writer::new(BufWriter::with_capacity(BUFFER_BYTES, file), options);
-    for spooled in order.entries.iter().filter_map(|number| spool.entries.get(*number)) {
+    for spooled in order
+        .entries
+        .iter()
+        .filter_map(|number| spool.entries.get(*number))
+    {
         check_text(&spooled.entry)?;
         let mut content = spool.content(spooled, &meter.written.done, stop);
         writer.append(&spooled.entry, &mut content)?;
@@ -405,10 +404,17 @@ fn options(request: &Request) -> Result<Options> {
     };
     let within = |name: &str, value: u64, least: u64, most: u64| match (least..=most).contains(&value) {
         true => Ok(()),
-        false => Err(Error::usage(format!("{name} {value}: {least} to {most} are possible"))),
+        false => Err(Error::usage(format!(
+            "{name} {value}: {least} to {most} are possible"
+        ))),
     };
     within("--chunk-size", options.chunk_bytes, 1, CHUNK_BYTES_MAX)?;
-    within("--min-chunk-size", options.min_chunk_bytes, 0, MIN_CHUNK_BYTES_MAX)?;
+    within(
+        "--min-chunk-size",
+        options.min_chunk_bytes,
+        0,
+        MIN_CHUNK_BYTES_MAX,
+    )?;
     within("--compression-level", u64::from(options.level), 0, 9)?;
     Ok(options)
 }
