@@ -21,7 +21,7 @@ use crate::image::Images;
 use crate::image::platform::Platform;
 use crate::image::resolve::Resolver;
 use crate::registry::reference::{DEFAULT_HOST, canonical_host, is_host, layout_host};
-use crate::registry::{Client, ClientOptions, CredentialEnvironment, HostOptions, Secret};
+use crate::registry::{Client, ClientOptions, CredentialEnvironment, HostOptions, HostPatterns, Secret};
 use crate::store::Store;
 use crate::store::lock::Lock;
 
@@ -285,6 +285,8 @@ fn client_options(config: &Config, credential_host: Option<&str>) -> Result<Clie
         timeout: config.timeout,
         concurrency: config.concurrency,
         hosts,
+        allow: HostPatterns::new(&config.allow),
+        deny: HostPatterns::new(&config.deny),
         ..ClientOptions::default()
     })
 }
