@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,15 +21,13 @@ use crate::convert::{LayerReport, Request, on_thread};
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Result};
 use crate::layer::entry::Entry;
-use crate::layer::estargz::TOC_DIGEST_ANNOTATION;
 use crate::layer::estargz::writer::{Finished, Landmark, Options, Writer};
+use crate::layer::estargz::{TOC_DIGEST_ANNOTATION, UNCOMPRESSED_SIZE_ANNOTATION};
 use crate::layer::index::Index;
 use crate::layer::{Descriptor, Format, Step, indexer};
 use crate::registry::reference::Repository;
 use crate::registry::{BlobBody, Client, Provenance, unnamed_file};
 
-/// The annotation with the size of the tar, which readers that unpack the layer want to know before.
-const UNCOMPRESSED_SIZE_ANNOTATION: &str = "io.containers.estargz.uncompressed-size";
 /// Pieces of a blob that wait for the thread that takes them; a piece has some 16 KiB to 1 MiB.
 const PIECES_MAX: usize = 8;
 /// Ranges that are asked for to see whether a layer is eStargz.
@@ -172,34 +171,56 @@ impl Work {
     /// Whether the layer is eStargz already, as its manifest says and its TOC proves, and nothing else is asked for.
     async fn is_kept(&self, descriptor: &Descriptor) -> Result<bool> {
         // This also refuses what is no layer at all.
-        let mut indexer = indexer(descriptor, None)?;
+        indexer(descriptor, None)?;
         if !self.settings.keeps || !descriptor.annotations.contains_key(TOC_DIGEST_ANNOTATION) {
             return Ok(false);
         }
+        loop {
+            let mut given = Vec::new();
+            let error = match self.is_estargz(descriptor, &mut given).await {
+                Ok(is_estargz) => return Ok(is_estargz),
+                Err(error) => error,
+            };
+            let distrusted = given.iter().fold(false, |found, (range, provenance)| {
+                provenance.distrust(range, &error) || found
+            });
+            match error {
+                _ if distrusted => {}
+                // What cannot be read by ranges is written anew, if it is what it should be.
+                Error::Malformed { .. } | Error::Verification { .. } | Error::Unsupported { .. } => {
+                    return Ok(false);
+                }
+                error => return Err(error),
+            }
+        }
+    }
+
+    async fn is_estargz(
+        &self,
+        descriptor: &Descriptor,
+        given: &mut Vec<(Range<u64>, Provenance)>,
+    ) -> Result<bool> {
+        let mut indexer = indexer(descriptor, None)?;
         let mut have: Option<Bytes> = None;
         for _ in 0..STEPS_MAX {
-            let bytes = have.take();
             let step = on_thread(move || {
-                let step = indexer.step(bytes.as_deref());
+                let step = indexer.step(have.as_deref())?;
                 Ok((step, indexer))
             });
             let (step, next) = step.await?;
             indexer = next;
             match step {
-                Ok(Step::Need(range)) => {
-                    let (digest, size) = (&descriptor.digest, descriptor.size);
-                    let bytes = self.client.blob_bytes(&self.repository, digest, range, size);
-                    have = Some(bytes.await?);
+                Step::Need(range) => {
+                    let bytes = self
+                        .client
+                        .layer_bytes(&self.repository, descriptor, range.clone());
+                    let (bytes, provenance) = bytes.await?;
+                    given.push((range, provenance));
+                    have = Some(bytes);
                 }
-                Ok(Step::Done(index)) => {
-                    return Ok(Index::open(index)?.summary().format == Format::Estargz);
-                }
-                // What cannot be read by ranges is written anew, if it is what it should be.
-                Ok(_)
-                | Err(Error::Malformed { .. } | Error::Verification { .. } | Error::Unsupported { .. }) => {
-                    return Ok(false);
-                }
-                Err(error) => return Err(error),
+                Step::Done(index) => return Ok(Index::open(index)?.summary().format == Format::Estargz),
+                // A TOC elsewhere does not come with the layer.
+                _ => return Ok(false),
             }
         }
         Ok(false)
@@ -309,8 +330,8 @@ impl Work {
     }
 
     async fn open(&self, descriptor: &Descriptor, meter: &Meter) -> Result<(BlobBody, Provenance)> {
-        let (digest, size) = (&descriptor.digest, descriptor.size);
-        let body = self.client.blob(&self.repository, digest, 0..size, size).await?;
+        let all = 0..descriptor.size;
+        let body = self.client.layer(&self.repository, descriptor, all).await?;
         meter.fetched.store(0, Ordering::Relaxed);
         let provenance = body.provenance();
         Ok((body, provenance))
