@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Compares two directory trees entry by entry, as an unpacker of images would be judged.
 
-Compared are the type, mode, owner, group, modification time (within a second: eStargz keeps
-whole seconds), size and SHA-256 of regular files, symlink targets, device numbers, link counts,
+Compared are the type, mode, owner, group, modification time (within a second, as eStargz keeps
+whole seconds, or with --exact-times to the nanosecond), size and SHA-256 of regular files, symlink targets, device numbers, link counts,
 hard-link groups and extended attributes. Directory sizes and link counts are not: they
 belong to the filesystem, not to the image.
 
@@ -96,7 +96,7 @@ def shown(name):
     return ascii(os.fsdecode(name))[1:-1]
 
 
-def metadata_differences(a, b, name):
+def metadata_differences(a, b, name, tolerance_ns):
     """Yields (what, value in A, value in B) for everything but file contents."""
     sa, sb = a.entries[name], b.entries[name]
     if stat.S_IFMT(sa.st_mode) != stat.S_IFMT(sb.st_mode):
@@ -109,7 +109,7 @@ def metadata_differences(a, b, name):
         yield "uid", sa.st_uid, sb.st_uid
     if sa.st_gid != sb.st_gid:
         yield "gid", sa.st_gid, sb.st_gid
-    if abs(sa.st_mtime_ns - sb.st_mtime_ns) > MTIME_TOLERANCE_NS:
+    if abs(sa.st_mtime_ns - sb.st_mtime_ns) > tolerance_ns:
         yield "mtime", sa.st_mtime_ns / 1e9, sb.st_mtime_ns / 1e9
     if not stat.S_ISDIR(sa.st_mode):
         if sa.st_size != sb.st_size:
@@ -139,14 +139,14 @@ def content_difference(a, b, name):
     return None if da == db else ("content sha256", da, db)
 
 
-def compare_entry(a, b, name):
+def compare_entry(a, b, name, tolerance_ns):
     """Returns the differences at `name`, each a printable line."""
     if name not in a.entries or name not in b.entries:
         side = a if name in a.entries else b
         other = "B" if side is a else "A"
         return [f"{shown(name)}: {type_name(side.entries[name])} is missing in {other}"]
     try:
-        found = list(metadata_differences(a, b, name))
+        found = list(metadata_differences(a, b, name, tolerance_ns))
         both_regular = all(stat.S_ISREG(t.entries[name].st_mode) for t in (a, b))
         if both_regular and a.entries[name].st_size == b.entries[name].st_size:
             content = content_difference(a, b, name)
@@ -161,6 +161,7 @@ def main():
     parser = argparse.ArgumentParser(
         prog="lab compare", description="Compares two trees entry by entry, metadata included."
     )
+    parser.add_argument("--exact-times", action="store_true", help="modification times to the nanosecond")
     parser.add_argument("tree_a", metavar="TREE_A")
     parser.add_argument("tree_b", metavar="TREE_B")
     arguments = parser.parse_args()
@@ -170,10 +171,11 @@ def main():
         print(f"lab compare: {error}", file=sys.stderr)
         return 2
 
+    tolerance_ns = 0 if arguments.exact_times else MTIME_TOLERANCE_NS
     names = sorted(a.entries.keys() | b.entries.keys())
     differences = 0
     with concurrent.futures.ThreadPoolExecutor(HASH_THREADS) as pool:
-        for lines in pool.map(lambda name: compare_entry(a, b, name), names):
+        for lines in pool.map(lambda name: compare_entry(a, b, name, tolerance_ns), names):
             differences += len(lines)
             for line in lines:
                 print(line)

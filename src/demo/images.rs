@@ -12,9 +12,10 @@ use serde_json::{Value, json};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::layer::entry::Entry;
-use crate::layer::estargz::TOC_DIGEST_ANNOTATION;
 use crate::layer::estargz::writer::{Options, write_layer};
+use crate::layer::estargz::{LAYER_DIGEST_ANNOTATION, TOC_DIGEST_ANNOTATION};
 use crate::layer::tar;
+use crate::layer::zstd_chunked::writer as zstd_chunked;
 
 /// The annotation with the size of a layer's tar, as the format's own tools write it.
 const UNCOMPRESSED_SIZE_ANNOTATION: &str = "io.containers.estargz.uncompressed-size";
@@ -55,6 +56,7 @@ impl Schema {
         match (self, compression) {
             (Self::Oci, LayerCompression::Gzip) => "application/vnd.oci.image.layer.v1.tar+gzip",
             (Self::Oci, LayerCompression::None) => "application/vnd.oci.image.layer.v1.tar",
+            (_, LayerCompression::Zstd) => "application/vnd.oci.image.layer.v1.tar+zstd",
             (Self::Docker, LayerCompression::Gzip) => "application/vnd.docker.image.rootfs.diff.tar.gzip",
             (Self::Docker, LayerCompression::None) => "application/vnd.docker.image.rootfs.diff.tar",
         }
@@ -65,6 +67,8 @@ impl Schema {
 enum LayerCompression {
     None,
     Gzip,
+    /// Docker's own media types know no such layers; its tools use those of OCI.
+    Zstd,
 }
 
 /// A finished layer.
@@ -79,6 +83,10 @@ pub struct Layer {
     pub annotations: BTreeMap<String, String>,
     /// The media type of its descriptor; `None` is the one that belongs to its compression.
     pub media_type: Option<String>,
+    /// The `urls` of its descriptor: where else it is to be had.
+    pub urls: Vec<String>,
+    /// The blob with its TOC, of eStargz whose TOC is in another image: see [`toc_image`].
+    external_toc: Option<Bytes>,
     compression: LayerCompression,
 }
 
@@ -99,6 +107,8 @@ impl Layer {
             diff_id: finished.diff_id,
             annotations: annotations.map(|(key, value)| (key.to_owned(), value)).into(),
             media_type: None,
+            urls: Vec::new(),
+            external_toc: finished.external_toc.map(Bytes::from),
             compression: LayerCompression::Gzip,
         })
     }
@@ -108,13 +118,36 @@ impl Layer {
     /// # Errors
     /// As [`Layer::estargz`].
     pub fn gzip(entries: &[(Entry, Vec<u8>)]) -> Result<Self> {
+        Self::gzip_members(entries, usize::MAX)
+    }
+
+    /// A plain gzip layer with a member for every `member_bytes` bytes (at least 1) of its tar, as parallel compressors
+    /// write it.
+    ///
+    /// # Errors
+    /// As [`Layer::estargz`].
+    pub fn gzip_members(entries: &[(Entry, Vec<u8>)], member_bytes: usize) -> Result<Self> {
         let tar = plain_tar(entries)?;
-        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
-        let blob = encoder
-            .write_all(&tar)
-            .and_then(|()| encoder.finish())
-            .map_err(|e| Error::io("gzip layer", &e))?;
+        let mut blob = Vec::new();
+        for piece in tar.chunks(member_bytes.max(1)) {
+            let mut encoder = GzEncoder::new(blob, Compression::default());
+            blob = encoder
+                .write_all(piece)
+                .and_then(|()| encoder.finish())
+                .map_err(|e| Error::io("gzip layer", &e))?;
+        }
         Ok(Self::plain(blob, &tar, LayerCompression::Gzip))
+    }
+
+    /// A plain zstd layer, of one frame that does not say its size, as most tools write it.
+    ///
+    /// # Errors
+    /// As [`Layer::estargz`].
+    pub fn zstd(entries: &[(Entry, Vec<u8>)]) -> Result<Self> {
+        let tar = plain_tar(entries)?;
+        let blob = zstd::stream::encode_all(tar.as_slice(), zstd::DEFAULT_COMPRESSION_LEVEL)
+            .map_err(|e| Error::io("zstd layer", &e))?;
+        Ok(Self::plain(blob, &tar, LayerCompression::Zstd))
     }
 
     /// A layer that is not compressed.
@@ -124,6 +157,34 @@ impl Layer {
     pub fn tar(entries: &[(Entry, Vec<u8>)]) -> Result<Self> {
         let tar = plain_tar(entries)?;
         Ok(Self::plain(tar.clone(), &tar, LayerCompression::None))
+    }
+
+    /// A plain zstd layer with a frame for every `frame_bytes` bytes (at least 1) of its tar, as parallel compressors write
+    /// it.
+    ///
+    /// # Errors
+    /// As [`Layer::estargz`].
+    pub fn zstd_frames(entries: &[(Entry, Vec<u8>)], frame_bytes: usize) -> Result<Self> {
+        let tar = plain_tar(entries)?;
+        let mut blob = Vec::new();
+        for piece in tar.chunks(frame_bytes.max(1)) {
+            let frame = zstd::stream::encode_all(piece, zstd::DEFAULT_COMPRESSION_LEVEL);
+            blob.extend(frame.map_err(|e| Error::io("zstd layer", &e))?);
+        }
+        Ok(Self::plain(blob, &tar, LayerCompression::Zstd))
+    }
+
+    /// A zstd:chunked layer with the annotations that its writers give it.
+    ///
+    /// # Errors
+    /// As [`Layer::estargz`].
+    pub fn zstd_chunked(entries: &[(Entry, Vec<u8>)], options: zstd_chunked::Options) -> Result<Self> {
+        let written = zstd_chunked::write_layer(entries, options)?;
+        Ok(Self {
+            annotations: written.annotations,
+            compression: LayerCompression::Zstd,
+            ..Self::raw(written.blob, written.diff_id)
+        })
     }
 
     /// A gzip layer of any bytes, honest or not, for tests of readers.
@@ -136,6 +197,8 @@ impl Layer {
             diff_id,
             annotations: BTreeMap::new(),
             media_type: None,
+            urls: Vec::new(),
+            external_toc: None,
             compression: LayerCompression::Gzip,
         }
     }
@@ -175,8 +238,26 @@ impl Layer {
         if !self.annotations.is_empty() {
             descriptor["annotations"] = json!(self.annotations);
         }
+        if !self.urls.is_empty() {
+            descriptor["urls"] = json!(self.urls);
+        }
         descriptor
     }
+}
+
+/// The image of TOCs of those layers that have an external one, to be tagged as their image with `-esgztoc` behind.
+#[must_use]
+pub fn toc_image(layers: &[Layer]) -> Image {
+    let tocs = layers.iter().filter_map(|layer| {
+        // Its writers do not say a `diff_id`; nobody unpacks it.
+        let toc = Layer::raw(layer.external_toc.clone()?, layer.digest);
+        let annotation = (LAYER_DIGEST_ANNOTATION.to_owned(), layer.digest.to_string());
+        Some(Layer {
+            annotations: BTreeMap::from([annotation]),
+            ..toc
+        })
+    });
+    ImageBuilder::new(tocs.collect()).build()
 }
 
 fn plain_tar(entries: &[(Entry, Vec<u8>)]) -> Result<Vec<u8>> {

@@ -33,7 +33,7 @@ pub use behaviour::{
 };
 pub use command::{DemoAuth, DemoOptions, serve};
 pub use content::{Content, Manifest, Repository};
-pub use images::{Image, ImageBuilder, ImageIndex, Layer, Schema};
+pub use images::{Image, ImageBuilder, ImageIndex, Layer, Schema, toc_image};
 pub use ledger::{Record, Traffic, in_sequence, traffic_by_path};
 pub use registry::{DemoRegistry, Handle, Listen};
 pub use sample::sample_content;

@@ -13,6 +13,7 @@ mod overflow;
 pub mod plan;
 pub mod prefetch;
 pub mod readahead;
+mod shared;
 pub mod single_flight;
 mod sink;
 
@@ -69,6 +70,10 @@ pub struct Source {
     pub place: Option<Place>,
 }
 
+fn key(layer: &Digest, size: u64, voucher: &str) -> Digest {
+    Digest::of(format!("layer {layer} size {size} {voucher}").as_bytes())
+}
+
 /// Where a layer stands in an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
@@ -88,7 +93,7 @@ impl Source {
     pub fn key(&self) -> Digest {
         let Descriptor { digest, size, .. } = &self.descriptor;
         let voucher = layer::index_promise(&self.descriptor, self.ztoc.as_ref());
-        Digest::of(format!("layer {digest} size {size} {voucher}").as_bytes())
+        key(digest, *size, &voucher)
     }
 
     /// The layer in words, for messages.

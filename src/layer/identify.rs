@@ -6,10 +6,11 @@ use crate::error::{Error, Result};
 use crate::layer::estargz::{EstargzIndexer, GzipMember, TOC_DIGEST_ANNOTATION, unpack_toc};
 use crate::layer::gzip::decompress::GzipPass;
 use crate::layer::gzip::span::Span;
-use crate::layer::index::{Coding, Index};
+use crate::layer::index::{Coding, Index, Member};
+use crate::layer::stored::{StoredMember, Uncompressed};
 use crate::layer::zstd::{self, ZstdDecompressor, ZstdMember};
 use crate::layer::zstd_chunked::{self, ZstdChunkedIndexer};
-use crate::layer::{Decoded, Decompressor, Descriptor, Format, Indexer, MemberDecoder, Step};
+use crate::layer::{Decompressor, Descriptor, Format, Indexer, MemberDecoder, Reading, Step};
 
 /// What turns a layer into its index. `ztoc` is the blob that a SOCI index names for it.
 ///
@@ -73,23 +74,8 @@ pub fn decompressor(first: &[u8]) -> Box<dyn Decompressor> {
     }
 }
 
-/// Decompresses nothing: plain tar.
-#[derive(Debug)]
-struct Uncompressed;
-
-impl Decompressor for Uncompressed {
-    fn format(&self) -> Format {
-        Format::Tar
-    }
-
-    fn push(&mut self, blob: &[u8], out: &mut dyn FnMut(Decoded<'_>) -> Result<()>) -> Result<()> {
-        out(Decoded::Bytes(blob))
-    }
-
-    fn finish(&mut self, _: &mut dyn FnMut(Decoded<'_>) -> Result<()>) -> Result<()> {
-        Ok(())
-    }
-}
+/// What [`index_promise`] says of a layer for which its blob's digest vouches.
+pub const WHOLE_BLOB: &str = "blob";
 
 /// What vouches for a layer's index, in words that are equal only where the content is: the digest that the manifest
 /// promises for its table of contents, or, as one pass checks it, the blob's own.
@@ -101,7 +87,7 @@ pub fn index_promise(descriptor: &Descriptor, ztoc: Option<&Descriptor>) -> Stri
     if let Some(promise) = zstd_chunked::promise(&descriptor.annotations) {
         return promise;
     }
-    estargz_promise(descriptor).map_or_else(|| "blob".to_owned(), |toc| format!("index {toc}"))
+    estargz_promise(descriptor).map_or_else(|| WHOLE_BLOB.to_owned(), |toc| format!("index {toc}"))
 }
 
 /// A decoder for member `member` of a layer. It holds what it needs of the index. When a member's range is used up before
@@ -114,7 +100,7 @@ pub fn decoder<B: Deref<Target = [u8]>>(index: &Index<B>, member: u32) -> Result
         Coding::Gzip => Ok(Box::new(GzipMember::new(index, member)?)),
         Coding::Deflate => Ok(Box::new(Span::new(index, member)?)),
         Coding::Zstd => Ok(Box::new(ZstdMember::new(index, member)?)),
-        other => Err(Error::unsupported("layer index", format!("coding {other:?}"))),
+        Coding::Stored => Ok(Box::new(StoredMember::new(index, member)?)),
     }
 }
 
@@ -130,6 +116,46 @@ pub fn toc(format: Format, compressed: &[u8]) -> Result<Vec<u8>> {
     }
 }
 
+/// The format of a layer that is not indexed, as far as its manifest says it, and what reading it will cost.
+#[must_use]
+pub fn expected(descriptor: &Descriptor, ztoc: Option<&Descriptor>) -> (Format, Reading) {
+    let media_type = descriptor.media_type.to_ascii_lowercase();
+    let is_promised = index_promise(descriptor, ztoc) != WHOLE_BLOB;
+    let format = match () {
+        () if ztoc.is_some() => Format::Soci,
+        () if media_type.contains("zstd") && is_promised => Format::ZstdChunked,
+        () if media_type.contains("zstd") => Format::Zstd,
+        () if media_type.contains("gzip") && is_promised => Format::Estargz,
+        () if media_type.contains("gzip") => Format::Gzip,
+        () => Format::Tar,
+    };
+    match is_promised {
+        true => (format, Reading::Ranges),
+        false => (format, Reading::PassNeeded),
+    }
+}
+
+/// What reading a layer costs that is indexed.
+#[must_use]
+pub fn reading<B: Deref<Target = [u8]>>(index: &Index<B>) -> Reading {
+    if index.summary().passed().is_none() {
+        return Reading::Ranges;
+    }
+    let is_whole = |member| {
+        matches!(
+            member,
+            Ok(Member {
+                coding: Coding::Zstd,
+                ..
+            })
+        )
+    };
+    match index.member_count() {
+        1 if is_whole(index.member(0)) => Reading::KeptWhole,
+        _ => Reading::PassDone,
+    }
+}
+
 /// What a media type says of a layer that is not indexed.
 #[must_use]
 pub fn format_of_media_type(media_type: &str) -> Format {
@@ -138,5 +164,43 @@ pub fn format_of_media_type(media_type: &str) -> Format {
         () if media_type.contains("zstd") => Format::Zstd,
         () if media_type.contains("gzip") => Format::Gzip,
         () => Format::Tar,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::Digest;
+
+    #[test]
+    fn the_manifest_says_what_reading_will_cost() {
+        let layer = |media_type: &str, promise: Option<&str>| Descriptor {
+            media_type: media_type.to_owned(),
+            digest: Digest::of(b""),
+            size: 1,
+            annotations: promise
+                .map(|key| (key.to_owned(), Digest::of(b"").to_string()))
+                .into_iter()
+                .collect(),
+            urls: Vec::new(),
+        };
+        let oci = "application/vnd.oci.image.layer.v1.tar";
+        let gzip = layer(&format!("{oci}+gzip"), None);
+        let lazy = layer(&format!("{oci}+gzip"), Some(TOC_DIGEST_ANNOTATION));
+        let docker = layer("application/vnd.docker.image.rootfs.diff.tar.gzip", None);
+        for (descriptor, ztoc, said) in [
+            (&gzip, None, (Format::Gzip, Reading::PassNeeded)),
+            (&docker, None, (Format::Gzip, Reading::PassNeeded)),
+            (&gzip, Some(&lazy), (Format::Soci, Reading::Ranges)),
+            (&lazy, None, (Format::Estargz, Reading::Ranges)),
+            (
+                &layer(&format!("{oci}+zstd"), None),
+                None,
+                (Format::Zstd, Reading::PassNeeded),
+            ),
+            (&layer(oci, None), None, (Format::Tar, Reading::PassNeeded)),
+        ] {
+            assert_eq!(expected(descriptor, ztoc), said, "{descriptor:?}");
+        }
     }
 }

@@ -1,11 +1,12 @@
 //! The registry client: references, authentication, transport with retries, manifests, blobs, catalog and tags.
 //!
-//! It writes nothing to disk. In memory it keeps what makes the next request cheaper: open
+//! It writes nothing to disk, unless a layout is opened to write to. In memory it keeps what makes the next request cheaper: open
 //! connections, tokens, the URLs behind redirects, and what it learned about each host.
 //!
 //! From top to bottom: `client` is what others use; it answers from a `layout` on disk where one has the host's name, and
 //! `source` is what both kinds of answers have in common; `manifest`, `blob` and `paging` know what to ask for and how to
-//! judge what comes; they ask the `endpoint`s of a registry one after the other, which `hosts` finds in the settings;
+//! judge what comes; they ask the `endpoint`s of a registry one after the other, which `hosts` finds in the settings, and for
+//! blobs that it does not have the URLs that their descriptor names (`foreign`);
 //! `request` adds authorization (`auth`, `token`, `credentials`, `challenge`) and follows redirects (`redirect`);
 //! `transport` sends, again if need be (`retry`), to one `host` with its `breaker`; `peers` has all of these.
 
@@ -19,14 +20,17 @@ mod breaker;
 mod challenge;
 mod client;
 mod credentials;
+pub mod document;
 mod endpoint;
 mod failure;
+mod foreign;
 mod host;
 mod hosts;
 mod layout;
 mod manifest;
 mod options;
 mod paging;
+mod patterns;
 mod payload;
 mod peers;
 mod proxy;
@@ -44,8 +48,10 @@ pub use client::Client;
 pub use credentials::CredentialEnvironment;
 pub use endpoint::Provenance;
 pub use host::{HostHealth, RequestCounts};
+pub use layout::{LayoutWriter, unnamed_file};
 pub use manifest::{DOCKER_INDEX, DOCKER_MANIFEST, ManifestBytes, OCI_INDEX, OCI_MANIFEST};
 pub use options::{ClientOptions, HostOptions, MirrorOptions, Timing};
+pub use patterns::HostPatterns;
 pub use push::{BlobUpload, Pushed};
 pub use secret::Secret;
 pub use source::{BlobBody, Pager};

@@ -2,7 +2,9 @@
 //! unpacks of the originals. Needs the lab: `scripts/test` starts it and runs these with `--ignored`.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod formats;
 mod line;
+mod merge;
 mod mirrors;
 mod servers;
 mod sources;
@@ -41,9 +43,7 @@ fn the_first_byte_costs_five_requests_a_miss_one_and_a_restart_none() {
     assert_eq!(mounted.requests(&host), 5, "the manifest, three tails, one range");
     read("usr/bin/ping");
     assert_eq!(mounted.requests(&host), 6);
-    let root = mounted.root();
-    mounted.text(&["umount".as_ref(), root.as_os_str()]);
-    mounted.text(&["mount".as_ref(), root.as_os_str()]);
+    mounted.restart();
     assert!(std::fs::read_dir(&rootfs).unwrap().count() > 10);
     read("etc/debian_version");
     assert_eq!(mounted.requests(&host), 0);

@@ -101,6 +101,13 @@ impl Mounted {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// Ends the daemon and mounts anew, with the same store.
+    pub(super) fn restart(&self) {
+        let root = self.root();
+        self.text(&["umount".as_ref(), root.as_os_str()]);
+        self.text(&["mount".as_ref(), root.as_os_str()]);
+    }
+
     /// Requests that the daemon has made of a registry.
     pub(super) fn requests(&self, host: &str) -> u64 {
         let status: serde_json::Value =
@@ -122,9 +129,19 @@ impl Drop for Mounted {
     }
 }
 
+/// Times are compared to the second, as eStargz keeps them.
 pub(super) fn assert_equal_trees(mounted: &Path, unpacked: &Path) {
+    assert_equal(&["compare"], mounted, unpacked);
+}
+
+/// With times to the nanosecond.
+pub(super) fn assert_exactly_equal_trees(mounted: &Path, unpacked: &Path) {
+    assert_equal(&["compare", "--exact-times"], mounted, unpacked);
+}
+
+fn assert_equal(command: &[&str], mounted: &Path, unpacked: &Path) {
     let compared = Command::new(script("lab"))
-        .arg("compare")
+        .args(command)
         .arg(mounted)
         .arg(unpacked)
         .output()

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod contents;
+mod estargz;
 mod faults;
 mod freshness;
 #[path = "../support/layout.rs"]
@@ -28,3 +29,4 @@ mod users;
 mod users_stage;
 mod wire;
 mod world;
+mod zstd;

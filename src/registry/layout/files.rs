@@ -129,17 +129,24 @@ impl Dir {
         Ok(IndexFile { file, path, stamp })
     }
 
+    /// The directory of the blobs.
+    ///
+    /// # Errors
+    /// As [`Self::open_blob`].
+    pub(super) fn open_blobs(&self) -> Result<OwnedFd> {
+        let path = self.path.join("blobs");
+        let blobs = open_dir(&self.dir, "blobs", &path)?;
+        open_dir(&blobs, "sha256", &path.join("sha256"))
+    }
+
     /// The file of a blob, with its size in bytes.
     ///
     /// # Errors
     /// [`Error::NotFound`] naming the file; [`Error::Denied`] for a stranger's symbolic link; [`Error::Io`].
     pub(super) fn open_blob(&self, digest: &Digest) -> Result<BlobFile> {
         let hex = digest.hex();
-        let blobs_path = self.path.join("blobs");
-        let blobs = open_dir(&self.dir, "blobs", &blobs_path)?;
-        let sha256_path = blobs_path.join("sha256");
-        let sha256 = open_dir(&blobs, "sha256", &sha256_path)?;
-        let path = sha256_path.join(&hex);
+        let sha256 = self.open_blobs()?;
+        let path = self.path.join("blobs/sha256").join(&hex);
         let file = open_file(&sha256, &hex, &path)?;
         let metadata = file.metadata().map_err(|error| Error::io(shown(&path), &error))?;
         Ok(BlobFile {
@@ -197,7 +204,7 @@ pub(super) fn shown(path: &Path) -> String {
     path.display().to_string()
 }
 
-fn failed(path: &Path, errno: Errno) -> Error {
+pub(super) fn failed(path: &Path, errno: Errno) -> Error {
     match errno {
         Errno::ENOENT => Error::not_found(shown(path), "the layout has no such file"),
         errno => Error::io(shown(path), &errno.into()),

@@ -14,7 +14,7 @@ use crate::registry::manifest::{DOCKER_INDEX, DOCKER_MANIFEST, OCI_INDEX, OCI_MA
 use crate::registry::reference::{DEFAULT_TAG, Repository, is_component, is_host, is_tag, layout_host};
 
 /// What umoci, skopeo and buildah call an image (OCI image specification, annotations).
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
+pub(super) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// What containerd and BuildKit call it, a whole reference, where [`REF_NAME`] is its tag only.
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
 /// The most manifests of one layout.

@@ -4,12 +4,14 @@
 //! [`crate::registry::reference::layout_host`] makes of that. Nothing is kept of a layout but its parsed `index.json`,
 //! which is read again when the file changes; every blob is opened anew, so a layout may be replaced at any time.
 //!
-//! What is read is not trusted more than what comes from a registry: manifests and configurations are checked against their
+//! `write` adds images to a layout. What is read is not trusted more than what comes from a registry: manifests and configurations are checked against their
 //! digests here, chunks of layers above. What can block runs on threads for blocking work.
 
 mod body;
 mod files;
 mod index;
+mod unnamed;
+mod write;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -18,11 +20,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use lru::LruCache;
 use parking_lot::Mutex;
 
 pub(super) use body::LayoutBody;
+pub use unnamed::unnamed_file;
+pub use write::LayoutWriter;
 
 use self::files::{BlobFile, Dir, Stamp, shown};
 use self::index::{Entry, Names, own_name};
@@ -33,8 +37,6 @@ use crate::error::{Error, Result};
 
 /// The most layouts without a name whose `index.json` is kept.
 const UNNAMED_MAX: usize = 64;
-/// Largest range that is collected in memory.
-const COLLECTED_BYTES_MAX: u64 = 64 << 20;
 
 /// Longest wait for one step: for a piece of a blob, a manifest, `index.json`.
 const DISK_WAIT: Duration = Duration::from_secs(60);
@@ -204,29 +206,6 @@ impl Layout {
             LayoutBody::new(&what, blob, range, blob_bytes)
         })
         .await
-    }
-
-    /// As [`crate::registry::Client::blob_bytes`].
-    pub(super) async fn blob_bytes(
-        self: &Arc<Self>,
-        repository: &Repository,
-        digest: &Digest,
-        range: Range<u64>,
-        blob_bytes: u64,
-    ) -> Result<Bytes> {
-        let mut body = self.blob(repository, digest, range, blob_bytes).await?;
-        if body.remaining() > COLLECTED_BYTES_MAX {
-            let why = format!(
-                "{} bytes in one piece; at most {COLLECTED_BYTES_MAX} are held in memory",
-                body.remaining()
-            );
-            return Err(Error::unsupported(format!("{repository}@{digest}"), why));
-        }
-        let mut all = BytesMut::new();
-        while let Some(piece) = body.next().await? {
-            all.extend_from_slice(&piece);
-        }
-        Ok(all.freeze())
     }
 
     /// As [`crate::registry::Client::whole_blob`].

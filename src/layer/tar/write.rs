@@ -7,11 +7,7 @@
 
 use crate::error::{Error, Result};
 use crate::layer::entry::{Entry, Kind, Time};
-
-/// Headers and padded payloads are multiples of this.
-pub const BLOCK_BYTES: usize = 512;
-/// A tar ends with two zero blocks.
-pub const END_BYTES: usize = 2 * BLOCK_BYTES;
+use crate::layer::tar::{BLOCK_BYTES, SPECIAL_BYTES_MAX, XATTR_PREFIX, checksums, padding};
 
 /// Longest name and link target in a ustar header, in bytes.
 const NAME_BYTES_MAX: usize = 100;
@@ -19,18 +15,8 @@ const NAME_BYTES_MAX: usize = 100;
 const OCTAL7_MAX: u64 = 0o7_777_777;
 /// Largest number in a 12-byte octal field.
 const OCTAL11_MAX: u64 = 0o77_777_777_777;
-/// The most bytes of PAX records in front of one entry: what Go's `archive/tar` reads.
-const PAX_BYTES_MAX: usize = 1 << 20;
 /// The name of every PAX header. Nothing reads it; a fixed one keeps layers free of accidental differences.
 const PAX_NAME: &[u8] = b"././@PaxHeader";
-/// The prefix of the PAX records that carry extended attributes.
-const XATTR_PREFIX: &[u8] = b"SCHILY.xattr.";
-
-/// Number of zero bytes after a payload of `bytes` bytes.
-#[must_use]
-pub fn padding(bytes: u64) -> usize {
-    (bytes.wrapping_neg() % BLOCK_BYTES as u64) as usize
-}
 
 /// The blocks in front of an entry's payload: its header, preceded by a PAX header where that is needed. The entry's
 /// name and link target are written as they are, without cleaning.
@@ -45,7 +31,7 @@ pub fn header(entry: &Entry) -> Result<Vec<u8>> {
         return Err(refuse("tar cannot hold a name with a NUL"));
     }
     let records = pax_records(entry).map_err(refuse)?;
-    if records.len() > PAX_BYTES_MAX {
+    if records.len() > SPECIAL_BYTES_MAX {
         return Err(refuse("over 1 MiB of PAX records"));
     }
     let mut out = Vec::with_capacity(BLOCK_BYTES);
@@ -170,18 +156,11 @@ impl Block {
     }
 
     fn finish(mut self) -> [u8; BLOCK_BYTES] {
-        let sum = checksum(&self.0);
+        let (sum, _) = checksums(&self.0);
         self.octal(148..155, sum);
         self.0[155] = b' ';
         self.0
     }
-}
-
-/// The sum of a header's bytes with its checksum field taken as spaces.
-fn checksum(block: &[u8; BLOCK_BYTES]) -> u64 {
-    let all: u64 = block.iter().map(|&byte| u64::from(byte)).sum();
-    let field: u64 = block[148..156].iter().map(|&byte| u64::from(byte)).sum();
-    all - field + 8 * u64::from(b' ')
 }
 
 /// Reads the header of a plain regular file named `name` and returns the size of its payload in bytes. Everything that
@@ -190,7 +169,7 @@ fn checksum(block: &[u8; BLOCK_BYTES]) -> u64 {
 /// # Errors
 /// A sentence that says which rule is broken.
 pub fn read_plain_header(block: &[u8; BLOCK_BYTES], name: &[u8]) -> std::result::Result<u64, &'static str> {
-    if parse_octal(&block[148..156]) != Some(checksum(block)) {
+    if parse_octal(&block[148..156]) != Some(checksums(block).0) {
         return Err("its tar header has a wrong checksum");
     }
     let field = &block[..NAME_BYTES_MAX];
@@ -222,12 +201,13 @@ fn parse_octal(field: &[u8]) -> Option<u64> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::io::Read;
 
     use proptest::prelude::*;
 
     use super::*;
+    use crate::layer::tar::END_BYTES;
 
     /// One entry as another tar reader sees it: the entry, and the payload.
     fn read_back(bytes: &[u8]) -> (Entry, Vec<u8>) {
@@ -296,7 +276,7 @@ mod tests {
     }
 
     prop_compose! {
-        fn any_entry()(
+        pub(in crate::layer::tar) fn any_entry()(
             path in "[a-zäß/. ]{1,20}|[a-z]{99,102}|(dir/){60}x",
             kind in (1..=7u8).prop_map(|byte| Kind::from_byte(byte).unwrap()),
             link in "[a-zö/.]{1,20}|[a-z]{99,102}",

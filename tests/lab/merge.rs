@@ -1,0 +1,36 @@
+//! The cases in which engines differ when they put layers together, as images of plain tar layers that
+//! `scripts/lib/merge_images.py` made by hand.
+
+use std::process::Command;
+
+use crate::world::{Mounted, lab, script};
+
+/// Those of which the user is told that something was odd.
+const WARNED_OF: [&str; 3] = ["hardlink-to-whited-out", "above-the-root", "bare-whiteout"];
+
+#[test]
+#[ignore = "needs the lab"]
+fn layers_of_plain_tar_merge_by_the_rules() {
+    let mounted = Mounted::with(&[]);
+    let repository = format!("{}/{}", lab("LAB_PLAIN"), lab("LAB_MERGE"));
+    let checked = Command::new("/usr/bin/python3")
+        .arg("-B")
+        .arg(script("lib/merge_images.py"))
+        .arg("check")
+        .arg(mounted.root().join(&repository))
+        .output()
+        .unwrap();
+    let said = format!(
+        "{}{}",
+        String::from_utf8_lossy(&checked.stdout),
+        String::from_utf8_lossy(&checked.stderr)
+    );
+    println!("{said}");
+    assert!(checked.status.success(), "{said}");
+    for case in WARNED_OF {
+        let reference = format!("{repository}:{case}");
+        let info = mounted.text(&["info", &reference, "--format", "json"]);
+        let info: serde_json::Value = serde_json::from_str(&info).unwrap();
+        assert!(!info["warnings"].as_array().unwrap().is_empty(), "{case}: {info}");
+    }
+}

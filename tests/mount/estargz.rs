@@ -1,0 +1,178 @@
+//! The variants of eStargz: what a read costs in each, and TOCs that are in another image.
+
+use std::fs;
+
+use registryfs::demo::{Behaviour, Content, Image, ImageBuilder, ImageIndex, Layer, Record, toc_image};
+use registryfs::digest::Digest;
+use registryfs::layer::estargz::TOC_DIGEST_ANNOTATION;
+use registryfs::layer::estargz::writer::{Options, Variant};
+
+use crate::support::{File, file};
+use crate::world::{World, first_byte, names, noise};
+
+fn of_variant(variant: Variant) -> Options {
+    Options {
+        variant,
+        chunk_bytes: 64 << 10,
+        ..Options::default()
+    }
+}
+
+fn build(entries: &[File], options: Options) -> Image {
+    ImageBuilder::new(vec![Layer::estargz(entries, options).unwrap()]).build()
+}
+
+fn tagged(name: &str, tag: &str, image: &Image) -> Content {
+    let mut content = Content::new();
+    content.add_tagged_image(name, tag, image);
+    content
+}
+
+/// Forty small files, each of its own byte, around a large one.
+fn small_files() -> Vec<File> {
+    let small = |number: u8| file(&format!("d/{number:02}"), vec![number; 300]);
+    let large = file("large", noise(400_000, 7));
+    (0..20)
+        .map(small)
+        .chain([large])
+        .chain((20..40).map(small))
+        .collect()
+}
+
+fn check_small_files(world: &World, image: &str) {
+    for number in 0..40u8 {
+        let path = world.at(image).join(format!("rootfs/d/{number:02}"));
+        assert_eq!(fs::read(path).unwrap(), vec![number; 300]);
+    }
+}
+
+fn paths(records: &[Record]) -> Vec<String> {
+    let line = |record: &Record| {
+        format!(
+            "{} {} {:?} {}",
+            record.method, record.path, record.range, record.status
+        )
+    };
+    records.iter().map(line).collect()
+}
+
+#[test]
+fn one_request_brings_all_small_files_of_a_member() {
+    let entries = small_files();
+    let options = Options {
+        min_chunk_bytes: 50_000,
+        ..of_variant(Variant::Estargz)
+    };
+    let packed = build(&entries, options);
+    let world = World::new(tagged("team/app", "1.0", &packed)).mounted();
+    let (_, cold) = world.requests(|| first_byte(&world.at("team/app/1.0/rootfs/d/00")));
+    // The manifest, the tail with the TOC, and the member.
+    assert_eq!(cold.len(), 3, "{:#?}", paths(&cold));
+    let first_half = || {
+        for number in 0..20u8 {
+            let small = world.at(&format!("team/app/1.0/rootfs/d/{number:02}"));
+            assert_eq!(first_byte(&small), number);
+        }
+    };
+    let (_, again) = world.requests(first_half);
+    assert_eq!(again.len(), 0, "{:#?}", paths(&again));
+    assert_eq!(
+        fs::read(world.at("team/app/1.0/rootfs/large")).unwrap(),
+        noise(400_000, 7)
+    );
+    check_small_files(&world, "team/app/1.0");
+}
+
+#[test]
+fn stargz_is_read_by_ranges() {
+    let entries = small_files();
+    let options = Options {
+        chunk_bytes: 1 << 20,
+        ..of_variant(Variant::Legacy)
+    };
+    let world = World::new(tagged("team/app", "1.0", &build(&entries, options))).mounted();
+    let (_, cold) = world.requests(|| first_byte(&world.at("team/app/1.0/rootfs/d/00")));
+    assert_eq!(cold.len(), 3, "{:#?}", paths(&cold));
+    check_small_files(&world, "team/app/1.0");
+    let own = world.at("team/app/1.0/layers/0");
+    assert_eq!(fs::read_to_string(own.join("format")).unwrap(), "estargz\n");
+    assert!(
+        fs::read_to_string(own.join("toc.json"))
+            .unwrap()
+            .contains("NumLink")
+    );
+}
+
+/// A registry with an image whose TOC is in `TAG-esgztoc`, and the image.
+fn external(tag: &str) -> (Content, Image) {
+    let image = build(&small_files(), of_variant(Variant::ExternalToc));
+    let mut content = tagged("team/app", tag, &image);
+    content.add_tagged_image("team/app", format!("{tag}-esgztoc"), &toc_image(&image.layers));
+    (content, image)
+}
+
+#[test]
+fn an_external_toc_is_found_beside_the_tag() {
+    let (content, image) = external("1.0");
+    let world = World::new(content).mounted();
+    let (_, cold) = world.requests(|| first_byte(&world.at("team/app/1.0/rootfs/d/00")));
+    // The manifest, the tail with the footer, the image of TOCs and the TOC in it, and the member.
+    assert_eq!(cold.len(), 5, "{:#?}", paths(&cold));
+    assert!(cold.iter().all(|record| !record.path.ends_with("/tags/list")));
+    check_small_files(&world, "team/app/1.0");
+    let own = world.at("team/app/1.0/layers/0");
+    assert!(names(&own).contains(&"toc.json".to_owned()));
+    let toc = fs::read(own.join("toc.json")).unwrap();
+    assert_eq!(
+        Digest::of(&toc).to_string(),
+        image.layers[0].annotations[TOC_DIGEST_ANNOTATION]
+    );
+    let size = fs::metadata(own.join("toc.json")).unwrap().len();
+    assert_eq!(size, toc.len() as u64);
+}
+
+#[test]
+fn an_external_toc_is_found_for_an_image_in_an_index() {
+    let (_, image) = external("1.0");
+    let other = ImageBuilder::new(Vec::new()).architecture("arm64").build();
+    let index = ImageIndex::new(vec![image.clone(), other]);
+    let mut content = Content::new();
+    let digest = content.add_index("team/app", &index);
+    content.tag("team/app", "1.0", digest);
+    content.add_tagged_image("team/app", "1.0-esgztoc", &toc_image(&image.layers));
+    let world = World::new(content).mounted();
+    let (_, cold) = world.requests(|| first_byte(&world.at("team/app/1.0/rootfs/d/00")));
+    assert!(
+        cold.iter().all(|record| !record.path.ends_with("/tags/list")),
+        "{:#?}",
+        paths(&cold)
+    );
+    check_small_files(&world, "team/app/1.0");
+}
+
+#[test]
+fn an_external_toc_is_found_among_the_tags_for_an_image_by_digest() {
+    let (mut content, image) = external("1.0");
+    let digest = image.digest();
+    // Others that end the same but are about other layers, hold another TOC, or are no images at all.
+    let other = build(&[file("a", "other")], of_variant(Variant::ExternalToc));
+    content.add_tagged_image("team/app", "0.1-esgztoc", &toc_image(&other.layers));
+    let mut lie = toc_image(&other.layers).layers.remove(0);
+    let about = image.layers[0].digest().to_string();
+    lie.annotations
+        .insert("containerd.io/snapshot/stargz/layer.digest".to_owned(), about);
+    content.add_tagged_image("team/app", "0.2-esgztoc", &ImageBuilder::new(vec![lie]).build());
+    content.tag("team/app", "0.3-esgztoc", Digest::of(b"nothing"));
+    let index = ImageIndex::new(vec![image]);
+    let index = content.add_index("team/app", &index);
+    content.tag("team/app", "0.4-esgztoc", index);
+    let world = World::with(content, Behaviour::default(), &[]).mounted();
+    let image = format!("team/app@{digest}");
+    let (_, cold) = world.requests(|| first_byte(&world.at(&image).join("rootfs/d/00")));
+    let listed = cold
+        .iter()
+        .filter(|record| record.path.ends_with("/tags/list"))
+        .count();
+    assert_eq!(listed, 1, "{:#?}", paths(&cold));
+    check_small_files(&world, &image);
+}
