@@ -31,3 +31,4 @@ mod users;
 mod users_stage;
 mod wire;
 mod world;
+mod zstd;
