@@ -87,8 +87,7 @@ impl Layer {
     }
 
     fn of_index(dir: &Path, key: Digest, mapped: Mapped) -> Result<Self> {
-        // The header holds a checksum of all the rest, so its hash names the whole index.
-        let index_id = crc32fast::hash(mapped.get(..HEADER_BYTES).unwrap_or_default());
+        let index_id = index_id(&mapped);
         let index = Index::open(mapped)?;
         let (data, map) = match open_files(dir, &index, index_id) {
             Ok(files) => files,
@@ -399,6 +398,11 @@ impl Layer {
     pub(super) fn failed(&self, error: &std::io::Error) -> Error {
         Error::io(format!("data of layer {}", self.key), error)
     }
+}
+
+/// What an index is known by. Its header holds a checksum of all the rest, so the header's hash names the whole.
+pub(super) fn index_id(index: &[u8]) -> u32 {
+    crc32fast::hash(index.get(..HEADER_BYTES).unwrap_or_default())
 }
 
 /// The data file and the chunk map of the layer in `dir`.
