@@ -20,6 +20,7 @@ mod outage;
 mod readers;
 mod secrets;
 mod sharing;
+mod soci;
 mod sources;
 mod store;
 #[path = "../support/mod.rs"]

@@ -16,6 +16,7 @@ mod outages;
 mod paging;
 mod proxies;
 mod proxy;
+mod referrers;
 mod secrets;
 mod server;
 mod tls;
