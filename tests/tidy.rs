@@ -81,7 +81,7 @@ fn files_below(dir: &Path, found: &mut Vec<PathBuf>) {
 
 fn sources() -> Vec<Source> {
     let mut paths = Vec::new();
-    for dir in ["src", "tests"] {
+    for dir in ["src", "tests", "examples"] {
         files_below(&root().join(dir), &mut paths);
     }
     paths.sort();

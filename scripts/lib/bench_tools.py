@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import tempfile
 import threading
@@ -22,10 +23,11 @@ def output(*command):
     return run(*command, stdout=subprocess.PIPE, text=True).stdout
 
 
-def lab_environment():
-    """The lab's settings; it is started, and all its images are built, if they are not there."""
+def lab_environment(*images):
+    """The lab's settings; it is started, and its images are built, those that `images` names too, if they are not there."""
     run(ROOT / "scripts/lab", "up")
-    run(ROOT / "scripts/lab", "many")
+    for command in images:
+        run(ROOT / "scripts/lab", command)
     lines = output("bash", "-c", f'eval "$({ROOT}/scripts/lab env)"; env')
     return {k: v for k, _, v in (line.partition("=") for line in lines.splitlines()) if k.startswith("LAB_")}
 
@@ -54,6 +56,12 @@ def best_in_turns(times, ours, theirs):
     """The best of `times` runs of both, one after the other, so that what else the machine does meets both."""
     pairs = [(ours(), theirs()) for _ in range(times)]
     return tuple(min(side) for side in zip(*pairs))
+
+
+def median_in_turns(times, ours, theirs):
+    """The median of `times` runs of both, one after the other."""
+    pairs = [(ours(), theirs()) for _ in range(times)]
+    return tuple(statistics.median(side) for side in zip(*pairs))
 
 
 class Line:
@@ -204,11 +212,13 @@ class Table:
         self.say("  ".join(row))
 
     def print(self):
-        head = ("what", "registryfs", "compared with", "ratio", "goal", "met")
-        rows = [head, *self.rows]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-        for row in (head, tuple("-" * width for width in widths), *self.rows):
-            print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |")
+        print_table(("what", "registryfs", "compared with", "ratio", "goal", "met"), self.rows)
+
+
+def print_table(head, rows):
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    for row in (head, tuple("-" * width for width in widths), *rows):
+        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |")
 
 
 def machine(lab, scratch, binary):

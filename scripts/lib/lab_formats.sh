@@ -11,6 +11,7 @@
 #   zstd-chunked         ctr-remote --zstdchunked: 40-byte footer, the annotations io.containers.zstd-chunked.manifest-checksum
 #                        and -position, and eStargz's TOC digest beside them; chunks as in eStargz, no tar-split
 #   zstd-chunked-skopeo  skopeo: the same footer and prefix, no other annotation; chunks where the content says, no tar-split
+# For the formats that none of them writes there is examples/lab_formats.rs, with our own writers.
 # shellcheck disable=SC2034,SC2154 # scripts/lab sets and reads what is shared.
 
 readonly formats_repository=lab/formats merge_repository=lab/merge
@@ -89,10 +90,15 @@ make_merge_images() {
     done
 }
 
+# The images that those of all formats are made of are the ones that the last build gave.
+formats_key() {
+    printf '%s ' "$formats_repository" "$formats_source"
+    cat "$lab_dir"/stamps/{originals,estargz}
+}
+
 build_formats() {
     local key merge_key skopeo
-    # The images that they are made of are the ones that the last build gave.
-    key="$formats_repository $formats_source $(cat "$lab_dir"/stamps/{originals,estargz})"
+    key=$(formats_key)
     merge_key=$(cat "$repo_root"/scripts/lib/{merge_images,oci_layout}.py | sha256sum)
     # Each of them keeps one core busy for most of its time.
     stage formats "$key $zstd_chunked_level" make_formats &
@@ -101,4 +107,17 @@ build_formats() {
     wait "$skopeo"
     stage formats-check "$key $zstd_chunked_level" check_formats
     stage merge "$merge_repository $merge_key" make_merge_images
+}
+
+# Apart, because it needs the writers compiled.
+build_own_formats() {
+    local writers
+    writers=$(find "$repo_root"/examples "$repo_root"/src/{demo,layer} -type f \
+        \( -path '*writer*' -o -name images.rs -o -name lab_formats.rs \) -exec sha256sum {} + | sort)
+    stage formats-own "$(formats_key) $writers" make_own_formats
+}
+
+make_own_formats() {
+    (cd "$repo_root" && cargo run --locked --quiet --example lab_formats -- \
+        "$originals" "$formats_source" "$plain_registry/$formats_repository")
 }

@@ -10,7 +10,7 @@ use super::output::{Output, note};
 use super::text::{date, human_bytes, mode_text, size_text, table, visible_name};
 use crate::daemon::Query;
 use crate::error::Result;
-use crate::image::answers::{FileInfo, ImageInfo};
+use crate::image::answers::{FileInfo, ImageInfo, IndexedLayer};
 
 /// Tell what is known about an image, or a file of it
 #[derive(Debug, Args)]
@@ -43,8 +43,12 @@ impl Info {
         }
         out.pairs(&image_pairs(&info))?;
         out.line("")?;
-        let lines = table(&layer_rows(&info), &[0, 3, 4, 5, 6]);
-        lines.iter().try_for_each(|line| out.line(line))
+        let lines = table(&layer_rows(&info), &[0, 3, 4, 5, 6, 7]);
+        lines.iter().try_for_each(|line| out.line(line))?;
+        for refused in info.layers.iter().filter_map(|layer| layer.refused.as_ref()) {
+            note(&format!("warning: {refused}"));
+        }
+        Ok(())
     }
 }
 
@@ -60,31 +64,28 @@ fn image_pairs(info: &ImageInfo) -> Vec<(&'static str, String)> {
         pairs.push(("platforms", visible_name(&names.join(" "))));
         pairs.push(("manifest", info.manifest.to_string()));
     }
-    pairs.push(("inodes", info.inodes.to_string()));
-    pairs.push(("size", human_bytes(info.bytes)));
+    let unknown = || "not known before all layers have been read".to_owned();
+    let inodes = info.inodes.map_or_else(unknown, |inodes| inodes.to_string());
+    pairs.push(("inodes", inodes));
+    pairs.push(("size", info.bytes.map_or_else(unknown, human_bytes)));
     pairs
 }
 
 fn layer_rows(info: &ImageInfo) -> Vec<Vec<String>> {
     let head = [
-        "LAYER",
-        "FORMAT",
-        "VERIFIED BY",
-        "BLOB",
-        "UNPACKED",
-        "CACHED",
-        "ENTRIES",
-        "DIGEST",
+        "LAYER", "FORMAT", "READ", "BLOB", "UNPACKED", "INDEX", "CACHED", "ENTRIES", "DIGEST",
     ];
     let rows = info.layers.iter().enumerate().map(|(number, layer)| {
+        let of_index = |of: fn(&IndexedLayer) -> String| layer.indexed.as_ref().map_or("-".to_owned(), of);
         vec![
             number.to_string(),
             layer.format.clone(),
-            layer.verified_by.clone(),
+            layer.reading.clone(),
             human_bytes(layer.blob_bytes),
-            human_bytes(layer.unpacked_bytes),
-            human_bytes(layer.cached_bytes),
-            layer.entries.to_string(),
+            of_index(|index| human_bytes(index.unpacked_bytes)),
+            of_index(|index| human_bytes(index.index_bytes)),
+            of_index(|index| human_bytes(index.cached_bytes)),
+            of_index(|index| index.entries.to_string()),
             layer.digest.to_string(),
         ]
     });

@@ -1,6 +1,7 @@
 //! The command line: arguments in, printing out. Each command is one file with its arguments and a `run`; what it does
 //! is done below, in [`crate::daemon`]. Data goes to standard output, all else to standard error.
 
+mod cache;
 mod cat;
 mod config;
 mod context;
@@ -9,6 +10,7 @@ mod demo_registry;
 mod digest;
 mod get;
 mod globals;
+mod index;
 mod info;
 mod ls;
 mod manifest;
@@ -67,6 +69,8 @@ enum Command {
     Cat(cat::Cat),
     Get(get::Get),
     Prefetch(prefetch::Prefetch),
+    Cache(cache::Cache),
+    Index(index::Index),
     DemoRegistry(demo_registry::DemoRegistry),
 }
 
@@ -169,6 +173,8 @@ impl Command {
             Self::Cat(command) => command.run(context, &mut out).await,
             Self::Get(command) => command.run(context, &mut out).await,
             Self::Prefetch(command) => command.run(context, &mut out).await,
+            Self::Cache(command) => command.run(context, &mut out).await,
+            Self::Index(command) => command.run(context, &mut out).await,
             Self::DemoRegistry(command) => command.run(&mut out).await,
         }?;
         out.finish()

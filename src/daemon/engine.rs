@@ -21,7 +21,7 @@ use crate::image::Images;
 use crate::image::platform::Platform;
 use crate::image::resolve::Resolver;
 use crate::registry::reference::{DEFAULT_HOST, canonical_host, is_host, layout_host};
-use crate::registry::{Client, ClientOptions, CredentialEnvironment, HostOptions, Secret};
+use crate::registry::{Client, ClientOptions, CredentialEnvironment, HostOptions, HostPatterns, Secret};
 use crate::store::Store;
 use crate::store::lock::Lock;
 
@@ -49,7 +49,7 @@ impl Engine {
         credential_host: Option<&str>,
         runtime: &Handle,
     ) -> Result<Self> {
-        let client = Client::new(client_options(config, credential_host)?)?;
+        let client = client(config, credential_host)?;
         let store = Store::open_locked(&config.cache_dir, lock)?;
         let fetcher = Fetcher::new(client, store.clone(), runtime.clone(), config.timeout);
         let resolver = Resolver::new(fetcher.clone(), config.tag_ttl);
@@ -236,6 +236,15 @@ fn layouts(config: &Config, registries: &BTreeMap<String, HostOptions>) -> Resul
     Ok(layouts)
 }
 
+/// A registry client for what works without a store. `credential_host` is the registry that `credential` is for; without
+/// it, those that the configuration names.
+///
+/// # Errors
+/// [`Error::Usage`] for settings that cannot be meant.
+pub fn client(config: &Config, credential_host: Option<&str>) -> Result<Client> {
+    Client::new(client_options(config, credential_host)?)
+}
+
 /// The registry client's part of the settings.
 fn client_options(config: &Config, credential_host: Option<&str>) -> Result<ClientOptions> {
     let mut hosts = BTreeMap::<String, HostOptions>::new();
@@ -276,6 +285,8 @@ fn client_options(config: &Config, credential_host: Option<&str>) -> Result<Clie
         timeout: config.timeout,
         concurrency: config.concurrency,
         hosts,
+        allow: HostPatterns::new(&config.allow),
+        deny: HostPatterns::new(&config.deny),
         ..ClientOptions::default()
     })
 }

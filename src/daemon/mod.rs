@@ -26,8 +26,9 @@ mod source;
 mod spawn;
 
 pub use control::{mount, unmount, unmount_dead};
+pub use engine::client;
 pub use protocol::MountRequest;
 pub use query::{ImageName, Query};
 pub use run::{SHUTDOWN_WITHIN, allow_other_default, daemon, foreground, runtime, spawned};
 pub use session::Session;
-pub use source::MountSource;
+pub use source::{MountSource, layout_parts};

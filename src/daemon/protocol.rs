@@ -19,7 +19,7 @@ use crate::config::{Credential, Layer};
 use crate::error::{Error, Result};
 
 /// The version of the messages. A daemon and a client of different versions refuse each other with a remedy.
-pub(super) const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 3;
 /// Largest message in bytes.
 const MESSAGE_BYTES_MAX: u32 = 16 << 20;
 /// Largest piece of data in bytes.

@@ -1,6 +1,7 @@
 //! The read-only questions, and the one code that answers them: for a command that holds the store itself as for the
 //! clients of a daemon. Answers leave as bounded pieces, JSON documents and file contents alike.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -94,6 +95,23 @@ pub enum Query {
         /// How often a request is made again that a network failure ended without anything having come.
         retries: u32,
     },
+    /// Takes an image, or what patterns select of it, out of the cache: see [`crate::image::eviction::Evicted`].
+    Evict {
+        /// The image.
+        image: ImageName,
+        /// The patterns; none for all of it.
+        patterns: Vec<Vec<u8>>,
+    },
+    /// The indexes of an image's plain layers: see [`crate::image::indexes`].
+    ExportIndexes {
+        /// The image.
+        image: ImageName,
+    },
+    /// Takes indexes from a file in the store's directory for such, as [`crate::image::indexes::Imported`].
+    ImportIndexes {
+        /// The file, as [`crate::store::Store::incoming`] names one.
+        file: PathBuf,
+    },
     /// Mounts, cache, transfers and recent errors, as a JSON object.
     Status,
 }
@@ -138,8 +156,10 @@ impl Query {
             | Self::Cat { image, .. }
             | Self::Plan { image, .. }
             | Self::Contents { image, .. }
-            | Self::Prefetch { image, .. } => of_reference(&image.reference),
-            Self::Status => None,
+            | Self::Prefetch { image, .. }
+            | Self::Evict { image, .. }
+            | Self::ExportIndexes { image } => of_reference(&image.reference),
+            Self::ImportIndexes { .. } | Self::Status => None,
         }
     }
 
@@ -159,14 +179,17 @@ impl Query {
             | Self::Ls { image, .. }
             | Self::Config { image }
             | Self::Cat { image, .. }
-            | Self::Contents { image, .. } => image.parse().map(drop),
-            Self::Plan { image, patterns } | Self::Prefetch { image, patterns, .. } => {
+            | Self::Contents { image, .. }
+            | Self::ExportIndexes { image } => image.parse().map(drop),
+            Self::Plan { image, patterns }
+            | Self::Prefetch { image, patterns, .. }
+            | Self::Evict { image, patterns } => {
                 image.parse()?;
                 patterns
                     .iter()
                     .try_for_each(|text| Pattern::parse(text).map(drop))
             }
-            Self::Status => Ok(()),
+            Self::ImportIndexes { .. } | Self::Status => Ok(()),
         }
     }
 
@@ -174,7 +197,11 @@ impl Query {
     pub(super) fn is_stream(&self) -> bool {
         matches!(
             self,
-            Self::Cat { .. } | Self::Plan { .. } | Self::Contents { .. } | Self::Prefetch { .. }
+            Self::Cat { .. }
+                | Self::Plan { .. }
+                | Self::Contents { .. }
+                | Self::Prefetch { .. }
+                | Self::ExportIndexes { .. }
         )
     }
 }
@@ -248,6 +275,20 @@ pub(super) async fn answer(
                 .prefetch(&reference, &platform, &patterns, retries, to)
                 .await
         }
+        Query::Evict { image, patterns } => {
+            let (reference, platform) = image.parse()?;
+            let evicted = images.evict(&reference, &platform, &patterns).await?;
+            send_document(&evicted, to).await
+        }
+        Query::ExportIndexes { image } => {
+            let (reference, platform) = image.parse()?;
+            let exported = images.export_indexes(&reference, &platform).await?;
+            for layer in exported {
+                send_bytes(&layer.record().await?, to).await?;
+            }
+            Ok(())
+        }
+        Query::ImportIndexes { file } => send_document(&images.import_indexes(file).await?, to).await,
         Query::Status => send_document(&status(), to).await,
     }
 }

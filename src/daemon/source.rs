@@ -45,8 +45,8 @@ impl MountSource {
         if matches!(text, "" | "none" | IN_MOUNT_TABLE) {
             return Ok(Self::Registries);
         }
-        if let Some(layout) = text.strip_prefix(LAYOUT_PREFIX) {
-            return Self::parse_layout(text, layout);
+        if let Some((path, name)) = layout_parts(text)? {
+            return Self::parse_layout(path, name);
         }
         if let Some(host) = text.strip_suffix('/') {
             return canonical_host(host).map(Self::Registry);
@@ -63,17 +63,7 @@ impl MountSource {
         Ok(Self::Image(reference.to_string()))
     }
 
-    /// As skopeo does: the first colon ends the path.
-    fn parse_layout(text: &str, layout: &str) -> Result<Self> {
-        let (path, name) = match layout.split_once(':') {
-            Some((path, name)) => (path, Some(name).filter(|name| !name.is_empty())),
-            None => (layout, None),
-        };
-        if path.is_empty() {
-            return Err(Error::usage(format!(
-                "{text}: a layout is named oci:PATH or oci:PATH:TAG"
-            )));
-        }
+    fn parse_layout(path: &str, name: Option<&str>) -> Result<Self> {
         let path = Path::new(path)
             .canonicalize()
             .map_err(|error| match error.kind() {
@@ -118,6 +108,26 @@ impl MountSource {
             Error::Network { what, why } => Error::network(what, hinted(why)),
             error => error,
         }
+    }
+}
+
+/// Path and name of `oci:PATH[:NAME]`. As for skopeo the first colon ends the path. `None` for what is no layout.
+///
+/// # Errors
+/// [`Error::Usage`] without a path.
+pub fn layout_parts(text: &str) -> Result<Option<(&str, Option<&str>)>> {
+    let Some(layout) = text.strip_prefix(LAYOUT_PREFIX) else {
+        return Ok(None);
+    };
+    let (path, name) = match layout.split_once(':') {
+        Some((path, name)) => (path, Some(name).filter(|name| !name.is_empty())),
+        None => (layout, None),
+    };
+    match path.is_empty() {
+        false => Ok(Some((path, name))),
+        true => Err(Error::usage(format!(
+            "{text}: a layout is named oci:PATH or oci:PATH:TAG"
+        ))),
     }
 }
 

@@ -12,7 +12,7 @@ use crate::fetch::external_toc::ExternalTocs;
 use crate::fetch::single_flight::SingleFlight;
 use crate::fetch::{Fetcher, Source, blocking};
 use crate::layer::index::Summary;
-use crate::layer::{self, Descriptor, Step};
+use crate::layer::{self, Step};
 use crate::registry::reference::Repository;
 use crate::registry::{BlobBody, Provenance};
 use crate::store::layer::Layer;
@@ -58,8 +58,10 @@ impl Fetcher {
     /// # Errors
     /// Those of the registry client; [`Error::Malformed`] if the registry does not have the blob.
     pub async fn blob(&self, source: &Source, range: Range<u64>) -> Result<BlobBody> {
-        let Descriptor { digest, size, .. } = &source.descriptor;
-        let body = self.client.blob(&source.repository, digest, range, *size).await;
+        let body = self
+            .client
+            .layer(&source.repository, &source.descriptor, range)
+            .await;
         body.map_err(|error| source.blame(error))
     }
 
@@ -81,7 +83,7 @@ impl Fetcher {
         loop {
             let (compressed, provenance) = self
                 .client
-                .blob_bytes_from(repository, &descriptor.digest, range.clone(), descriptor.size)
+                .layer_bytes(repository, descriptor, range.clone())
                 .await
                 .map_err(|error| source.blame(error))?;
             let toc = blocking(&self.runtime, move || layer::toc(summary.format, &compressed));
@@ -156,12 +158,7 @@ impl Fetcher {
             indexer = next;
             match step {
                 Step::Need(range) => {
-                    let bytes = self.client.blob_bytes_from(
-                        repository,
-                        &descriptor.digest,
-                        range.clone(),
-                        descriptor.size,
-                    );
+                    let bytes = self.client.layer_bytes(repository, descriptor, range.clone());
                     let (bytes, provenance) = bytes.await.map_err(of_registry)?;
                     given.push((range, provenance));
                     have = Some(bytes);

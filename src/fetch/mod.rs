@@ -4,6 +4,7 @@
 //! A miss never belongs to the reader that caused it: the requests run as tasks of their own, so an interrupted reader
 //! harms nobody else, and what arrives stays in the store.
 
+mod cut;
 mod external_toc;
 mod file;
 mod flight;
@@ -14,6 +15,7 @@ pub mod plan;
 pub mod prefetch;
 pub mod readahead;
 mod settle;
+mod shared;
 pub mod single_flight;
 mod sink;
 
@@ -70,6 +72,10 @@ pub struct Source {
     pub place: Option<Place>,
 }
 
+fn key(layer: &Digest, size: u64, voucher: &str) -> Digest {
+    Digest::of(format!("layer {layer} size {size} {voucher}").as_bytes())
+}
+
 /// Where a layer stands in an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
@@ -89,7 +95,7 @@ impl Source {
     pub fn key(&self) -> Digest {
         let Descriptor { digest, size, .. } = &self.descriptor;
         let voucher = layer::index_promise(&self.descriptor, self.ztoc.as_ref());
-        Digest::of(format!("layer {digest} size {size} {voucher}").as_bytes())
+        key(digest, *size, &voucher)
     }
 
     /// The layer in words, for messages.

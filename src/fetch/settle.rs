@@ -70,7 +70,10 @@ impl Fetcher {
         let Descriptor { digest, size, .. } = blob;
         let what = format!("{}, its zTOC {digest}", source.name());
         if !(1..=ZTOC_BYTES_MAX).contains(size) {
-            return Err(Error::unsupported(what, format!("{size} bytes are none or too many")));
+            return Err(Error::unsupported(
+                what,
+                format!("{size} bytes are none or too many"),
+            ));
         }
         loop {
             let body = self.client.blob(&source.repository, digest, 0..*size, *size);

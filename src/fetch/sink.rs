@@ -34,8 +34,13 @@ struct Receiving {
 enum State {
     /// They are collected until they are verified.
     Collected(Vec<u8>),
-    /// They are written to their place, so many up to now, and count once they are verified.
-    Written(u64),
+    /// They are written to their place and count once they are verified.
+    Written {
+        /// So many up to now.
+        bytes: u64,
+        /// [`Layer::evictions`] before the first.
+        evictions: u64,
+    },
     /// They are there already. Writing them again would put unverified bytes in the place of verified ones.
     Present,
 }
@@ -61,7 +66,10 @@ impl<'a> StoreSink<'a> {
                 let chunk = index.source().vouch("layer index", index.chunk(number)?)?;
                 let state = match () {
                     () if self.layer.is_present(number) => State::Present,
-                    () if chunk.bytes > COLLECTED_CHUNK_BYTES_MAX => State::Written(0),
+                    () if chunk.bytes > COLLECTED_CHUNK_BYTES_MAX => State::Written {
+                        bytes: 0,
+                        evictions: self.layer.evictions(),
+                    },
                     () => State::Collected(Vec::with_capacity(chunk.bytes as usize)),
                 };
                 self.receiving.push(Receiving { number, chunk, state });
@@ -81,7 +89,7 @@ impl ChunkSink for StoreSink<'_> {
         match &mut receiving.state {
             State::Present => {}
             State::Collected(collected) => collected.extend_from_slice(bytes),
-            State::Written(written) => {
+            State::Written { bytes: written, .. } => {
                 let place = receiving.chunk.data_offset;
                 match layer.write(place.saturating_add(offset), bytes) {
                     Ok(()) => *written += bytes.len() as u64,
@@ -114,14 +122,10 @@ impl ChunkSink for StoreSink<'_> {
             .fetch_add(received.chunk.bytes, Ordering::Relaxed);
         match received.state {
             State::Present => Ok(()),
-            State::Written(_) => self.layer.mark(chunk),
+            State::Written { evictions, .. } => self.layer.mark_written(chunk, evictions),
             State::Collected(collected) => {
                 let place = received.chunk.data_offset;
-                let kept = self
-                    .layer
-                    .write(place, &collected)
-                    .and_then(|()| self.layer.mark(chunk));
-                if let Err(error) = kept {
+                if let Err(error) = self.layer.keep(chunk, place, &collected) {
                     // A full or broken disk must not fail the read.
                     self.fetcher
                         .keep_in_memory(self.layer, chunk, Bytes::from(collected), &error);

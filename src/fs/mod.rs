@@ -35,7 +35,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fetch::single_flight::SingleFlight;
 use crate::fs::blob::Streams;
-use crate::fs::hosts::{HostPatterns, Hosts};
+use crate::fs::hosts::Hosts;
 use crate::fs::ino::{Place, place};
 use crate::fs::journal::Journal;
 use crate::fs::merged::no_attribute;
@@ -49,6 +49,7 @@ use crate::fs::slots::Slots;
 use crate::image::Images;
 use crate::image::platform::Platform;
 use crate::layer::entry::Time;
+use crate::registry::HostPatterns;
 use crate::registry::reference::Repository;
 
 /// The longest that a directory read or an attribute waits for the network: as a read of content.

@@ -42,10 +42,10 @@ pub struct ImageInfo {
     pub platforms: Vec<Platform>,
     /// The layers, base first.
     pub layers: Vec<LayerInfo>,
-    /// Number of inodes of the merged tree.
-    pub inodes: u64,
-    /// Sum of the sizes of its regular files in bytes.
-    pub bytes: u64,
+    /// Number of inodes of the merged tree; none where one of the layers has not been read yet.
+    pub inodes: Option<u64>,
+    /// Sum of the sizes of its regular files in bytes, as `inodes`.
+    pub bytes: Option<u64>,
     /// What was odd in the layers and how it was read.
     pub warnings: Vec<String>,
 }
@@ -59,10 +59,21 @@ pub struct LayerInfo {
     pub media_type: String,
     /// Format, see [`crate::layer::Format::name`].
     pub format: String,
-    /// What vouches for the content: `toc digest` or `chunk digests only`.
-    pub verified_by: String,
+    /// What reading it costs, see [`crate::layer::Reading::name`].
+    pub reading: String,
     /// Size of the blob in bytes.
     pub blob_bytes: u64,
+    /// What its index says, once there is one.
+    #[serde(flatten)]
+    pub indexed: Option<IndexedLayer>,
+    /// Why it cannot be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
+}
+
+/// What the index of a layer says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IndexedLayer {
     /// Sum of the sizes of its regular files in bytes.
     pub unpacked_bytes: u64,
     /// Size of our index of it in bytes.

@@ -32,7 +32,7 @@ const PREFETCH_REQUESTS_MAX: usize = 16;
 const TELL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The files of one layer that something is done with.
-type OfLayer = (Arc<Source>, Arc<Layer>, Vec<Range<u32>>);
+pub(super) type OfLayer = (Arc<Source>, Arc<Layer>, Vec<Range<u32>>);
 
 /// What a prefetch says of itself: a JSON document a line, the last one [`Prefetched::Done`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -296,7 +296,7 @@ impl Images {
     }
 
     /// The image that a reference chooses, its tree, and why that is only what was known before.
-    async fn opened(
+    pub(super) async fn opened(
         self: &Arc<Self>,
         reference: &Reference,
         platform: &Platform,
@@ -330,7 +330,7 @@ impl Images {
     }
 
     /// The regular files among what is selected, each once.
-    async fn selected_files(&self, rootfs: &Rootfs, selection: &Selection) -> Result<Vec<FileAt>> {
+    pub(super) async fn selected_files(&self, rootfs: &Rootfs, selection: &Selection) -> Result<Vec<FileAt>> {
         let mut nodes = HashMap::new();
         selection.each(rootfs.tree(), |selected| {
             if selected.node.kind == Kind::File {
@@ -355,7 +355,7 @@ impl Images {
 }
 
 /// What the patterns select of a tree, those that select nothing, and the file that the only one leads to.
-fn select(rootfs: &Rootfs, patterns: &[Vec<u8>]) -> Result<(Selection, Vec<Error>, Option<u32>)> {
+pub(super) fn select(rootfs: &Rootfs, patterns: &[Vec<u8>]) -> Result<(Selection, Vec<Error>, Option<u32>)> {
     let mut selection = Selection::default();
     let mut unmatched = Vec::new();
     let mut file = None;
@@ -371,7 +371,7 @@ fn select(rootfs: &Rootfs, patterns: &[Vec<u8>]) -> Result<(Selection, Vec<Error
 }
 
 /// The chunks of files, by the layers that they are in.
-fn by_layer(files: &[FileAt]) -> Result<Vec<OfLayer>> {
+pub(super) fn by_layer(files: &[FileAt]) -> Result<Vec<OfLayer>> {
     let mut layers: Vec<OfLayer> = Vec::new();
     for file in files.iter().filter(|file| file.size > 0) {
         let chunks = file.layer.index().entry(file.entry)?.chunk_range();

@@ -288,8 +288,7 @@ impl Images {
             let sources = self.settled(&image.sources).await?;
             let layers: Vec<String> = sources.iter().map(|source| source.key().hex()).collect();
             let key = Digest::of(format!("rootfs {}", layers.join(" ")).as_bytes());
-            self.build(image.name(), key, sources, Whiteouts::Apply)
-                .await
+            self.build(image.name(), key, sources, Whiteouts::Apply).await
         };
         image.rootfs.get_or_try_init(build).await.cloned()
     }
@@ -309,8 +308,7 @@ impl Images {
         let build = || async {
             let source = self.fetcher.settle(source).await?;
             let key = Digest::of(format!("layer {}", source.key().hex()).as_bytes());
-            self.build(what, key, vec![source], Whiteouts::Show)
-                .await
+            self.build(what, key, vec![source], Whiteouts::Show).await
         };
         cell.get_or_try_init(build).await.cloned()
     }
@@ -409,13 +407,7 @@ impl Images {
     }
 }
 
-fn image(
-    repository: &Repository,
-    digest: &Digest,
-    bytes: Bytes,
-    manifest: Manifest,
-    ztocs: &Ztocs,
-) -> Image {
+fn image(repository: &Repository, digest: &Digest, bytes: Bytes, manifest: Manifest, ztocs: &Ztocs) -> Image {
     let source = |(number, descriptor): (usize, &crate::layer::Descriptor)| {
         Arc::new(Source {
             repository: repository.clone(),

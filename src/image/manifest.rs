@@ -13,6 +13,10 @@ use crate::layer::Descriptor;
 const LAYERS_MAX: usize = 1024;
 /// The most manifests an index may have.
 const MANIFESTS_MAX: usize = 4096;
+/// The most URLs of one descriptor that are kept: real ones have one, and each may cost a request.
+const URLS_MAX: usize = 8;
+/// Longest URL that is kept, in bytes: what servers commonly take.
+const URL_BYTES_MAX: usize = 8192;
 
 /// What an entry of an index has that is the SOCI index of an image: that image's digest.
 const SOCI_IMAGE_ANNOTATION: &str = "com.amazon.soci.image-manifest-digest";
@@ -44,12 +48,15 @@ impl RawDescriptor {
             .trim()
             .to_owned();
         let annotations = self.annotations.unwrap_or_default();
+        let mut urls = self.urls.unwrap_or_default();
+        urls.truncate(URLS_MAX);
+        urls.retain(|url| url.len() <= URL_BYTES_MAX);
         Descriptor {
             media_type,
             digest: self.digest,
             size: self.size,
             annotations,
-            urls: self.urls.unwrap_or_default(),
+            urls,
         }
     }
 }
@@ -154,14 +161,18 @@ impl Document {
 /// SOCI index of another entry.
 fn index_entry(raw: RawDescriptor) -> Option<IndexEntry> {
     let is_soci = |annotations: &BTreeMap<_, _>| annotations.contains_key(SOCI_IMAGE_ANNOTATION);
-    if raw.artifact_type.is_some() || raw.annotations.as_ref().is_some_and(is_soci) {
-        return None;
-    }
-    let platform = raw.platform.filter(|platform| platform.os != "unknown")?;
+    let is_image = is_image(raw.platform.as_ref(), raw.artifact_type.as_deref())
+        && !raw.annotations.as_ref().is_some_and(is_soci);
     Some(IndexEntry {
         digest: raw.digest,
-        platform,
+        platform: raw.platform.filter(|_| is_image)?,
     })
+}
+
+/// Whether an entry of an index with this platform and type of artifact is an image.
+#[must_use]
+pub fn is_image(platform: Option<&Platform>, artifact_type: Option<&str>) -> bool {
+    platform.is_some_and(|platform| platform.os != "unknown") && artifact_type.is_none()
 }
 
 /// The entry of an index that someone who wants `platform` means: one that names the same variant before one that leaves
@@ -200,6 +211,23 @@ mod tests {
         );
         let parsed = Document::parse("x", text.as_bytes()).unwrap();
         assert_eq!(parsed, Document::Index(vec![entry("linux/arm/v7", b"1")]));
+    }
+
+    #[test]
+    fn urls_are_kept_within_bounds() {
+        let digest = Digest::of(b"1");
+        let parse = |urls: &[String]| {
+            let layer = serde_json::json!({ "digest": digest, "size": 1, "urls": urls });
+            let text = serde_json::json!({ "config": { "digest": digest, "size": 1 }, "layers": [layer] });
+            match Document::parse("x", text.to_string().as_bytes()).unwrap() {
+                Document::Manifest(manifest) => manifest.layers[0].urls.clone(),
+                Document::Index(_) => panic!("an index"),
+            }
+        };
+        let url = "https://a.example/x".to_owned();
+        assert_eq!(parse(std::slice::from_ref(&url)), std::slice::from_ref(&url));
+        assert_eq!(parse(&vec![url.clone(); 100]).len(), 8);
+        assert_eq!(parse(&["x".repeat(8193), url.clone()]), [url]);
     }
 
     #[test]

@@ -5,7 +5,9 @@
 
 pub mod answers;
 pub mod copy;
+pub mod eviction;
 pub mod images;
+pub mod indexes;
 pub mod manifest;
 pub mod openness;
 pub mod plan;

@@ -6,14 +6,16 @@ use bytes::Bytes;
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::fetch::{Fetcher, FileAt};
-use crate::image::answers::{FileInfo, ImageInfo, LayerInfo, Listing, Resolved};
+use crate::fetch::{Fetcher, FileAt, Source};
+use crate::image::answers::{FileInfo, ImageInfo, IndexedLayer, LayerInfo, Listing, Resolved};
 use crate::image::images::{Image, Images, Named, Rootfs};
 use crate::image::manifest::choose;
 use crate::image::platform::Platform;
 use crate::image::tree::Node;
 use crate::layer::entry::Kind;
+use crate::layer::{self, Reading};
 use crate::registry::reference::{Reference, Repository, Target, canonical_host};
+use crate::store::layer::Layer;
 
 /// A file of an image, open for reading.
 #[derive(Debug)]
@@ -173,42 +175,57 @@ impl Images {
             Some(platform) => platform,
             None => config_platform(&self.image_config(&image).await?).unwrap_or_else(|| platform.clone()),
         };
-        let rootfs = self.rootfs(&image).await?;
         let mut layers = Vec::with_capacity(image.sources().len());
         for source in image.sources() {
-            let layer = self.fetcher().layer(source).await?;
-            let summary = *layer.index().summary();
-            layers.push(LayerInfo {
-                digest: source.descriptor.digest,
-                media_type: source.descriptor.media_type.clone(),
-                format: summary.format.name().to_owned(),
-                verified_by: if summary.toc_promised {
-                    "toc digest"
-                } else {
-                    "chunk digests only"
-                }
-                .to_owned(),
-                blob_bytes: summary.blob_bytes,
-                unpacked_bytes: summary.unpacked_bytes,
-                index_bytes: layer.index().index_bytes(),
-                cached_bytes: layer.cached_bytes()?,
-                entries: u64::from(layer.index().entry_count()),
-            });
+            layers.push(self.layer_info(source).await?);
         }
-        let totals = rootfs.tree().totals();
-        let (store, key) = (Arc::clone(self.fetcher().store()), *rootfs.key());
-        let warnings =
-            crate::fetch::blocking(self.fetcher().runtime(), move || store.db().warnings(&key)).await?;
+        let (mut inodes, mut bytes, mut warnings) = (None, None, Vec::new());
+        if layers.iter().all(|layer| layer.indexed.is_some()) {
+            let rootfs = self.rootfs(&image).await?;
+            let totals = rootfs.tree().totals();
+            (inodes, bytes) = (Some(totals.nodes), Some(totals.bytes));
+            let (store, key) = (Arc::clone(self.fetcher().store()), *rootfs.key());
+            let read = move || store.db().warnings(&key);
+            warnings = crate::fetch::blocking(self.fetcher().runtime(), read).await?;
+        }
         Ok(ImageInfo {
             resolved,
             manifest: *image.digest(),
             platform,
             platforms,
             layers,
-            inodes: totals.nodes,
-            bytes: totals.bytes,
+            inodes,
+            bytes,
             warnings,
         })
+    }
+
+    /// What is known of a layer without reading all of it.
+    ///
+    /// # Errors
+    /// Those of the network, for a layer whose index takes a few ranges.
+    pub async fn layer_info(&self, source: &Arc<Source>) -> Result<LayerInfo> {
+        let (format, reading) = layer::expected(&source.descriptor, source.ztoc.as_ref());
+        let known = match reading {
+            Reading::PassNeeded => Ok(self.fetcher().stored_layer(source).await?),
+            _ => self.fetcher().layer(source).await.map(Some),
+        };
+        let mut info = LayerInfo {
+            digest: source.descriptor.digest,
+            media_type: source.descriptor.media_type.clone(),
+            format: format.name().to_owned(),
+            reading: reading.name().to_owned(),
+            blob_bytes: source.descriptor.size,
+            indexed: None,
+            refused: None,
+        };
+        match known {
+            Ok(None) => {}
+            Ok(Some(layer)) => describe_index(&mut info, &layer)?,
+            Err(error) if error.is_network() => return Err(error),
+            Err(error) => info.refused = Some(error.to_string()),
+        }
+        Ok(info)
     }
 
     /// One path of an image, the last component not followed.
@@ -336,6 +353,20 @@ pub fn content_digest(at: &FileAt) -> Result<Option<Digest>> {
     }
     let chunk = index.chunk(chunks.start)?;
     Ok(chunk.digest.filter(|_| chunk.bytes == entry.size))
+}
+
+/// Says of a layer what its index says.
+fn describe_index(info: &mut LayerInfo, layer: &Layer) -> Result<()> {
+    let summary = layer.index().summary();
+    info.format = summary.format.name().to_owned();
+    info.reading = layer::reading(layer.index()).name().to_owned();
+    info.indexed = Some(IndexedLayer {
+        unpacked_bytes: summary.unpacked_bytes,
+        index_bytes: layer.index().index_bytes(),
+        cached_bytes: layer.cached_bytes()?,
+        entries: u64::from(layer.index().entry_count()),
+    });
+    Ok(())
 }
 
 fn kind_name(kind: Kind) -> &'static str {

@@ -164,7 +164,9 @@ fn ztocs_of(image: &str, index: Manifest) -> Ztocs {
     for blob in index.layers {
         let layer = blob.annotations.get(LAYER_ANNOTATION).map(|text| text.parse());
         match layer {
-            Some(Ok(layer)) if blob.size <= ZTOC_BYTES_MAX && blob.media_type == "application/octet-stream" => {
+            Some(Ok(layer))
+                if blob.size <= ZTOC_BYTES_MAX && blob.media_type == "application/octet-stream" =>
+            {
                 ztocs.entry(layer).or_insert(blob);
             }
             _ => tracing::debug!(image, blob = %blob.digest, "not a zTOC that can be used"),

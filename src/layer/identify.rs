@@ -6,11 +6,12 @@ use crate::error::{Error, Result};
 use crate::layer::estargz::{EstargzIndexer, GzipMember, TOC_DIGEST_ANNOTATION, unpack_toc};
 use crate::layer::gzip::decompress::GzipPass;
 use crate::layer::gzip::span::Span;
-use crate::layer::index::{Coding, Index};
+use crate::layer::index::{Coding, Index, Member};
 use crate::layer::soci::SociIndexer;
 use crate::layer::stored::{StoredMember, Uncompressed};
 use crate::layer::zstd::{self, ZstdDecompressor, ZstdMember};
-use crate::layer::{Decompressor, Descriptor, Format, Indexer, MemberDecoder, Step};
+use crate::layer::zstd_chunked::{self, ZstdChunkedIndexer};
+use crate::layer::{Decompressor, Descriptor, Format, Indexer, MemberDecoder, Reading, Step};
 
 /// What turns a layer into its index. `ztoc` is the blob that a SOCI index names for it.
 ///
@@ -37,10 +38,21 @@ pub fn indexer(descriptor: &Descriptor, ztoc: Option<&Descriptor>) -> Result<Box
     if let Some(ztoc) = ztoc {
         return Ok(Box::new(SociIndexer::new(descriptor, ztoc)?));
     }
-    if descriptor.annotations.contains_key(TOC_DIGEST_ANNOTATION) {
+    if let Some(indexer) = ZstdChunkedIndexer::new(descriptor)? {
+        return Ok(Box::new(indexer));
+    }
+    if estargz_promise(descriptor).is_some() {
         return Ok(Box::new(EstargzIndexer::new(descriptor)?));
     }
     Ok(Box::new(WholeBlob))
+}
+
+/// The promise of an eStargz TOC. What says to be zstd has none: there it is a second promise beside those of
+/// zstd:chunked, or of a TOC that nobody knows the place of.
+fn estargz_promise(descriptor: &Descriptor) -> Option<&str> {
+    let is_zstd = format_of_media_type(&descriptor.media_type) == Format::Zstd;
+    let promise = descriptor.annotations.get(TOC_DIGEST_ANNOTATION);
+    promise.map(String::as_str).filter(|_| !is_zstd)
 }
 
 /// Asks for one pass over the blob.
@@ -63,22 +75,28 @@ pub fn decompressor(first: &[u8]) -> Box<dyn Decompressor> {
     }
 }
 
+/// What [`index_promise`] says of a layer for which its blob's digest vouches.
+pub const WHOLE_BLOB: &str = "blob";
+
 /// What vouches for a layer's index, in words that are equal only where the content is: the digest that the manifest
 /// promises for its table of contents, or, as one pass checks it, the blob's own.
 #[must_use]
 pub fn index_promise(descriptor: &Descriptor, ztoc: Option<&Descriptor>) -> String {
-    match (ztoc, descriptor.annotations.get(TOC_DIGEST_ANNOTATION)) {
-        (Some(ztoc), _) => format!("ztoc {}", ztoc.digest),
-        (None, Some(toc)) => format!("index {toc}"),
-        (None, None) => "blob".to_owned(),
+    if let Some(ztoc) = ztoc {
+        return format!("ztoc {}", ztoc.digest);
     }
+    if let Some(promise) = zstd_chunked::promise(&descriptor.annotations) {
+        return promise;
+    }
+    estargz_promise(descriptor).map_or_else(|| WHOLE_BLOB.to_owned(), |toc| format!("index {toc}"))
 }
 
 /// Whether a zTOC is of use for a layer: not where the manifest promises an index of its own, which has a digest for every
 /// chunk, nor for a compression that zTOCs do not know.
 #[must_use]
 pub fn takes_ztoc(descriptor: &Descriptor) -> bool {
-    index_promise(descriptor, None) == "blob" && format_of_media_type(&descriptor.media_type) != Format::Zstd
+    index_promise(descriptor, None) == WHOLE_BLOB
+        && format_of_media_type(&descriptor.media_type) != Format::Zstd
 }
 
 /// A decoder for member `member` of a layer. It holds what it needs of the index. When a member's range is used up before
@@ -102,7 +120,48 @@ pub fn decoder<B: Deref<Target = [u8]>>(index: &Index<B>, member: u32) -> Result
 pub fn toc(format: Format, compressed: &[u8]) -> Result<Vec<u8>> {
     match format {
         Format::Estargz => unpack_toc(compressed),
+        Format::ZstdChunked => zstd_chunked::unpack_toc(compressed),
         other => Err(Error::unsupported("table of contents", other.name())),
+    }
+}
+
+/// The format of a layer that is not indexed, as far as its manifest says it, and what reading it will cost.
+#[must_use]
+pub fn expected(descriptor: &Descriptor, ztoc: Option<&Descriptor>) -> (Format, Reading) {
+    let media_type = descriptor.media_type.to_ascii_lowercase();
+    let is_promised = index_promise(descriptor, ztoc) != WHOLE_BLOB;
+    let format = match () {
+        () if ztoc.is_some() => Format::Soci,
+        () if media_type.contains("zstd") && is_promised => Format::ZstdChunked,
+        () if media_type.contains("zstd") => Format::Zstd,
+        () if media_type.contains("gzip") && is_promised => Format::Estargz,
+        () if media_type.contains("gzip") => Format::Gzip,
+        () => Format::Tar,
+    };
+    match is_promised {
+        true => (format, Reading::Ranges),
+        false => (format, Reading::PassNeeded),
+    }
+}
+
+/// What reading a layer costs that is indexed.
+#[must_use]
+pub fn reading<B: Deref<Target = [u8]>>(index: &Index<B>) -> Reading {
+    if index.summary().passed().is_none() {
+        return Reading::Ranges;
+    }
+    let is_whole = |member| {
+        matches!(
+            member,
+            Ok(Member {
+                coding: Coding::Zstd,
+                ..
+            })
+        )
+    };
+    match index.member_count() {
+        1 if is_whole(index.member(0)) => Reading::KeptWhole,
+        _ => Reading::PassDone,
     }
 }
 
@@ -114,5 +173,43 @@ pub fn format_of_media_type(media_type: &str) -> Format {
         () if media_type.contains("zstd") => Format::Zstd,
         () if media_type.contains("gzip") => Format::Gzip,
         () => Format::Tar,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::Digest;
+
+    #[test]
+    fn the_manifest_says_what_reading_will_cost() {
+        let layer = |media_type: &str, promise: Option<&str>| Descriptor {
+            media_type: media_type.to_owned(),
+            digest: Digest::of(b""),
+            size: 1,
+            annotations: promise
+                .map(|key| (key.to_owned(), Digest::of(b"").to_string()))
+                .into_iter()
+                .collect(),
+            urls: Vec::new(),
+        };
+        let oci = "application/vnd.oci.image.layer.v1.tar";
+        let gzip = layer(&format!("{oci}+gzip"), None);
+        let lazy = layer(&format!("{oci}+gzip"), Some(TOC_DIGEST_ANNOTATION));
+        let docker = layer("application/vnd.docker.image.rootfs.diff.tar.gzip", None);
+        for (descriptor, ztoc, said) in [
+            (&gzip, None, (Format::Gzip, Reading::PassNeeded)),
+            (&docker, None, (Format::Gzip, Reading::PassNeeded)),
+            (&gzip, Some(&lazy), (Format::Soci, Reading::Ranges)),
+            (&lazy, None, (Format::Estargz, Reading::Ranges)),
+            (
+                &layer(&format!("{oci}+zstd"), None),
+                None,
+                (Format::Zstd, Reading::PassNeeded),
+            ),
+            (&layer(oci, None), None, (Format::Tar, Reading::PassNeeded)),
+        ] {
+            assert_eq!(expected(descriptor, ztoc), said, "{descriptor:?}");
+        }
     }
 }

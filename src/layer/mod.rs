@@ -7,6 +7,7 @@ mod checked;
 mod cutter;
 pub mod entry;
 pub mod estargz;
+pub mod exchange;
 pub(crate) mod fields;
 pub mod gzip;
 mod identify;
@@ -17,8 +18,11 @@ pub mod soci;
 mod stored;
 pub mod tar;
 pub mod time;
+mod toc_json;
+mod toc_writer;
 pub mod xattrs;
 mod zstd;
+pub mod zstd_chunked;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -26,7 +30,10 @@ use std::ops::Range;
 use crate::digest::Digest;
 use crate::error::Result;
 
-pub use identify::{decoder, decompressor, format_of_media_type, index_promise, indexer, takes_ztoc, toc};
+pub use identify::{
+    WHOLE_BLOB, decoder, decompressor, expected, format_of_media_type, index_promise, indexer, reading,
+    takes_ztoc, toc,
+};
 
 /// How a layer's bytes are laid out, as shown in `layers/N/format`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -73,6 +80,32 @@ impl Format {
         ]
         .into_iter()
         .find(|format| *format as u8 == byte)
+    }
+}
+
+/// What reading a layer costs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reading {
+    /// A table of contents says where everything is: each read fetches what it needs.
+    Ranges,
+    /// Before the first read one pass over the whole blob is needed.
+    PassNeeded,
+    /// One pass has been made; each read fetches what it needs.
+    PassDone,
+    /// One pass has been made. Its content cannot be read from the middle: what has left the cache costs another pass.
+    KeptWhole,
+}
+
+impl Reading {
+    /// The words that users see.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ranges => "ranges",
+            Self::PassNeeded => "one pass needed",
+            Self::PassDone => "pass done",
+            Self::KeptWhole => "kept whole",
+        }
     }
 }
 

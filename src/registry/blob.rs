@@ -12,8 +12,10 @@ use reqwest::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_RANGE, HeaderMa
 use reqwest::{Method, StatusCode};
 use tokio::time::Instant;
 
+use super::answer::refusal;
 use super::endpoint::{Endpoint, Need, Provenance, Route};
 use super::failure::{Cause, Failure};
+use super::foreign::ForeignUrls;
 use super::host::{Host, Kind};
 use super::redirect::is_redirect;
 use super::reference::Repository;
@@ -33,6 +35,16 @@ pub(super) const COLLECTED_BYTES_MAX: u64 = 64 << 20;
 /// How long the end of a body is waited for after its last byte, so that its connection can be used again.
 const END_WAIT: Duration = Duration::from_secs(1);
 
+/// Where a blob is to be had, and how large it is.
+#[derive(Clone, Copy)]
+pub(super) struct BlobAt<'a> {
+    pub(super) repository: &'a Repository,
+    pub(super) digest: &'a Digest,
+    pub(super) blob_bytes: u64,
+    /// What is asked where the registry does not have it.
+    pub(super) foreign: &'a ForeignUrls,
+}
+
 /// The bytes of one range, as they come. Dropping it ends its request.
 pub struct BlobBody {
     core: Arc<Core>,
@@ -43,6 +55,8 @@ pub struct BlobBody {
     blob_bytes: u64,
     attempts: Attempts,
     route: Route,
+    /// What is left to ask when the route ends.
+    foreign: ForeignUrls,
     /// The patience for the mirror that is asked now, if it is one with a successor.
     bounded: Option<Attempts>,
     provenance: Provenance,
@@ -66,14 +80,14 @@ struct Pace {
     bytes: u64,
 }
 
-/// Opens `range` of a blob of `blob_bytes` bytes; the answer's head has been checked when this returns.
-pub(super) async fn open(
-    core: &Arc<Core>,
-    repository: &Repository,
-    digest: &Digest,
-    range: Range<u64>,
-    blob_bytes: u64,
-) -> Result<BlobBody> {
+/// Opens `range` of a blob; the answer's head has been checked when this returns.
+pub(super) async fn open(core: &Arc<Core>, at: BlobAt<'_>, range: Range<u64>) -> Result<BlobBody> {
+    let BlobAt {
+        repository,
+        digest,
+        blob_bytes,
+        foreign,
+    } = at;
     let what = format!("{repository}@{digest}");
     if range.start > range.end || range.end > blob_bytes {
         let (start, end) = (range.start, range.end);
@@ -88,6 +102,7 @@ pub(super) async fn open(
     let route = core.route(&attempts.what, repository.host(), Need::Pull).await?;
     let mut body = BlobBody {
         route: route.for_blob(repository, digest),
+        foreign: foreign.clone(),
         bounded: None,
         provenance: Provenance::default(),
         core: Arc::clone(core),
@@ -100,9 +115,15 @@ pub(super) async fn open(
         pace: Pace::default(),
         open: None,
     };
-    if !range.is_empty() {
-        body.open = Some(body.ask().await?);
+    if range.is_empty() {
+        return Ok(body);
     }
+    if !body.foreign.is_empty() && body.route.is_in_vain() {
+        // Else every range would ask in vain first.
+        let error = Error::not_found(&body.attempts.what, "the registry did not have it a moment ago");
+        body.go_on(error).await?;
+    }
+    body.open = Some(body.ask().await?);
     Ok(body)
 }
 
@@ -127,15 +148,16 @@ pub(super) async fn collect(mut body: BlobBody) -> Result<Bytes> {
 }
 
 /// A whole blob of at most [`COLLECTED_BYTES_MAX`], verified.
-pub(super) async fn whole_verified(
-    core: &Arc<Core>,
-    repository: &Repository,
-    digest: &Digest,
-    blob_bytes: u64,
-) -> Result<Bytes> {
+pub(super) async fn whole_verified(core: &Arc<Core>, at: BlobAt<'_>) -> Result<Bytes> {
+    let BlobAt {
+        repository,
+        digest,
+        blob_bytes,
+        ..
+    } = at;
     let what = || format!("{repository}@{digest}");
     loop {
-        let body = open(core, repository, digest, 0..blob_bytes, blob_bytes).await?;
+        let body = open(core, at, 0..blob_bytes).await?;
         let provenance = body.provenance();
         let bytes = collect(body).await?;
         let actual = Digest::of(&bytes);
@@ -198,7 +220,7 @@ impl BlobBody {
                             }
                         }
                         Err(error) => {
-                            self.pass(error)?;
+                            self.pass(error).await?;
                             continue;
                         }
                     }
@@ -212,7 +234,7 @@ impl BlobBody {
             let host = Arc::clone(&open.answer.host);
             drop(open);
             if let Err(error) = self.patience().pause(&host, &failure).await {
-                self.pass(error)?;
+                self.pass(error).await?;
             }
         }
         self.finish().await?;
@@ -225,11 +247,26 @@ impl BlobBody {
     }
 
     /// What was asked last failed: goes on to the next endpoint, if there is one.
-    fn pass(&mut self, error: Error) -> Result<()> {
-        self.route.pass(error)?;
+    async fn pass(&mut self, error: Error) -> Result<()> {
+        if let Err(error) = self.route.pass(error) {
+            self.go_on(error).await?;
+        }
         self.bounded = None;
         self.pace = Pace::default();
         self.attempts.wait_anew();
+        Ok(())
+    }
+
+    /// Nobody along the route gives the blob, because of `error`: goes on to the URLs of its descriptor, if that may help.
+    async fn go_on(&mut self, error: Error) -> Result<()> {
+        let urls = std::mem::take(&mut self.foreign);
+        let Some(last) = self.route.current().ok().filter(|_| urls.may_help(&error)) else {
+            return Err(error);
+        };
+        let endpoints = urls
+            .endpoints(&self.core.transport, &last.host, error.clone())
+            .await?;
+        self.route.go_on(&error, endpoints);
         Ok(())
     }
 
@@ -302,7 +339,7 @@ impl BlobBody {
                     self.provenance.note(self.position, &endpoint, has_next);
                     return Ok(open);
                 }
-                Err(error) => self.pass(error)?,
+                Err(error) => self.pass(error).await?,
             }
         }
     }
@@ -349,7 +386,13 @@ impl BlobBody {
         let mut reached = self.core.request(endpoint, &request, attempts).await?;
         let host = &endpoint.host;
         if !is_range_answer(reached.answer.status()) {
-            return Err(self.core.refuse(host, &self.attempts.what, &mut reached).await);
+            return Err(match endpoint.is_foreign() {
+                true => {
+                    let how = "it was asked without credentials, as a URL in a manifest is";
+                    refusal(&self.attempts.what, &mut reached.answer, how).await
+                }
+                false => self.core.refuse(host, &self.attempts.what, &mut reached).await,
+            });
         }
         let Reached {
             answer, elsewhere, ..

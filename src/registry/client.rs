@@ -8,7 +8,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::auth::Auth;
+use super::blob::BlobAt;
 use super::endpoint::Provenance;
+use super::foreign::ForeignUrls;
 use super::host::HostHealth;
 use super::layout::{LayoutList, Layouts};
 use super::manifest::{self, ManifestBytes};
@@ -22,6 +24,7 @@ use super::transport::Transport;
 use super::{blob, paging, referrers};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::layer::Descriptor;
 
 /// Largest blob of the kinds that every image has, such as its configuration.
 const SMALL_BLOB_BYTES_MAX: u64 = 8 << 20;
@@ -137,7 +140,38 @@ impl Client {
             let body = layout.blob(repository, digest, range, blob_bytes).await?;
             return Ok(BlobBody::Layout(body));
         }
-        let body = blob::open(&self.core, repository, digest, range, blob_bytes).await?;
+        let at = BlobAt {
+            repository,
+            digest,
+            blob_bytes,
+            foreign: &ForeignUrls::default(),
+        };
+        let body = blob::open(&self.core, at, range).await?;
+        Ok(BlobBody::Registry(Box::new(body)))
+    }
+
+    /// The same of a layer, which may be at the URLs of its descriptor where the registry does not have it.
+    ///
+    /// # Errors
+    /// As [`Self::blob`].
+    pub async fn layer(
+        &self,
+        repository: &Repository,
+        descriptor: &Descriptor,
+        range: Range<u64>,
+    ) -> Result<BlobBody> {
+        if self.layouts.get(repository.host()).is_some() {
+            return self
+                .blob(repository, &descriptor.digest, range, descriptor.size)
+                .await;
+        }
+        let at = BlobAt {
+            repository,
+            digest: &descriptor.digest,
+            blob_bytes: descriptor.size,
+            foreign: &ForeignUrls::new(&descriptor.media_type, &descriptor.urls),
+        };
+        let body = blob::open(&self.core, at, range).await?;
         Ok(BlobBody::Registry(Box::new(body)))
     }
 
@@ -152,28 +186,24 @@ impl Client {
         range: Range<u64>,
         blob_bytes: u64,
     ) -> Result<Bytes> {
-        let from = self.blob_bytes_from(repository, digest, range, blob_bytes);
-        from.await.map(|(bytes, _)| bytes)
+        let body = self.blob(repository, digest, range, blob_bytes).await?;
+        body.collect().await
     }
 
-    /// The same, and who gave it: for callers that can tell whether the bytes are what they should be.
+    /// [`Self::layer`] in one piece, of at most 64 MiB, and who gave it: for callers that can tell whether the bytes are
+    /// what they should be.
     ///
     /// # Errors
     /// As [`Self::blob`].
-    pub async fn blob_bytes_from(
+    pub async fn layer_bytes(
         &self,
         repository: &Repository,
-        digest: &Digest,
+        descriptor: &Descriptor,
         range: Range<u64>,
-        blob_bytes: u64,
     ) -> Result<(Bytes, Provenance)> {
-        if let Some(layout) = self.layouts.get(repository.host()) {
-            let bytes = layout.blob_bytes(repository, digest, range, blob_bytes).await?;
-            return Ok((bytes, Provenance::default()));
-        }
-        let body = blob::open(&self.core, repository, digest, range, blob_bytes).await?;
+        let body = self.layer(repository, descriptor, range).await?;
         let provenance = body.provenance();
-        Ok((blob::collect(body).await?, provenance))
+        Ok((body.collect().await?, provenance))
     }
 
     /// A whole blob of at most 8 MiB, such as an image's configuration, verified against its digest.
@@ -209,7 +239,13 @@ impl Client {
         if let Some(layout) = self.layouts.get(repository.host()) {
             return layout.whole_blob(repository, digest, blob_bytes, bytes_max).await;
         }
-        blob::whole_verified(&self.core, repository, digest, blob_bytes).await
+        let at = BlobAt {
+            repository,
+            digest,
+            blob_bytes,
+            foreign: &ForeignUrls::default(),
+        };
+        blob::whole_verified(&self.core, at).await
     }
 
     /// The tags of a repository, in pages.

@@ -49,6 +49,8 @@ pub(super) struct Endpoint {
     pub(super) headers: HeaderMap,
     /// Whether a certificate or headers of ours tell it who we are.
     pub(super) knows_us: bool,
+    /// It is no registry: this is where a manifest says that a blob is to be had.
+    foreign: Option<Url>,
     /// Blobs that it does not have (or not for us, or not in ranges), by repository, and until when that is believed.
     lacking: Mutex<LruCache<(String, Digest), Instant>>,
 }
@@ -63,12 +65,35 @@ impl Endpoint {
             capabilities: spec.capabilities,
             headers: spec.settings.headers.clone(),
             knows_us: spec.settings.has_identity(),
+            foreign: None,
             lacking: Mutex::new(LruCache::new(LACKING_MAX)),
         }
     }
 
-    /// Where `path`, which begins behind `/v2` and may have a query, is at this endpoint.
+    /// What gives a single blob at `url`, which is at `host`. It is told nothing of who asks.
+    pub(super) fn foreign(host: Arc<Host>, url: Url) -> Self {
+        Self {
+            host,
+            path: String::new(),
+            namespace: None,
+            capabilities: Capabilities::ALL,
+            headers: HeaderMap::new(),
+            knows_us: false,
+            foreign: Some(url),
+            lacking: Mutex::new(LruCache::new(LACKING_MAX)),
+        }
+    }
+
+    /// Whether it is no registry but a URL that a manifest gave.
+    pub(super) fn is_foreign(&self) -> bool {
+        self.foreign.is_some()
+    }
+
+    /// Where `path`, which begins behind `/v2` and may have a query, is at this endpoint. A foreign one has but one thing.
     pub(super) fn destination(&self, path: &str) -> Destination {
+        if let Some(url) = &self.foreign {
+            return Destination::Url(url.clone());
+        }
         let mut path = format!("{}{path}", self.path);
         if let Some(namespace) = &self.namespace {
             path.push(if path.contains('?') { '&' } else { '?' });
@@ -176,6 +201,26 @@ impl Route {
         self
     }
 
+    /// Whether whoever is left to ask is known to lack the blob that this is the way to.
+    pub(super) fn is_in_vain(&self) -> bool {
+        let lacks = |endpoint: &Arc<Endpoint>| {
+            let blob = self.blob.as_ref();
+            blob.is_some_and(|(repository, digest)| endpoint.lacks(repository, digest))
+        };
+        self.endpoints.iter().all(lacks)
+    }
+
+    /// The way ends here: nobody along it gives the blob, the last one because of `error`. Goes on along `foreign`, of
+    /// which there is at least one.
+    pub(super) fn go_on(&mut self, error: &Error, foreign: Vec<Arc<Endpoint>>) {
+        if let (Some((repository, digest)), Some(last)) = (&self.blob, self.endpoints.last()) {
+            last.note_lacking(repository, digest);
+        }
+        self.note(error);
+        self.endpoints = foreign;
+        self.at = 0;
+    }
+
     /// Whom to ask now.
     pub(super) fn current(&self) -> Result<Arc<Endpoint>> {
         let endpoint = self.endpoints.get(self.at).cloned();
@@ -213,15 +258,23 @@ impl Route {
             }
             _ => {}
         }
-        if !matches!(error, Error::NotFound { .. }) && self.notes.len() < NOTES_MAX {
-            let why = match &error {
-                Error::Network { why, .. } | Error::Denied { why, .. } => why.clone(),
+        if !matches!(error, Error::NotFound { .. }) || endpoint.is_foreign() {
+            self.note(&error);
+        }
+        self.at += 1;
+        Ok(())
+    }
+
+    fn note(&mut self, error: &Error) {
+        if self.notes.len() < NOTES_MAX {
+            let why = match error {
+                Error::Network { why, .. } | Error::Denied { why, .. } | Error::NotFound { why, .. } => {
+                    why.clone()
+                }
                 other => other.to_string(),
             };
             self.notes.push(one_line(&why, NOTE_CHARS_MAX));
         }
-        self.at += 1;
-        Ok(())
     }
 
     /// The last endpoint's error, with what the mirrors did before: one of them might have helped.
@@ -239,6 +292,12 @@ impl Route {
                 what,
                 why: why + &before,
             },
+            Error::NotFound { what, why } if self.current().is_ok_and(|last| last.is_foreign()) => {
+                Error::NotFound {
+                    what,
+                    why: why + &before,
+                }
+            }
             other => other,
         }
     }

@@ -5,7 +5,8 @@
 //!
 //! From top to bottom: `client` is what others use; it answers from a `layout` on disk where one has the host's name, and
 //! `source` is what both kinds of answers have in common; `manifest`, `blob`, `paging` and `referrers` know what to ask for
-//! and how to judge what comes; they ask the `endpoint`s of a registry one after the other, which `hosts` finds in the settings;
+//! and how to judge what comes; they ask the `endpoint`s of a registry one after the other, which `hosts` finds in the
+//! settings, and for blobs that it does not have the URLs that their descriptor names (`foreign`);
 //! `request` adds authorization (`auth`, `token`, `credentials`, `challenge`) and follows redirects (`redirect`);
 //! `transport` sends, again if need be (`retry`), to one `host` with its `breaker`; `peers` has all of these.
 
@@ -22,12 +23,14 @@ mod credentials;
 pub mod document;
 mod endpoint;
 mod failure;
+mod foreign;
 mod host;
 mod hosts;
 mod layout;
 mod manifest;
 mod options;
 mod paging;
+mod patterns;
 mod payload;
 mod peers;
 mod proxy;
@@ -49,6 +52,7 @@ pub use host::{HostHealth, RequestCounts};
 pub use layout::{LayoutWriter, unnamed_file};
 pub use manifest::{DOCKER_INDEX, DOCKER_MANIFEST, ManifestBytes, OCI_INDEX, OCI_MANIFEST};
 pub use options::{ClientOptions, HostOptions, MirrorOptions, Timing};
+pub use patterns::HostPatterns;
 pub use push::{BlobUpload, Pushed};
 pub use secret::Secret;
 pub use source::{BlobBody, Pager};

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::credentials::CredentialEnvironment;
+use super::patterns::HostPatterns;
 use super::secret::Secret;
 
 /// Everything that the client is told once, at its start.
@@ -38,6 +39,10 @@ pub struct ClientOptions {
     pub layouts: BTreeMap<String, PathBuf>,
     /// Show nobody a client certificate or a header of ours: they tell who asks, as credentials do.
     pub anonymous: bool,
+    /// The hosts that URLs in manifests may name; empty means all.
+    pub allow: HostPatterns,
+    /// The hosts that they may not.
+    pub deny: HostPatterns,
     /// The waits that users do not set.
     pub timing: Timing,
 }
@@ -58,6 +63,8 @@ impl Default for ClientOptions {
             hosts: BTreeMap::new(),
             layouts: BTreeMap::new(),
             anonymous: false,
+            allow: HostPatterns::default(),
+            deny: HostPatterns::default(),
             timing: Timing::default(),
         }
     }

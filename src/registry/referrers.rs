@@ -105,7 +105,10 @@ impl Pages<'_> {
             let is_index = |text: String| text.split(';').next().map(str::trim) == Some(OCI_INDEX);
             match reached.answer.status().as_u16() {
                 // A registry that does not know the path may have a page of its own for everything.
-                200 if reached.answer.header(CONTENT_TYPE).is_some_and(|text| is_index(text.to_string())) => {}
+                200 if reached
+                    .answer
+                    .header(CONTENT_TYPE)
+                    .is_some_and(|text| is_index(text.to_string())) => {}
                 200 | 404 | 405 | 501 => return Ok(None),
                 _ => return Err(self.core.refuse(&self.endpoint.host, &what, &mut reached).await),
             }
@@ -114,9 +117,7 @@ impl Pages<'_> {
                 return Err(Error::malformed(what, "more than 4096 manifests refer to it"));
             }
             let links = reached.answer.headers().get_all(LINK).iter();
-            let link = links
-                .filter_map(|value| value.to_str().ok())
-                .find_map(next_link);
+            let link = links.filter_map(|value| value.to_str().ok()).find_map(next_link);
             let Some(link) = link else {
                 return Ok(Some(referrers));
             };

@@ -123,6 +123,9 @@ impl Core {
         payload: Option<&Payload>,
         attempts: &mut Attempts,
     ) -> Result<Reached> {
+        if endpoint.is_foreign() {
+            return self.follow(endpoint, request, payload, None, attempts).await;
+        }
         let host = &endpoint.host;
         let mut authorization = self
             .auth
@@ -193,9 +196,12 @@ impl Core {
         if let Some(authorization) = authorization {
             call.headers.insert(AUTHORIZATION, authorization.header.clone());
         }
-        endpoint
-            .host
-            .note_credentials(authorization.and_then(|authorization| authorization.source.as_deref()));
+        // At a URL of a manifest, credentials are not what was missing.
+        if !endpoint.is_foreign() {
+            endpoint
+                .host
+                .note_credentials(authorization.and_then(|authorization| authorization.source.as_deref()));
+        }
         let mut host = Arc::clone(&endpoint.host);
         let mut elsewhere = false;
         if let Destination::Url(url) = &call.to

@@ -49,6 +49,16 @@ impl BlobBody {
     }
 }
 
+impl BlobBody {
+    /// All of it as one piece, of at most 64 MiB.
+    pub(super) async fn collect(self) -> Result<Bytes> {
+        match self {
+            Self::Registry(body) => blob::collect(*body).await,
+            Self::Layout(body) => body.collect(blob::COLLECTED_BYTES_MAX).await,
+        }
+    }
+}
+
 /// A list of names that is being read page by page.
 #[derive(Debug)]
 pub enum Pager {

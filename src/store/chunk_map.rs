@@ -177,6 +177,25 @@ impl ChunkMap {
         Ok(())
     }
 
+    /// Takes the mark of a chunk away, before its bytes go. Answers whether it had one, as a suspect also has.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the file cannot be told that it is not clean any more; the mark stays then.
+    pub fn clear(&self, chunk: u32) -> Result<bool> {
+        let mut marking = self.state.read();
+        while self.clean.load(Ordering::Acquire) {
+            drop(marking);
+            self.take_clean_back()?;
+            marking = self.state.read();
+        }
+        let was_marked = self
+            .word(chunk)
+            .is_some_and(|(word, bit)| word.fetch_and(!bit, Ordering::SeqCst) & bit != 0);
+        self.clear_suspect(chunk);
+        drop(marking);
+        Ok(was_marked)
+    }
+
     fn take_clean_back(&self) -> Result<()> {
         let _changing = self.state.write();
         if self.clean.load(Ordering::Acquire) {

@@ -1,9 +1,9 @@
 //! One layer in the store: its index, its data file and its chunk map, and the rules by which bytes get in and out.
 //!
 //! In: a chunk is decoded and verified elsewhere, written to its place, and only then marked. Out: whoever reads holds a
-//! count ([`ReadGuard`]) from before it looks at the marks until it has the bytes. Evicting a chunk means: clear the mark,
-//! wait until the counts of its stripe are gone, then punch the hole; a reader that saw the mark and then read a hole
-//! would leave zeros in the kernel's page cache for ever.
+//! count ([`ReadGuard`]) from before it looks at the marks until it has the bytes. How chunks go again stands in
+//! [`crate::store::eviction`]; both ways share `keeping`, because a mark must never be set on a place that is being
+//! emptied.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -12,6 +12,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use parking_lot::{RwLock, RwLockWriteGuard};
 
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Result};
@@ -36,6 +38,8 @@ pub struct Layer {
     map: ChunkMap,
     readers: [AtomicU32; STRIPES],
     complete: AtomicBool,
+    /// How often chunks were evicted. Shared by who writes and marks, exclusive for who evicts.
+    keeping: RwLock<u64>,
 }
 
 /// A count on some stripes of a layer: while it lives, none of their chunks is punched out.
@@ -51,6 +55,15 @@ impl Drop for ReadGuard<'_> {
             self.layer.readers[stripe].fetch_sub(1, Ordering::AcqRel);
         }
     }
+}
+
+/// The parts of a layer that eviction changes, while nobody else marks or writes whole chunks.
+#[derive(Debug)]
+pub(super) struct Evicted<'a> {
+    pub(super) keeping: RwLockWriteGuard<'a, u64>,
+    pub(super) data: &'a File,
+    pub(super) map: &'a ChunkMap,
+    pub(super) complete: &'a AtomicBool,
 }
 
 impl Layer {
@@ -93,6 +106,7 @@ impl Layer {
             data,
             map,
             readers: [const { AtomicU32::new(0) }; STRIPES],
+            keeping: RwLock::new(0),
         })
     }
 
@@ -161,20 +175,32 @@ impl Layer {
     /// Holds the chunks in place while they are looked at and read.
     #[must_use]
     pub fn hold(&self, chunks: &Range<u32>) -> ReadGuard<'_> {
-        let stripe = |chunk: u32| {
-            let of = u64::from(self.index.chunk_count().max(1));
-            (u64::from(chunk) * STRIPES as u64 / of).min(STRIPES as u64 - 1) as usize
-        };
-        let stripes = (
-            stripe(chunks.start),
-            stripe(chunks.end.saturating_sub(1).max(chunks.start)),
-        );
+        let stripes = self.stripes(chunks);
         for counter in &self.readers[stripes.0..=stripes.1] {
             // Ordered against the marks that are looked at next: an evictor that clears a mark first and looks at the
             // counts then, both as strictly, sees either this count or is seen by this reader.
             counter.fetch_add(1, Ordering::SeqCst);
         }
         ReadGuard { layer: self, stripes }
+    }
+
+    fn stripes(&self, chunks: &Range<u32>) -> (usize, usize) {
+        let stripe = |chunk: u32| {
+            let of = u64::from(self.index.chunk_count().max(1));
+            (u64::from(chunk) * STRIPES as u64 / of).min(STRIPES as u64 - 1) as usize
+        };
+        (
+            stripe(chunks.start),
+            stripe(chunks.end.saturating_sub(1).max(chunks.start)),
+        )
+    }
+
+    /// Whether nobody reads in the stripes of these chunks.
+    pub(super) fn is_unread(&self, chunks: &Range<u32>) -> bool {
+        let (first, last) = self.stripes(chunks);
+        self.readers[first..=last]
+            .iter()
+            .all(|count| count.load(Ordering::SeqCst) == 0)
     }
 
     /// Reads from the data file if that needs no disk: everything present and in the page cache.
@@ -218,7 +244,23 @@ impl Layer {
         Ok(Some(buffer))
     }
 
-    /// Writes a piece of a chunk to its place. It counts only once [`Self::mark`] says so.
+    /// Puts a whole verified chunk to its place and marks it.
+    ///
+    /// # Errors
+    /// [`Error::Io`], with ENOSPC when the disk is full.
+    pub fn keep(&self, chunk: u32, data_offset: u64, bytes: &[u8]) -> Result<()> {
+        let _keeping = self.keeping.read();
+        self.write(data_offset, bytes)?;
+        self.map.mark(chunk)
+    }
+
+    /// How often chunks were evicted, for [`Self::mark_written`].
+    #[must_use]
+    pub fn evictions(&self) -> u64 {
+        *self.keeping.read()
+    }
+
+    /// Writes a piece of a chunk to its place. It counts only once [`Self::mark_written`] says so.
     ///
     /// # Errors
     /// [`Error::Io`], with ENOSPC when the disk is full.
@@ -228,12 +270,18 @@ impl Layer {
             .map_err(|e| self.failed(&e))
     }
 
-    /// Marks a chunk whose verified bytes were written.
+    /// Marks a chunk whose verified bytes were written piece by piece, if nothing was evicted since `evictions` was looked
+    /// at, before the first piece. Else a piece may have gone again: the chunk stays missing, and whoever needs it
+    /// fetches it anew.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn mark(&self, chunk: u32) -> Result<()> {
-        self.map.mark(chunk)
+    pub fn mark_written(&self, chunk: u32, evictions: u64) -> Result<()> {
+        let keeping = self.keeping.read();
+        match *keeping == evictions {
+            true => self.map.mark(chunk),
+            false => Ok(()),
+        }
     }
 
     /// Looks whether the layer has become complete.
@@ -263,6 +311,7 @@ impl Layer {
         if !self.map.is_suspect(number) {
             return Ok(self.map.is_present(number));
         }
+        let _keeping = self.keeping.read();
         let _guard = self.hold(&(number..number + 1));
         let chunk = self.index.chunk(number)?;
         // What has no digest of its own cannot be looked at again, only fetched.
@@ -330,7 +379,17 @@ impl Layer {
             .make_clean(|| self.data.sync_data().map_err(|e| self.failed(&e)))
     }
 
-    fn failed(&self, error: &std::io::Error) -> Error {
+    /// What eviction needs of a layer.
+    pub(super) fn evicted(&self) -> Evicted<'_> {
+        Evicted {
+            keeping: self.keeping.write(),
+            data: &self.data,
+            map: &self.map,
+            complete: &self.complete,
+        }
+    }
+
+    pub(super) fn failed(&self, error: &std::io::Error) -> Error {
         Error::io(format!("data of layer {}", self.key), error)
     }
 }

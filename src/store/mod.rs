@@ -10,6 +10,7 @@
 //! DIR/layers/KEY/data       sparse: every regular file of the layer at its place
 //! DIR/layers/KEY/map        which chunks of it are there (memory-mapped)
 //! DIR/trees/KEY               merged trees (memory-mapped)
+//! DIR/incoming/               files that a command hands to whoever owns the store
 //! ```
 //! The key of a layer is a digest of everything that decides what its content is, and whoever opens it says it.
 //! A file appears under its name only when it is complete (written aside, renamed); `data` and `map` are the exception
@@ -19,6 +20,7 @@
 pub mod chunk_map;
 pub mod db;
 pub mod documents;
+mod eviction;
 pub mod layer;
 pub mod lock;
 pub mod mapped;
@@ -26,9 +28,10 @@ mod sigbus;
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
+use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 
@@ -39,6 +42,11 @@ use crate::store::documents::Documents;
 use crate::store::layer::Layer;
 use crate::store::lock::{Lock, make_dir};
 use crate::store::mapped::Mapped;
+
+/// Where commands put files for whoever owns the store: also a daemon in another mount namespace sees them there.
+const INCOMING: &str = "incoming";
+/// What is older has been forgotten by a command that was killed.
+const INCOMING_AGE_MAX: Duration = Duration::from_secs(3600);
 
 /// The layout described above.
 const LAYOUT_VERSION: &str = "registryfs store 1\n";
@@ -69,9 +77,10 @@ impl Store {
     /// # Errors
     /// As [`Self::open`], but for the lock.
     pub fn open_locked(dir: &Path, lock: Lock) -> Result<Arc<Self>> {
-        for sub in ["documents", "layers", "trees", "tmp"] {
+        for sub in ["documents", "layers", "trees", "tmp", INCOMING] {
             make_dir(&dir.join(sub))?;
         }
+        clear_incoming(&dir.join(INCOMING));
         check_version(dir)?;
         clear_dir(&dir.join("tmp"))?;
         let store = Self {
@@ -88,6 +97,43 @@ impl Store {
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// The name under which a command can hand a file of its own to whoever owns the store in `dir`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the directory for it cannot be made.
+    pub fn incoming(dir: &Path) -> Result<PathBuf> {
+        let incoming = dir.join(INCOMING);
+        make_dir(dir).and_then(|()| make_dir(&incoming))?;
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let unique = format!("{}-{}", std::process::id(), now.unwrap_or_default().as_nanos());
+        Ok(incoming.join(unique))
+    }
+
+    /// Takes a file that a command has handed over: its bytes, if it is not larger than `bytes_max`. It is gone then.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] for a file elsewhere or too large; [`Error::Io`].
+    pub fn take_incoming(&self, path: &Path, bytes_max: u64) -> Result<Vec<u8>> {
+        let what = || path.display().to_string();
+        if path.parent() != Some(&self.dir.join(INCOMING)) {
+            return Err(Error::malformed(what(), "it was not handed over"));
+        }
+        let take = || {
+            let mut file = fs::File::open(path)?;
+            let len = file.metadata()?.len();
+            fs::remove_file(path)?;
+            let mut bytes = Vec::new();
+            if len <= bytes_max {
+                file.read_to_end(&mut bytes)?;
+            }
+            Ok((len, bytes))
+        };
+        match take().map_err(|e: std::io::Error| Error::io(what(), &e))? {
+            (len, bytes) if len <= bytes_max => Ok(bytes),
+            (len, _) => Err(Error::malformed(what(), format!("{len} bytes are too many"))),
+        }
     }
 
     /// The lock, to note in it how the owner can be reached.
@@ -139,7 +185,11 @@ impl Store {
     /// Whether the layer under this key was indexed before, without opening it.
     #[must_use]
     pub fn has_layer(&self, key: &Digest) -> bool {
-        let is_open = self.layers.lock().get(key).is_some_and(|layer| layer.strong_count() > 0);
+        let is_open = self
+            .layers
+            .lock()
+            .get(key)
+            .is_some_and(|layer| layer.strong_count() > 0);
         is_open || self.layer_dir(key).join("index").exists()
     }
 
@@ -238,6 +288,19 @@ fn check_version(dir: &Path) -> Result<()> {
             write_whole(&dir.join("tmp"), &path, LAYOUT_VERSION.as_bytes())
         }
         Err(error) => Err(Error::io(path.display().to_string(), &error)),
+    }
+}
+
+/// Removes what was handed over and never taken. What cannot be removed does no harm.
+fn clear_incoming(dir: &Path) {
+    let is_old = |path: &Path| {
+        let modified = fs::metadata(path).and_then(|stat| stat.modified());
+        modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > INCOMING_AGE_MAX))
+    };
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if is_old(&entry.path()) {
+            let _ = fs::remove_file(entry.path());
+        }
     }
 }
 

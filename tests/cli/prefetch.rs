@@ -184,3 +184,37 @@ fn a_disk_too_small_for_it_is_a_failure_with_a_remedy_that_ends_it_early() {
     world.text(&["get", &image, ".", "-o", copy.to_str().unwrap()]);
     assert_eq!(std::fs::read(copy.join("099")).unwrap(), noise(1 << 20, 100));
 }
+
+#[test]
+fn what_is_evicted_is_fetched_again_and_nothing_else() {
+    let world = files_world();
+    let image = world.image(IMAGE);
+    world.text(&["prefetch", &image]);
+    let evict = |arguments: &[&str]| world.text(&[&["cache", "evict", &image], arguments].concat());
+    assert_eq!(evict(&["d1/01", "d1/04"]).trim_end(), "evicted 585.9 KiB");
+    assert_eq!(evict(&["d1/01"]).trim_end(), "evicted 0 B");
+    let again = summary(&world, &[]);
+    assert_eq!(again["cached_before_bytes"], 28 * 300_000);
+    assert_eq!(again["cached_bytes"], 30 * 300_000);
+
+    world.registry.handle().clear_ledger();
+    assert_eq!(evict(&[]).trim_end(), "evicted 8.5 MiB");
+    let output = world.run(&["cache", "evict", &image, "d1/01", "nothing"]);
+    assert_eq!(code(&output), 4, "{}", errors(&output));
+    assert!(errors(&output).contains("nothing"), "{}", errors(&output));
+    let requests = world.registry.handle().requests_matching("/blobs/");
+    assert!(requests.is_empty(), "{requests:?}");
+    assert_eq!(world.run(&["cat", &image, "d1/01"]).stdout, noise(300_000, 2));
+}
+
+#[test]
+fn files_of_an_image_that_was_never_opened_cannot_be_evicted() {
+    let world = files_world();
+    let output = world.run(&["cache", "evict", &world.image(IMAGE), "d1/01"]);
+    assert_eq!(code(&output), 4, "{}", errors(&output));
+    assert!(errors(&output).contains("not been opened"), "{}", errors(&output));
+    assert_eq!(
+        world.text(&["cache", "evict", &world.image(IMAGE)]),
+        "evicted 0 B"
+    );
+}

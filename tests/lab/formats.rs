@@ -78,3 +78,21 @@ fn zstd_chunked_of_ctr_remote() {
 fn zstd_chunked_of_skopeo() {
     shows_the_original("zstd-chunked-skopeo", "zstd:chunked", Times::Nanoseconds);
 }
+
+#[test]
+#[ignore = "needs the lab"]
+fn estargz_with_chunks_packed_into_members() {
+    shows_the_original("estargz-min-chunk", "estargz", Times::Seconds);
+}
+
+#[test]
+#[ignore = "needs the lab"]
+fn stargz_the_predecessor() {
+    shows_the_original("stargz", "estargz", Times::Seconds);
+}
+
+#[test]
+#[ignore = "needs the lab"]
+fn estargz_with_its_table_of_contents_in_another_image() {
+    shows_the_original("estargz-external", "estargz", Times::Seconds);
+}

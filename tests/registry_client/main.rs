@@ -10,6 +10,7 @@ mod certificates;
 mod client_certificates;
 mod credentials;
 mod demo;
+mod foreign;
 mod manifests;
 mod mirrors;
 mod outages;

@@ -8,7 +8,7 @@ use crate::image::tree::arena::{Arena, Made};
 use crate::image::tree::format::NONE;
 use crate::image::tree::walk::{Step, Walk};
 use crate::image::tree::warnings::Warnings;
-use crate::image::tree::whiteouts::{Role, role, split};
+use crate::image::tree::whiteouts::{PSEUDO_LINKS, Role, role, split};
 use crate::layer::entry::Kind;
 use crate::layer::index::{EntryRef, Index};
 
@@ -99,6 +99,12 @@ impl<'a, B: Deref<Target = [u8]>> Merger<'a, B> {
         for slot in links {
             self.bind(slot)?;
         }
+        // What hard links lead to is in the tree under their names.
+        if self.whiteouts == Whiteouts::Apply
+            && let Some(slot) = self.arena.find(self.arena.root(), PSEUDO_LINKS)
+        {
+            self.arena.link(slot, None);
+        }
         Ok(())
     }
 
@@ -112,7 +118,7 @@ impl<'a, B: Deref<Target = [u8]>> Merger<'a, B> {
             let why = "is left out: a whiteout without a name, or below one";
             self.warnings.entry(layer, entry.path, why);
         }
-        role == Role::Content
+        role == Role::Content || (role == Role::PseudoLink && entry.kind == Kind::File)
     }
 
     /// Adds one entry. Returns where, unless it is left out.

@@ -9,10 +9,12 @@ use crate::image::tree::walk::{Step, Walk};
 use crate::layer::entry::Kind;
 
 const PREFIX: &[u8] = b".wh.";
-/// Only this very name makes a directory opaque; a longer one is a whiteout of `.wh..opqSOMETHING`.
+/// Only this very name makes a directory opaque; a longer one is a whiteout of `.wh..opqSOMETHING`, or at the root AUFS' own.
 const OPAQUE: &[u8] = b".wh..wh..opq";
 /// What AUFS kept at the root of its layers for itself, and old images still have.
-const AUFS: [&[u8]; 3] = [b".wh..wh.aufs", b".wh..wh.orph", b".wh..wh.plnk"];
+const AUFS: &[u8] = b".wh..wh.";
+/// Where it kept files with several names: these are hard links to what is here.
+pub(super) const PSEUDO_LINKS: &[u8] = b".wh..wh.plnk";
 
 /// What an entry's name says that it is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +27,8 @@ pub(super) enum Role<'a> {
     Opaque,
     /// AUFS' own.
     Leftover,
+    /// AUFS' own, and what hard links may lead to.
+    PseudoLink,
     /// A whiteout of nothing, or something below a whiteout.
     Senseless,
 }
@@ -43,8 +47,9 @@ pub(super) fn role(path: &[u8]) -> Role<'_> {
     let Some((depth, first)) = marked.find(|(_, name)| name.starts_with(PREFIX)) else {
         return Role::Content;
     };
-    if depth == 0 && AUFS.contains(&first) {
-        return Role::Leftover;
+    if depth == 0 && first.starts_with(AUFS) && first != OPAQUE {
+        let is_link = first == PSEUDO_LINKS && marked.next().is_some() && marked.next().is_none();
+        return if is_link { Role::PseudoLink } else { Role::Leftover };
     }
     match first.strip_prefix(PREFIX) {
         _ if marked.next().is_some() => Role::Senseless,
@@ -64,7 +69,7 @@ impl<'a, B: Deref<Target = [u8]>> Merger<'a, B> {
             match role(entry.path) {
                 Role::Hides(_) | Role::Opaque => markers.push(number),
                 Role::Content => links |= entry.kind == Kind::Symlink,
-                Role::Leftover | Role::Senseless => {}
+                Role::Leftover | Role::PseudoLink | Role::Senseless => {}
             }
         }
         if markers.is_empty() {

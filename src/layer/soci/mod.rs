@@ -51,7 +51,10 @@ impl SociIndexer {
     pub(super) fn new(layer: &Descriptor, ztoc: &Descriptor) -> Result<Self> {
         let what = format!("layer {}", layer.digest);
         if ztoc.size > ZTOC_BYTES_MAX {
-            let why = format!("its zTOC has {} bytes; at most {ZTOC_BYTES_MAX} are read", ztoc.size);
+            let why = format!(
+                "its zTOC has {} bytes; at most {ZTOC_BYTES_MAX} are read",
+                ztoc.size
+            );
             return Err(Error::unsupported(what, why));
         }
         Ok(Self {

@@ -51,7 +51,10 @@ fn entries() -> Vec<File> {
         seconds: 1_700_000_000,
         nanos: 120_000_000,
     };
-    special.xattrs = vec![(b"user.a".to_vec(), b"\0\xff".to_vec()), (b"user.b".to_vec(), vec![])];
+    special.xattrs = vec![
+        (b"user.a".to_vec(), b"\0\xff".to_vec()),
+        (b"user.b".to_vec(), vec![]),
+    ];
     let link = |path: &str, kind, target: &str| {
         let mut entry = Entry::new(path, kind);
         entry.link = target.into();
@@ -165,7 +168,10 @@ fn check(entries: &[File], tar: &[u8], ztoc: &[u8], blob: &[u8], bytes: &[u8]) {
     }
     assert!(decode(&index, blob, 50_000).unwrap() == contents_of(entries));
     let summary = index.summary();
-    assert_eq!((summary.format, summary.toc_digest), (Format::Soci, Digest::of(ztoc)));
+    assert_eq!(
+        (summary.format, summary.toc_digest),
+        (Format::Soci, Digest::of(ztoc))
+    );
     assert!(summary.toc_promised && summary.passed().is_none() && summary.toc_bytes == 0);
 }
 
@@ -306,10 +312,19 @@ fn a_layer_without_content_has_no_members() {
 
 #[test]
 fn landmarks_of_another_format_are_files_like_any_other() {
-    let entries = vec![file(".prefetch.landmark", vec![0x0f]), file(".no.prefetch.landmark", vec![1])];
+    let entries = vec![
+        file(".prefetch.landmark", vec![0x0f]),
+        file(".no.prefetch.landmark", vec![1]),
+    ];
     let blob = gzip(&[&tar_of(&entries)], 6);
     let ztoc = write_ztoc(&blob, &entries, options(Layout::Gzip)).unwrap();
-    check(&entries, &tar_of(&entries), &ztoc, &blob, &index(&blob, &ztoc).unwrap());
+    check(
+        &entries,
+        &tar_of(&entries),
+        &ztoc,
+        &blob,
+        &index(&blob, &ztoc).unwrap(),
+    );
 }
 
 /// A draft for tests to spoil.

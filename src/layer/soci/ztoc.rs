@@ -182,7 +182,9 @@ struct Start<'b> {
 fn gzip_spans(packed: &[u8]) -> Result<Vec<Start<'_>>> {
     let cut = || malformed("its checkpoints are cut short");
     let (head, packed) = packed.split_at_checked(HEAD_BYTES).ok_or_else(cut)?;
-    let count = head.first_chunk::<4>().map_or(0, |count| i32::from_le_bytes(*count));
+    let count = head
+        .first_chunk::<4>()
+        .map_or(0, |count| i32::from_le_bytes(*count));
     let count = usize::try_from(count).unwrap_or(0);
     let stored = packed.len() / CHECKPOINT_BYTES;
     let is_whole = packed.len() % CHECKPOINT_BYTES == 0;

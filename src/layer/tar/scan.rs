@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::layer::entry::{Entry, Kind, Time};
 use crate::layer::tar::header::{self, Dialect, Header};
 use crate::layer::tar::pax::Records;
-use crate::layer::tar::sparse::{self, PayloadMap, RawMap, Segment, Version};
+use crate::layer::tar::sparse::{self, HeaderMap, PayloadMap, RawMap, Segment, Version};
 use crate::layer::tar::{BLOCK_BYTES, Rule, SPECIAL_BYTES_MAX, padding};
 
 /// What comes out of a tar, in its order.
@@ -62,17 +62,12 @@ impl Default for Block {
 }
 
 impl Block {
-    /// Takes from `from` what is missing. Returns the block if that completes it.
-    fn fill(&mut self, from: &mut &[u8]) -> Option<[u8; BLOCK_BYTES]> {
-        let (taken, rest) = from.split_at(from.len().min(BLOCK_BYTES - self.filled));
-        self.bytes[self.filled..self.filled + taken.len()].copy_from_slice(taken);
-        self.filled += taken.len();
-        *from = rest;
-        if self.filled < BLOCK_BYTES {
-            return None;
-        }
-        self.filled = 0;
-        Some(self.bytes)
+    /// Takes no more bytes than are missing. Returns the block if they complete it.
+    fn fill(&mut self, bytes: &[u8]) -> Option<[u8; BLOCK_BYTES]> {
+        let end = self.filled + bytes.len();
+        self.bytes[self.filled..end].copy_from_slice(bytes);
+        self.filled = end % BLOCK_BYTES;
+        (self.filled == 0).then_some(self.bytes)
     }
 }
 
@@ -94,7 +89,7 @@ enum State {
     /// The payload of a header that belongs to the next one.
     Special(Special),
     /// A block that continues the sparse map of a GNU header.
-    Extension(Box<Unmapped>, RawMap),
+    Extension(Box<Unmapped>, HeaderMap),
     /// A block of the sparse map in front of the data.
     Map(Box<Unmapped>, PayloadMap),
     /// The content of a file.
@@ -150,9 +145,7 @@ impl Scanner {
     /// `out`; the scanner is of no use afterwards.
     pub(in crate::layer) fn push(&mut self, mut tar: &[u8], out: &mut Out<'_>) -> Result<()> {
         while !tar.is_empty() {
-            let before = tar.len();
             self.step(&mut tar, out)?;
-            self.position += (before - tar.len()) as u64;
         }
         Ok(())
     }
@@ -174,39 +167,42 @@ impl Scanner {
 
     /// Takes at least one byte of `tar`.
     fn step(&mut self, tar: &mut &[u8], out: &mut Out<'_>) -> Result<()> {
+        let tar_offset = self.position;
+        let mut take = |most: usize| {
+            let (taken, rest) = tar.split_at(most.min(tar.len()));
+            *tar = rest;
+            self.position += taken.len() as u64;
+            taken
+        };
         match &mut self.state {
-            State::End => *tar = &[],
+            State::End => drop(take(usize::MAX)),
             State::Padding(left) => {
-                let taken = tar.len().min(*left);
-                *tar = &tar[taken..];
-                *left -= taken;
+                *left -= take(*left).len();
                 if *left == 0 {
                     self.state = State::Header;
                 }
             }
             State::Content(content) => {
-                let tar_offset = self.position;
-                let taken = content.left.min(tar.len() as u64) as usize;
-                let (bytes, rest) = tar.split_at(taken);
-                *tar = rest;
-                content.left -= taken as u64;
-                content.at += taken as u64;
+                let bytes = take(usize::try_from(content.left).unwrap_or(usize::MAX));
+                content.left -= bytes.len() as u64;
+                content.at += bytes.len() as u64;
+                let is_last = content.left == 0;
                 out(Event::Data { tar_offset, bytes })?;
-                if content.left == 0 {
+                if is_last {
                     self.next_segment(out)?;
                 }
             }
             State::Special(special) => {
-                let (bytes, rest) = tar.split_at(tar.len().min(special.bytes - special.payload.len()));
-                special.payload.extend_from_slice(bytes);
-                *tar = rest;
+                let missing = special.bytes - special.payload.len();
+                special.payload.extend_from_slice(take(missing));
                 if special.payload.len() == special.bytes {
                     let special = std::mem::replace(special, Special::new(0, 0));
                     self.special(&special)?;
                 }
             }
             State::Header | State::AfterZero | State::Extension(..) | State::Map(..) => {
-                if let Some(block) = self.block.fill(tar) {
+                let bytes = take(BLOCK_BYTES - self.block.filled);
+                if let Some(block) = self.block.fill(bytes) {
                     self.block_complete(&block, out)?;
                 }
             }
@@ -222,11 +218,11 @@ impl Scanner {
                 return Err(self.refuse(b"", "a single block of zeros is in front of it"));
             }
             State::Extension(unmapped, mut map) => {
-                let more = sparse::of_extension(block, &mut map);
+                let more = map.extension(block);
                 if more.map_err(|why| self.refuse(&unmapped.entry.path, why))? {
                     self.state = State::Extension(unmapped, map);
                 } else {
-                    self.mapped(*unmapped, &map, out)?;
+                    self.mapped(*unmapped, &map.finish(), out)?;
                 }
             }
             State::Map(mut unmapped, mut map) => {
@@ -324,12 +320,12 @@ impl Scanner {
                 return Err(refuse("it is a sparse file in another format than GNU's"));
             }
             file.size = sparse::real_size(block).map_err(refuse)?;
-            let mut map = RawMap::new();
-            if sparse::of_header(block, &mut map).map_err(refuse)? {
+            let mut map = HeaderMap::default();
+            if map.header(block).map_err(refuse)? {
                 self.state = State::Extension(file, map);
                 return Ok(());
             }
-            return self.mapped(*file, &map, out);
+            return self.mapped(*file, &map.finish(), out);
         }
         let Some(version) = sparse::version(records) else {
             file.entry.size = if kind == Kind::File { payload_bytes } else { 0 };
@@ -414,7 +410,7 @@ impl Scanner {
 
     fn name(&self, name: &[u8]) -> String {
         match name {
-            b"" => format!("tar header near byte {}", self.position),
+            b"" => format!("tar header before byte {}", self.position),
             _ => format!("tar entry {:?}", String::from_utf8_lossy(name)),
         }
     }

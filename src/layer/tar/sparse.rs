@@ -37,17 +37,31 @@ pub(super) fn real_size(block: &[u8; BLOCK_BYTES]) -> Result<i64, Rule> {
     number(&block[REAL_SIZE]).ok_or("its sparse file has no size")
 }
 
-/// Adds the segments of a GNU header. Returns whether a block with more follows it.
-pub(super) fn of_header(block: &[u8; BLOCK_BYTES], map: &mut RawMap) -> Result<bool, Rule> {
-    segments(&block[HEADER_MAP_AT..], HEADER_SEGMENTS, map)
+/// Reads the map in a GNU header and in the blocks that continue it.
+#[derive(Debug, Default)]
+pub(super) struct HeaderMap {
+    map: RawMap,
+    bytes: usize,
 }
 
-/// Adds the segments of a block that continues one. Returns whether another follows.
-pub(super) fn of_extension(block: &[u8; BLOCK_BYTES], map: &mut RawMap) -> Result<bool, Rule> {
-    if map.len() * SEGMENT_BYTES >= SPECIAL_BYTES_MAX {
-        return Err(TOO_LONG);
+impl HeaderMap {
+    /// Takes the header. Returns whether a block with more follows it.
+    pub(super) fn header(&mut self, block: &[u8; BLOCK_BYTES]) -> Result<bool, Rule> {
+        segments(&block[HEADER_MAP_AT..], HEADER_SEGMENTS, &mut self.map)
     }
-    segments(block, EXTENSION_SEGMENTS, map)
+
+    /// Takes a block that continues it. Returns whether another follows.
+    pub(super) fn extension(&mut self, block: &[u8; BLOCK_BYTES]) -> Result<bool, Rule> {
+        self.bytes += BLOCK_BYTES;
+        if self.bytes > SPECIAL_BYTES_MAX {
+            return Err(TOO_LONG);
+        }
+        segments(block, EXTENSION_SEGMENTS, &mut self.map)
+    }
+
+    pub(super) fn finish(self) -> RawMap {
+        self.map
+    }
 }
 
 fn segments(records: &[u8], count: usize, map: &mut RawMap) -> Result<bool, Rule> {

@@ -201,7 +201,7 @@ fn parse_octal(field: &[u8]) -> Option<u64> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::io::Read;
 
     use proptest::prelude::*;
@@ -276,7 +276,7 @@ mod tests {
     }
 
     prop_compose! {
-        fn any_entry()(
+        pub(in crate::layer::tar) fn any_entry()(
             path in "[a-zäß/. ]{1,20}|[a-z]{99,102}|(dir/){60}x",
             kind in (1..=7u8).prop_map(|byte| Kind::from_byte(byte).unwrap()),
             link in "[a-zö/.]{1,20}|[a-z]{99,102}",

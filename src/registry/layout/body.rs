@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use super::files::{BlobFile, shown};
 use super::on_thread;
@@ -42,6 +42,20 @@ impl LayoutBody {
 
     pub(crate) fn remaining(&self) -> u64 {
         self.end - self.position
+    }
+
+    /// All of it as one piece, of at most `bytes_max`.
+    pub(crate) async fn collect(mut self, bytes_max: u64) -> Result<Bytes> {
+        let length = self.remaining();
+        if length > bytes_max {
+            let why = format!("{length} bytes in one piece; at most {bytes_max} are held in memory");
+            return Err(Error::unsupported(shown(&self.blob.path), why));
+        }
+        let mut all = BytesMut::new();
+        while let Some(piece) = self.next().await? {
+            all.extend_from_slice(&piece);
+        }
+        Ok(all.freeze())
     }
 
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>> {

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use lru::LruCache;
 use parking_lot::Mutex;
 
@@ -37,8 +37,6 @@ use crate::error::{Error, Result};
 
 /// The most layouts without a name whose `index.json` is kept.
 const UNNAMED_MAX: usize = 64;
-/// Largest range that is collected in memory.
-const COLLECTED_BYTES_MAX: u64 = 64 << 20;
 
 /// Longest wait for one step: for a piece of a blob, a manifest, `index.json`.
 const DISK_WAIT: Duration = Duration::from_secs(60);
@@ -208,29 +206,6 @@ impl Layout {
             LayoutBody::new(&what, blob, range, blob_bytes)
         })
         .await
-    }
-
-    /// As [`crate::registry::Client::blob_bytes`].
-    pub(super) async fn blob_bytes(
-        self: &Arc<Self>,
-        repository: &Repository,
-        digest: &Digest,
-        range: Range<u64>,
-        blob_bytes: u64,
-    ) -> Result<Bytes> {
-        let mut body = self.blob(repository, digest, range, blob_bytes).await?;
-        if body.remaining() > COLLECTED_BYTES_MAX {
-            let why = format!(
-                "{} bytes in one piece; at most {COLLECTED_BYTES_MAX} are held in memory",
-                body.remaining()
-            );
-            return Err(Error::unsupported(format!("{repository}@{digest}"), why));
-        }
-        let mut all = BytesMut::new();
-        while let Some(piece) = body.next().await? {
-            all.extend_from_slice(&piece);
-        }
-        Ok(all.freeze())
     }
 
     /// As [`crate::registry::Client::whole_blob`].

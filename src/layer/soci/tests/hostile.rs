@@ -37,8 +37,12 @@ fn a_ztoc_that_contradicts_itself_or_its_layer_is_refused() {
         ("a count too large", |d| set(d, 0, &[255, 255, 255, 127])),
         ("a negative count", |d| set(d, 0, &[255; 4])),
         ("the tar starts late", |d| set(d, checkpoint(0) + 8, &[1])),
-        ("a checkpoint in front of the one before", |d| set(d, checkpoint(2), &[11, 0, 0, 0])),
-        ("a checkpoint beyond the blob", |d| set(d, checkpoint(2) + 4, &[1])),
+        ("a checkpoint in front of the one before", |d| {
+            set(d, checkpoint(2), &[11, 0, 0, 0])
+        }),
+        ("a checkpoint beyond the blob", |d| {
+            set(d, checkpoint(2) + 4, &[1])
+        }),
         ("a negative checkpoint", |d| set(d, checkpoint(2), &[255; 8])),
         ("a checkpoint before the blob", |d| {
             set(d, checkpoint(0), &[0; 16]);
@@ -46,7 +50,9 @@ fn a_ztoc_that_contradicts_itself_or_its_layer_is_refused() {
         }),
         ("a tar that goes back", |d| set(d, checkpoint(3) + 8, &[0; 8])),
         ("eight bits", |d| set(d, checkpoint(1) + 16, &[8])),
-        ("content over content", |d| d.entries[8].offset = d.entries[2].offset + 512),
+        ("content over content", |d| {
+            d.entries[8].offset = d.entries[2].offset + 512
+        }),
         ("content in a header", |d| d.entries[2].offset = 100),
         ("content beyond all", |d| d.entries[11].size = i64::MAX),
     ];
@@ -97,7 +103,9 @@ fn what_another_builder_may_rightly_write_is_not_supported_rather_than_broken() 
             d.tar_bytes = 3 << 30;
         }),
         ("sparse", |d| {
-            d.entries[2].records.push((b"GNU.sparse.major".to_vec(), b"1".to_vec()));
+            d.entries[2]
+                .records
+                .push((b"GNU.sparse.major".to_vec(), b"1".to_vec()));
         }),
     ];
     for (why, spoil) in cases {
@@ -112,7 +120,10 @@ fn a_ztoc_beyond_the_cap_is_not_asked_for() {
     let layer = descriptor("application/vnd.oci.image.layer.v1.tar+gzip", b"");
     let mut ztoc = descriptor("application/octet-stream", b"");
     ztoc.size = ZTOC_BYTES_MAX + 1;
-    assert!(matches!(indexer(&layer, Some(&ztoc)), Err(Error::Unsupported { .. })));
+    assert!(matches!(
+        indexer(&layer, Some(&ztoc)),
+        Err(Error::Unsupported { .. })
+    ));
 }
 
 #[test]

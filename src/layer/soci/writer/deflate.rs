@@ -16,15 +16,15 @@ const END: u16 = 256;
 /// The order in which the lengths of code length codes stand (RFC 1951, 3.2.7).
 const CODE_LENGTH_ORDER: [usize; 19] = [16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15];
 const LENGTH_BASE: [u16; 29] = [
-    3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 15, 17, 19, 23, 27, 31, 35, 43, 51, 59, 67, 83, 99, 115, 131, 163, 195, 227,
-    258,
+    3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 15, 17, 19, 23, 27, 31, 35, 43, 51, 59, 67, 83, 99, 115, 131, 163, 195,
+    227, 258,
 ];
 const LENGTH_EXTRA: [u32; 29] = [
     0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5, 0,
 ];
 const DISTANCE_BASE: [u16; 30] = [
-    1, 2, 3, 4, 5, 7, 9, 13, 17, 25, 33, 49, 65, 97, 129, 193, 257, 385, 513, 769, 1025, 1537, 2049, 3073, 4097,
-    6145, 8193, 12289, 16385, 24577,
+    1, 2, 3, 4, 5, 7, 9, 13, 17, 25, 33, 49, 65, 97, 129, 193, 257, 385, 513, 769, 1025, 1537, 2049, 3073,
+    4097, 6145, 8193, 12289, 16385, 24577,
 ];
 const DISTANCE_EXTRA: [u32; 30] = [
     0, 0, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13,
@@ -225,13 +225,26 @@ mod tests {
             (state >> 24) as u8
         };
         (0..len)
-            .map(|at| if at / 5000 % 3 == 0 { next() } else { b'a' + next() % 7 })
+            .map(|at| {
+                if at / 5000 % 3 == 0 {
+                    next()
+                } else {
+                    b'a' + next() % 7
+                }
+            })
             .collect()
     }
 
     #[test]
     fn blocks_of_every_kind_are_decoded_and_found() {
-        for (level, len) in [(0, 200_000), (1, 10), (1, 300_000), (6, 400_000), (9, 400_000), (6, 0)] {
+        for (level, len) in [
+            (0, 200_000),
+            (1, 10),
+            (1, 300_000),
+            (6, 400_000),
+            (9, 400_000),
+            (6, 0),
+        ] {
             let content = text(len);
             let mut encoder = GzBuilder::new()
                 .filename("layer.tar")
@@ -245,9 +258,19 @@ mod tests {
             let (out, blocks) = decode(&blob).unwrap();
             assert_eq!(out, [&content[..], b"second member"].concat(), "level {level}");
             assert!(blocks.is_sorted_by(|a, b| a.blob_bits < b.blob_bits && a.out <= b.out));
-            assert_eq!(blocks[0], BlockStart { blob_bits: 8 * 30, out: 0 });
+            assert_eq!(
+                blocks[0],
+                BlockStart {
+                    blob_bits: 8 * 30,
+                    out: 0
+                }
+            );
             assert_eq!(blocks.last().unwrap().out, len as u64);
-            assert!(len < 200_000 || blocks.len() > 2, "level {level}: {}", blocks.len());
+            assert!(
+                len < 200_000 || blocks.len() > 2,
+                "level {level}: {}",
+                blocks.len()
+            );
         }
     }
 }

@@ -63,7 +63,10 @@ impl Builder {
 
     pub(super) fn vector(&mut self, elements: &[Place]) -> Place {
         self.align(4, 4 * elements.len());
-        elements.iter().rev().for_each(|element| self.put_offset(*element));
+        elements
+            .iter()
+            .rev()
+            .for_each(|element| self.put_offset(*element));
         self.put(&(elements.len() as u32).to_le_bytes());
         Place(self.reversed.len())
     }

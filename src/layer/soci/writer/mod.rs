@@ -85,7 +85,11 @@ pub(super) fn draft(blob: &[u8], entries: &[(Entry, Vec<u8>)], options: Options)
         blob_bytes: blob.len() as i64,
         tar_bytes: tar.len() as i64,
         entries: place(&tar, entries)?,
-        algorithm: if options.layout == Layout::Uncompressed { 2 } else { 1 },
+        algorithm: if options.layout == Layout::Uncompressed {
+            2
+        } else {
+            1
+        },
         span_id_max: spans.len() as i32 - 1,
         digests: spans.iter().map(digest).collect(),
         checkpoints,
@@ -121,7 +125,15 @@ impl Draft {
         builder.refer(&mut info, 2, digests);
         builder.refer(&mut info, 3, checkpoints);
         // Gzip is what an absent field means.
-        builder.number(&mut info, 0, [if self.algorithm == 1 { 0 } else { self.algorithm as u8 }]);
+        builder.number(
+            &mut info,
+            0,
+            [if self.algorithm == 1 {
+                0
+            } else {
+                self.algorithm as u8
+            }],
+        );
         let info = builder.end(&info);
         let mut root = builder.table();
         builder.refer(&mut root, 0, version);

@@ -8,9 +8,12 @@ pub(in crate::layer) mod raw;
 
 use std::ops::Range;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::layer::entry::Entry;
 use crate::layer::tar::scan::{Event, Scanner};
+
+/// The longest hole that is filled with zeros: damage makes holes of any length.
+const HOLE_BYTES_MAX: u64 = 16 << 20;
 
 /// An entry with its content, holes filled with zeros.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,6 +41,9 @@ fn read_in(tar: &[u8], pieces: &[usize]) -> Result<Vec<Read>> {
                 (Event::Data { tar_offset, bytes }, Some(last)) => {
                     assert!(tar[tar_offset as usize..].starts_with(bytes));
                     last.content.extend_from_slice(bytes);
+                }
+                (Event::Hole(bytes), _) if bytes > HOLE_BYTES_MAX => {
+                    return Err(Error::malformed("hole", "too long for a test"));
                 }
                 (Event::Hole(bytes), Some(last)) => {
                     let start = last.content.len() as u64;

@@ -7,6 +7,10 @@ use crate::layer::tar::{BLOCK_BYTES, checksums, padding};
 pub(in crate::layer) struct Raw([u8; BLOCK_BYTES]);
 
 impl Raw {
+    pub(in crate::layer) fn of(block: [u8; BLOCK_BYTES]) -> Self {
+        Self(block)
+    }
+
     /// As the seventh Unix had it: no magic number.
     pub(in crate::layer) fn v7(typeflag: u8, name: &str, size: u64) -> Self {
         Self([0; BLOCK_BYTES])

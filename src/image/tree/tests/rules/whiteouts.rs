@@ -103,11 +103,48 @@ fn what_aufs_left_at_the_root_is_skipped() {
     let entries = [
         dir(".wh..wh.plnk"),
         file(".wh..wh.plnk/1.2"),
+        file(".wh..wh.plnk/1.2/3"),
+        symlink(".wh..wh.plnk/4", "a"),
         file(".wh..wh.aufs"),
         dir(".wh..wh.orph"),
+        file(".wh..wh.orph/x"),
+        dir(".wh..wh.orph/y/z"),
+        file(".wh..wh.anything"),
+        file(".wh..wh..opqX"),
         file("a"),
     ];
     becomes(&[&[file("b")], &entries], &["a f1", "b f0"]);
+    becomes(&[&entries, &[file("b")]], &["a f0", "b f1"]);
+}
+
+#[test]
+fn names_of_one_file_of_aufs_are_hard_links() {
+    let entries = [
+        dir(".wh..wh.plnk"),
+        sized(".wh..wh.plnk/1.2", 3),
+        hardlink("a", ".wh..wh.plnk/1.2"),
+        hardlink("b", "/.wh..wh.plnk/1.2"),
+    ];
+    becomes(&[&entries], &["a f0 3 x2 #1", "b f0 3 x2 #1"]);
+    // They are of one layer.
+    becomes_with_warning(
+        &[
+            &entries,
+            &[file("a"), file("b"), hardlink("c", ".wh..wh.plnk/1.2")],
+        ],
+        &["a f1", "b f1"],
+        "a hard link to what is not there",
+    );
+}
+
+#[test]
+fn what_aufs_left_leads_nowhere() {
+    let entries = [
+        symlink(".wh..wh.plnk", "etc"),
+        sized(".wh..wh.plnk/passwd", 3),
+        dir("etc"),
+    ];
+    becomes(&[&[file("etc/passwd")], &entries], &["etc d1", "etc/passwd f0"]);
 }
 
 #[test]

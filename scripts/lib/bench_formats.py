@@ -1,0 +1,106 @@
+"""What scripts/bench --formats measures: one image in every format, what reading it asks for, and how long the first touch
+takes that goes over whole layers."""
+
+import hashlib
+import json
+import shlex
+import sys
+import time
+
+from bench_tools import drop_caches, median_in_turns, print_table, seconds
+
+# Small, and in the first layer.
+SMALL = "etc/debian_version"
+LISTING = f"ls -lR . && cat {SMALL}"
+# How long after the last read something may still be asked for.
+QUIET_S = 0.3
+HEAD = ("format", "compressed", "index", "cold: requests", "MB", "in s", "after a restart: requests", "MB",
+        "file evicted: requests", "KB")
+# A first touch that is one pass over each layer: tag, and what unpacks it for the comparison.
+PASSES = (("gzip", "gunzip | "), ("zstd", "zstd -dc | "), ("tar", ""))
+
+
+def asked(requests):
+    """Requests, and bytes of their answers, heads included."""
+    return len(requests), sum(request["received"] for request in requests)
+
+
+class Formats:
+    """Measurements of `lab/formats`. `bench` makes its mounts and lines."""
+
+    def __init__(self, bench, tags):
+        self.bench, self.tags = bench, tags
+        self.registry, self.repository = bench.registry, bench.lab["LAB_FORMATS"]
+        self.unpacked = hashlib.sha256((bench.ext4 / SMALL).read_bytes()).digest()
+        self.rows = []
+
+    def reference(self, tag):
+        return f"{self.registry}/{self.repository}:{tag}"
+
+    def rootfs(self, mount, tag):
+        return mount.mountpoint / self.registry / f"{self.repository}:{tag}" / "rootfs"
+
+    def listing(self, mount, line, tag):
+        """What listing everything and reading a small file asks for, and how long it takes."""
+        start = time.monotonic()
+        seconds(LISTING, self.rootfs(mount, tag))
+        elapsed = time.monotonic() - start
+        return (*self.settled(line), elapsed)
+
+    def settled(self, line):
+        """What was asked for until nothing more is."""
+        requests = line.take()
+        while time.sleep(QUIET_S) or (more := line.take()):
+            requests += more
+        return asked(requests)
+
+    def format(self, tag):
+        """One row of the table of requests."""
+        line = self.bench.new_line(0)
+        mount = self.bench.new_mount(f"format-{tag}", ["--plain-http"], line)
+        mount.mount()
+        cold, cold_bytes, elapsed = self.listing(mount, line, tag)
+        info = json.loads(mount.command("info", self.reference(tag), "--format", "json"))["layers"]
+        mount.umount()
+        mount.mount()
+        line.take()
+        again, again_bytes, _ = self.listing(mount, line, tag)
+        mount.command("cache", "evict", self.reference(tag), "/" + SMALL)
+        drop_caches()
+        read = (self.rootfs(mount, tag) / SMALL).read_bytes()
+        evicted, evicted_bytes = self.settled(line)
+        if hashlib.sha256(read).digest() != self.unpacked:
+            sys.exit(f"scripts/bench: {tag}: {SMALL} is not what was unpacked")
+        mount.umount()
+        compressed, index = (sum(layer[key] for layer in info) for key in ("blob_bytes", "index_bytes"))
+        row = (tag, f"{compressed / 1e6:.1f} MB", f"{index / 1e6:.1f} MB", str(cold), f"{cold_bytes / 1e6:.2f}",
+               f"{elapsed:.1f}", str(again), f"{again_bytes / 1e6:.2f}", str(evicted), f"{evicted_bytes / 1e3:.1f}")
+        self.rows.append(row)
+        self.bench.say("  ".join(row))
+
+    def first_touch(self, tag, unpack):
+        """The first `ls` of a root filesystem with an empty cache, against hashing what its layers unpack to."""
+        mount = self.bench.new_mount(f"touch-{tag}")
+        manifest = json.loads(mount.command("manifest", self.reference(tag)))
+        blobs = [f"http://{self.registry}/v2/{self.repository}/blobs/{layer['digest']}" for layer in manifest["layers"]]
+        pull = "; ".join(f"curl -fsS {shlex.quote(blob)} | {unpack}sha256sum" for blob in blobs)
+
+        def touch():
+            mount.empty()
+            mount.mount()
+            elapsed = seconds("ls rootfs", self.rootfs(mount, tag).parent)
+            mount.umount()
+            return elapsed
+
+        turns = median_in_turns(max(3, self.bench.runs), touch, lambda: seconds(pull, self.bench.scratch))
+        self.bench.row(f"{tag}: first ls, empty cache / curl | {unpack}sha256sum of each layer", *turns, goal=1.1, unit="s")
+
+    def measure(self):
+        for tag in self.tags:
+            self.format(tag)
+        for tag, unpack in PASSES:
+            self.first_touch(tag, unpack)
+
+    def print(self):
+        print_table(HEAD, self.rows)
+        print()
