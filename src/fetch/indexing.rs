@@ -33,7 +33,7 @@ impl Fetcher {
     /// # Errors
     /// [`Error::Unsupported`] for a format without lazy reading; what the registry or the layer's bytes did wrong.
     pub(super) async fn layer_as_it_is(self: &Arc<Self>, source: &Arc<Source>) -> Result<Arc<Layer>> {
-        if let Some(layer) = self.stored_layer(source).await? {
+        if let Some(layer) = self.stored_as_it_is(source).await? {
             return Ok(layer);
         }
         self.recent_failure(source, &[INDEX_MEMBER])?;
@@ -41,7 +41,7 @@ impl Fetcher {
         let (fetcher, source) = (Arc::clone(self), Arc::clone(source));
         let work = async move {
             // Another flight may have ended since the look above.
-            if let Some(layer) = fetcher.stored_layer(&source).await? {
+            if let Some(layer) = fetcher.stored_as_it_is(&source).await? {
                 return Ok(layer);
             }
             let outcome = fetcher.index(&source).await.map_err(|error| source.blame(error));
@@ -115,11 +115,7 @@ impl Fetcher {
         Err(Error::malformed(what, "the image that had it is no longer there"))
     }
 
-    /// The layer, if it was indexed before. Asks the network nothing.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub async fn stored_layer(&self, source: &Source) -> Result<Option<Arc<Layer>>> {
+    async fn stored_as_it_is(&self, source: &Source) -> Result<Option<Arc<Layer>>> {
         let (store, key) = (Arc::clone(&self.store), source.key());
         blocking(&self.runtime, move || store.layer(&key)).await
     }
