@@ -155,7 +155,7 @@ fn a_layer_with_a_ztoc_has_the_files_of_its_tar() {
         let special = world.at("team/app/soci/rootfs/etc/special");
         assert_eq!(fs::metadata(&special).unwrap().mtime_nsec(), 250_000_000);
         let format = fs::read_to_string(world.at("team/app/soci/layers/0/format")).unwrap();
-        assert_eq!(format, "soci\n");
+        assert!(format.starts_with("soci\n"), "{format}");
     }
 }
 
