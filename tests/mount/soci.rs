@@ -155,7 +155,7 @@ fn a_layer_with_a_ztoc_has_the_files_of_its_tar() {
         let special = world.at("team/app/soci/rootfs/etc/special");
         assert_eq!(fs::metadata(&special).unwrap().mtime_nsec(), 250_000_000);
         let format = fs::read_to_string(world.at("team/app/soci/layers/0/format")).unwrap();
-        assert_eq!(format, "soci\n");
+        assert!(format.starts_with("soci\n"), "{format}");
     }
 }
 
@@ -268,7 +268,10 @@ fn an_index_of_version_1_is_asked_for_only_where_it_is_configured() {
     assert_eq!(format, "soci\n");
     world.restart();
     let (_, requests) = world.requests(|| fs::metadata(world.at("team/app/soci/rootfs/large")).unwrap());
-    assert!(requests.is_empty(), "what was found holds over restarts: {requests:?}");
+    assert!(
+        requests.is_empty(),
+        "what was found holds over restarts: {requests:?}"
+    );
 }
 
 #[test]
