@@ -11,6 +11,7 @@ mod body;
 mod command;
 mod content;
 mod date;
+mod formats;
 mod images;
 mod ledger;
 mod listener;
@@ -21,6 +22,7 @@ mod sample;
 mod seeded;
 mod server;
 mod signed;
+mod soci;
 mod tree;
 
 #[cfg(test)]
@@ -37,3 +39,4 @@ pub use images::{Image, ImageBuilder, ImageIndex, Layer, Schema, toc_image};
 pub use ledger::{Record, Traffic, in_sequence, traffic_by_path};
 pub use registry::{DemoRegistry, Handle, Listen};
 pub use sample::sample_content;
+pub use soci::{LayerZtoc, SociIndex};

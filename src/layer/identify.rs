@@ -7,8 +7,10 @@ use crate::layer::estargz::{EstargzIndexer, GzipMember, TOC_DIGEST_ANNOTATION, u
 use crate::layer::gzip::decompress::GzipPass;
 use crate::layer::gzip::span::Span;
 use crate::layer::index::{Coding, Index, Member};
+use crate::layer::soci::SociIndexer;
 use crate::layer::stored::{StoredMember, Uncompressed};
 use crate::layer::zstd::{self, ZstdDecompressor, ZstdMember};
+use crate::layer::zstd_chunked::{self, ZstdChunkedIndexer};
 use crate::layer::{Decompressor, Descriptor, Format, Indexer, MemberDecoder, Reading, Step};
 
 /// What turns a layer into its index. `ztoc` is the blob that a SOCI index names for it.
@@ -33,10 +35,24 @@ pub fn indexer(descriptor: &Descriptor, ztoc: Option<&Descriptor>) -> Result<Box
         );
         return Err(Error::unsupported(what, why));
     }
-    if ztoc.is_none() && descriptor.annotations.contains_key(TOC_DIGEST_ANNOTATION) {
+    if let Some(ztoc) = ztoc {
+        return Ok(Box::new(SociIndexer::new(descriptor, ztoc)?));
+    }
+    if let Some(indexer) = ZstdChunkedIndexer::new(descriptor)? {
+        return Ok(Box::new(indexer));
+    }
+    if estargz_promise(descriptor).is_some() {
         return Ok(Box::new(EstargzIndexer::new(descriptor)?));
     }
     Ok(Box::new(WholeBlob))
+}
+
+/// The promise of an eStargz TOC. What says to be zstd has none: there it is a second promise beside those of
+/// zstd:chunked, or of a TOC that nobody knows the place of.
+fn estargz_promise(descriptor: &Descriptor) -> Option<&str> {
+    let is_zstd = format_of_media_type(&descriptor.media_type) == Format::Zstd;
+    let promise = descriptor.annotations.get(TOC_DIGEST_ANNOTATION);
+    promise.map(String::as_str).filter(|_| !is_zstd)
 }
 
 /// Asks for one pass over the blob.
@@ -66,11 +82,21 @@ pub const WHOLE_BLOB: &str = "blob";
 /// promises for its table of contents, or, as one pass checks it, the blob's own.
 #[must_use]
 pub fn index_promise(descriptor: &Descriptor, ztoc: Option<&Descriptor>) -> String {
-    match (ztoc, descriptor.annotations.get(TOC_DIGEST_ANNOTATION)) {
-        (Some(ztoc), _) => format!("ztoc {}", ztoc.digest),
-        (None, Some(toc)) => format!("index {toc}"),
-        (None, None) => WHOLE_BLOB.to_owned(),
+    if let Some(ztoc) = ztoc {
+        return format!("ztoc {}", ztoc.digest);
     }
+    if let Some(promise) = zstd_chunked::promise(&descriptor.annotations) {
+        return promise;
+    }
+    estargz_promise(descriptor).map_or_else(|| WHOLE_BLOB.to_owned(), |toc| format!("index {toc}"))
+}
+
+/// Whether a zTOC is of use for a layer: not where the manifest promises an index of its own, which has a digest for every
+/// chunk, nor for a compression that zTOCs do not know.
+#[must_use]
+pub fn takes_ztoc(descriptor: &Descriptor) -> bool {
+    index_promise(descriptor, None) == WHOLE_BLOB
+        && format_of_media_type(&descriptor.media_type) != Format::Zstd
 }
 
 /// A decoder for member `member` of a layer. It holds what it needs of the index. When a member's range is used up before
@@ -94,6 +120,7 @@ pub fn decoder<B: Deref<Target = [u8]>>(index: &Index<B>, member: u32) -> Result
 pub fn toc(format: Format, compressed: &[u8]) -> Result<Vec<u8>> {
     match format {
         Format::Estargz => unpack_toc(compressed),
+        Format::ZstdChunked => zstd_chunked::unpack_toc(compressed),
         other => Err(Error::unsupported("table of contents", other.name())),
     }
 }

@@ -11,14 +11,14 @@
 mod decode;
 mod footer;
 mod toc;
-mod toc_json;
 pub mod writer;
 
 use std::ops::Range;
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::layer::index::Summary;
+use crate::layer::index::{Coding, Summary};
+use crate::layer::toc_json::{self, COMPRESSED_BYTES_MAX, Content, Place, Placement};
 use crate::layer::{Descriptor, Format, Indexer, Step};
 
 pub(super) use decode::GzipMember;
@@ -46,6 +46,28 @@ const TAIL_PART: u64 = 100;
 const TAIL_BYTES_MIN: u64 = 64 << 10;
 /// The first read of the tail has at most this many bytes.
 const TAIL_BYTES_MAX: u64 = 2 << 20;
+
+/// Where eStargz has its chunks: in gzip members that end where the next one starts.
+#[derive(Debug)]
+pub(super) struct Members;
+
+impl Placement for Members {
+    fn what(&self) -> &'static str {
+        "eStargz TOC"
+    }
+
+    fn coding(&self) -> Coding {
+        Coding::Gzip
+    }
+
+    fn place(&mut self, _: &Place<'_>) -> std::result::Result<Content, &'static str> {
+        Ok(Content::Data)
+    }
+
+    fn has_own_files(&self, _: u64) -> bool {
+        true
+    }
+}
 
 /// Makes the index of an eStargz layer from one or two ranges of its blob.
 #[derive(Debug)]
@@ -116,7 +138,7 @@ impl EstargzIndexer {
             }
         };
         let compressed_bytes = footer.toc_end - footer.toc_start;
-        if compressed_bytes > toc::COMPRESSED_BYTES_MAX {
+        if compressed_bytes > COMPRESSED_BYTES_MAX {
             return Err(self.malformed(format!(
                 "a TOC of {compressed_bytes} compressed bytes is too large"
             )));
@@ -163,7 +185,7 @@ impl EstargzIndexer {
 
     /// Turns the promised TOC into an index. `place` is where it stands in the blob, `data_end` where the data ends.
     fn index(&self, json: Vec<u8>, place: Range<u64>, data_end: u64) -> Result<Step> {
-        let toc = toc_json::read(&json)?;
+        let toc = toc_json::read(&json, &mut Members)?;
         if toc.has_unverifiable {
             return Ok(Step::Pass);
         }

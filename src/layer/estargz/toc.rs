@@ -10,15 +10,8 @@ use flate2::bufread::GzDecoder;
 use super::TOC_NAME;
 use crate::error::{Error, Result};
 use crate::layer::tar;
+use crate::layer::toc_json::json_bytes_max;
 
-/// Largest compressed TOC in bytes, that of containers/storage: at some 60 bytes an entry, 2.5 million entries.
-pub(super) const COMPRESSED_BYTES_MAX: u64 = 150 << 20;
-/// Largest TOC in bytes: at some 400 bytes an entry, 1.3 million entries.
-const JSON_BYTES_MAX: u64 = 512 << 20;
-/// A TOC over [`JSON_FREE_BYTES`] may be this many times its compressed size. Real ones are 5 to 15 times.
-const RATIO_MAX: u64 = 64;
-/// TOCs up to this many bytes may have any ratio.
-const JSON_FREE_BYTES: u64 = 16 << 20;
 /// The most zero bytes after the TOC in its tar: some writers fill up to a record of 10 KiB.
 const ZEROS_BYTES_MAX: u64 = 64 << 10;
 
@@ -36,10 +29,7 @@ pub(in crate::layer) fn unpack(compressed: &[u8]) -> Result<Vec<u8>> {
     let broken = |e: std::io::Error| malformed(format!("its gzip member cannot be decoded: {e}"));
     gzip.read_exact(&mut header).map_err(broken)?;
     let json_bytes = tar::read_plain_header(&header, TOC_NAME.as_bytes()).map_err(malformed)?;
-    let by_ratio = (compressed.len() as u64)
-        .saturating_mul(RATIO_MAX)
-        .max(JSON_FREE_BYTES);
-    if json_bytes > JSON_BYTES_MAX.min(by_ratio) {
+    if json_bytes > json_bytes_max(compressed.len() as u64) {
         let why = format!(
             "{json_bytes} bytes from {} compressed ones are too many",
             compressed.len()
@@ -77,6 +67,7 @@ mod tests {
 
     use super::*;
     use crate::layer::entry::{Entry, Kind};
+    use crate::layer::toc_json::JSON_BYTES_MAX;
 
     fn gzip(bytes: &[u8]) -> Vec<u8> {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());

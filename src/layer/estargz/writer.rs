@@ -4,19 +4,16 @@
 //! every chunk of a payload (or, with a least size, at those that reach it), at the TOC, and the footer. The
 //! variants of it are for trying readers: hardly any tool writes them. The same input gives the same bytes. Names are written as they are, because tests need layers that no well-meaning tool makes.
 
-use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use flate2::{Compress, Compression, FlushCompress, Status};
-use serde::Serialize;
 
 use super::{LANDMARK_BYTE, NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, TOC_NAME, footer};
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Result};
 use crate::layer::entry::{Entry, Kind};
-use crate::layer::{tar, time};
+use crate::layer::tar;
+use crate::layer::toc_writer::{TocEntry, indented};
 
 /// Bytes that are read, compressed and written at a time.
 const BUFFER_BYTES: usize = 64 << 10;
@@ -89,71 +86,8 @@ pub struct Finished {
     pub external_toc: Option<Vec<u8>>,
 }
 
-/// One entry of the TOC's JSON; empty fields are left out, as in Go's writer.
-#[derive(Debug, Default, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct TocEntry {
-    name: String,
-    #[serde(rename = "type")]
-    kind: &'static str,
-    #[serde(skip_serializing_if = "is_default")]
-    size: u64,
-    #[serde(skip_serializing_if = "is_default")]
-    modtime: String,
-    #[serde(skip_serializing_if = "is_default")]
-    link_name: String,
-    #[serde(skip_serializing_if = "is_default")]
-    mode: u32,
-    #[serde(skip_serializing_if = "is_default")]
-    uid: u32,
-    #[serde(skip_serializing_if = "is_default")]
-    gid: u32,
-    #[serde(skip_serializing_if = "is_default")]
-    offset: u64,
-    #[serde(skip_serializing_if = "is_default")]
-    inner_offset: u64,
-    #[serde(skip_serializing_if = "is_default")]
-    dev_major: u32,
-    #[serde(skip_serializing_if = "is_default")]
-    dev_minor: u32,
-    /// Stargz wrote the number of names, 0 for one, under its name in Go.
-    #[serde(rename = "NumLink", skip_serializing_if = "is_default")]
-    num_link: Option<u32>,
-    #[serde(skip_serializing_if = "is_default")]
-    xattrs: BTreeMap<String, String>,
-    #[serde(skip_serializing_if = "is_default")]
-    digest: Option<Digest>,
-    #[serde(skip_serializing_if = "is_default")]
-    chunk_offset: u64,
-    #[serde(skip_serializing_if = "is_default")]
-    chunk_size: u64,
-    #[serde(skip_serializing_if = "is_default")]
-    chunk_digest: Option<Digest>,
-}
-
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
-    *value == T::default()
-}
-
-#[derive(Serialize)]
-struct Toc {
-    version: u32,
-    entries: Vec<TocEntry>,
-}
-
 /// The end of a tar.
 const END: [u8; tar::END_BYTES] = [0; tar::END_BYTES];
-
-/// The TOC's JSON, spelled as Go's writer does.
-fn toc_bytes(entries: Vec<TocEntry>) -> Result<Vec<u8>> {
-    let mut json = Vec::new();
-    let formatter = serde_json::ser::PrettyFormatter::with_indent(b"\t");
-    let mut serializer = serde_json::Serializer::with_formatter(&mut json, formatter);
-    Toc { version: 1, entries }
-        .serialize(&mut serializer)
-        .map_err(|e| Error::malformed("TOC", e.to_string()))?;
-    Ok(json)
-}
 
 /// Writes one layer, entry by entry, to `W`. Holds the TOC in memory (some 300 bytes an entry), never a payload.
 #[derive(Debug)]
@@ -209,7 +143,7 @@ impl<W: Write> Writer<W> {
     /// [`Error::Io`] when writing fails.
     pub fn finish(mut self) -> Result<(W, Finished)> {
         self.landmark()?;
-        let json = toc_bytes(self.toc)?;
+        let json = indented(self.toc)?;
         let mut entry = Entry::new(TOC_NAME, Kind::File);
         entry.size = json.len() as u64;
         entry.mode = 0;
@@ -272,7 +206,7 @@ impl<W: Write> Writer<W> {
     }
 
     fn put(&mut self, entry: &Entry, payload: &mut dyn Read, own_member: bool) -> Result<()> {
-        let mut toc = toc_entry(entry)?;
+        let mut toc = TocEntry::of(entry)?;
         let is_legacy = self.options.variant == Variant::Legacy;
         toc.num_link = is_legacy.then_some(0);
         self.members.write(&tar::header(entry)?)?;
@@ -374,48 +308,6 @@ fn read_failed(entry: &Entry, error: &io::Error) -> Error {
 
 fn write_failed(error: &io::Error) -> Error {
     Error::io("eStargz layer", error)
-}
-
-/// The TOC's view of an entry, without what its payload adds.
-fn toc_entry(entry: &Entry) -> Result<TocEntry> {
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let rounded = entry
-        .mtime
-        .seconds
-        .saturating_add(i64::from(entry.mtime.nanos >= 500_000_000));
-    let modtime = match rounded {
-        0 => String::new(),
-        seconds => time::format_rfc3339(seconds).ok_or_else(|| {
-            let why = "its time lies outside of the years 0 to 9999";
-            Error::malformed(format!("entry {:?}", text(&entry.path)), why)
-        })?,
-    };
-    let xattrs = entry
-        .xattrs
-        .iter()
-        .map(|(name, value)| (text(name), STANDARD.encode(value)));
-    Ok(TocEntry {
-        name: text(&entry.path),
-        kind: match entry.kind {
-            Kind::Dir => "dir",
-            Kind::File => "reg",
-            Kind::Symlink => "symlink",
-            Kind::Hardlink => "hardlink",
-            Kind::Char => "char",
-            Kind::Block => "block",
-            Kind::Fifo => "fifo",
-        },
-        size: if entry.kind == Kind::File { entry.size } else { 0 },
-        modtime,
-        link_name: text(&entry.link),
-        mode: entry.mode & 0o7777,
-        uid: entry.uid,
-        gid: entry.gid,
-        dev_major: entry.rdev.0,
-        dev_minor: entry.rdev.1,
-        xattrs: xattrs.collect(),
-        ..TocEntry::default()
-    })
 }
 
 /// Concatenated gzip members, and what is counted and hashed on the way into them. A member opens with its first byte.

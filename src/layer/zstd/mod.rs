@@ -17,7 +17,7 @@ use std::io::Read;
 use crate::error::{Error, Result};
 
 pub(super) use decompress::ZstdDecompressor;
-pub(super) use frames::is_zstd;
+pub(super) use frames::{SKIPPABLE_HEADER_BYTES, is_zstd};
 pub(super) use member::ZstdMember;
 
 /// Decompresses all frames of `compressed`, which give at most `bytes_max` bytes.

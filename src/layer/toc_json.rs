@@ -1,7 +1,8 @@
-//! Reads the TOC's JSON straight into an index, record by record: a TOC of a million entries is 400 MB of text, and
-//! must not become as many structs before it becomes an index.
+//! Reads the JSON of a TOC straight into an index, record by record: a TOC of a million entries is 400 MB of text, and
+//! must not become as many structs before it becomes an index. eStargz and zstd:chunked share it; where the chunks of a
+//! format stand in the blob is for its [`Placement`] to say.
 //!
-//! The format's reference reader takes keys in any case and the last of duplicate ones. A TOC that uses this means
+//! The formats' reference readers take keys in any case and the last of duplicate ones. A TOC that uses this means
 //! different things to different readers, so it is refused here; keys that nobody knows are ignored.
 
 use std::borrow::Cow;
@@ -13,14 +14,22 @@ use serde::de::{
     self, Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor,
 };
 
-use super::{NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, TOC_NAME};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::layer::entry::{Entry, Kind, Time, clean_path};
+use crate::layer::estargz::{NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, TOC_NAME};
 use crate::layer::index::Coding;
 use crate::layer::index_builder::{IndexBuilder, NewChunk};
 use crate::layer::time::parse_rfc3339;
 
+/// Largest compressed TOC in bytes, that of containers/storage: at some 60 bytes an entry, 2.5 million entries.
+pub(super) const COMPRESSED_BYTES_MAX: u64 = 150 << 20;
+/// Largest TOC in bytes: at some 400 bytes an entry, 1.3 million entries.
+pub(super) const JSON_BYTES_MAX: u64 = 512 << 20;
+/// A TOC over [`JSON_FREE_BYTES`] may be this many times its compressed size. Real ones are 5 to 15 times.
+const RATIO_MAX: u64 = 64;
+/// TOCs up to this many bytes may have any ratio.
+const JSON_FREE_BYTES: u64 = 16 << 20;
 /// The most records (entries and chunks) in a TOC. What a TOC of the largest size can hold of real ones is fewer; the cap
 /// keeps tiny made-up ones from becoming an index many times the TOC's size.
 const RECORDS_MAX: u32 = 4_000_000;
@@ -29,6 +38,59 @@ const NAME_BYTES_MAX: usize = 16 << 10;
 /// The most characters of the JSON parser's message that are kept: it may quote a string of any length.
 const MESSAGE_CHARS_MAX: usize = 300;
 
+/// Time zero of Go, which means that there is none.
+const GO_ZERO_TIME: &str = "0001-01-01T00:00:00Z";
+
+/// The most bytes that a TOC of so many compressed ones may have.
+pub(super) fn json_bytes_max(compressed_bytes: u64) -> u64 {
+    let by_ratio = compressed_bytes.saturating_mul(RATIO_MAX);
+    by_ratio.clamp(JSON_FREE_BYTES, JSON_BYTES_MAX)
+}
+
+/// What a TOC says of where a chunk stands.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place<'a> {
+    /// Where its member starts in the blob.
+    pub(super) offset: u64,
+    /// Where it starts in the decoded member.
+    pub(super) inner_offset: u64,
+    /// Where the last member of its file ends in the blob; 0 if the record does not say it.
+    pub(super) end_offset: u64,
+    /// What is special about it, empty for nothing.
+    pub(super) chunk_type: &'a str,
+    /// Whether its file starts with it.
+    pub(super) is_first: bool,
+    /// Whether its file ends with it.
+    pub(super) is_last: bool,
+}
+
+/// What a chunk is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Content {
+    /// Bytes in the blob.
+    Data,
+    /// Zeros, for which the blob need not be read.
+    Hole,
+}
+
+/// What is particular to a format.
+pub(super) trait Placement {
+    /// The format's TOC, for messages.
+    fn what(&self) -> &'static str;
+
+    /// How members are decoded.
+    fn coding(&self) -> Coding;
+
+    /// Takes the next chunk; those of a file follow one another.
+    ///
+    /// # Errors
+    /// The rule that it breaks.
+    fn place(&mut self, place: &Place<'_>) -> std::result::Result<Content, &'static str>;
+
+    /// Whether a file whose record says `end_offset` can be one that belongs to the format and not to the image.
+    fn has_own_files(&self, end_offset: u64) -> bool;
+}
+
 /// What a TOC says.
 #[derive(Debug)]
 pub(super) struct Toc {
@@ -36,26 +98,16 @@ pub(super) struct Toc {
     pub(super) builder: IndexBuilder,
     /// The end of what is to be prefetched in the blob, in bytes; 0 for nothing.
     pub(super) prefetch_end: u64,
-    /// Whether nothing vouches for some chunk: the writers of stargz have no digest for the parts of a large file.
+    /// Whether nothing vouches for some chunk: old writers have no digest for the parts of a large file.
     pub(super) has_unverifiable: bool,
-}
-
-impl Default for Toc {
-    fn default() -> Self {
-        Self {
-            builder: IndexBuilder::new(Coding::Gzip),
-            prefetch_end: 0,
-            has_unverifiable: false,
-        }
-    }
 }
 
 /// Reads a TOC.
 ///
 /// # Errors
 /// [`Error::Malformed`] when it is not the JSON of a TOC or breaks a rule of the format.
-pub(super) fn read(json: &[u8]) -> Result<Toc> {
-    let mut collector = Collector::default();
+pub(super) fn read(json: &[u8], placement: &mut dyn Placement) -> Result<Toc> {
+    let mut collector = Collector::new(placement);
     let mut deserializer = serde_json::Deserializer::from_slice(json);
     let parsed = TocSeed(&mut collector)
         .deserialize(&mut deserializer)
@@ -64,7 +116,7 @@ pub(super) fn read(json: &[u8]) -> Result<Toc> {
         (Some(failure), _) => Err(failure),
         (None, Err(error)) => {
             let why: String = error.to_string().chars().take(MESSAGE_CHARS_MAX).collect();
-            Err(Error::malformed("eStargz TOC", why))
+            Err(Error::malformed(collector.placement.what(), why))
         }
         (None, Ok(())) => Ok(collector.toc),
     }
@@ -159,10 +211,12 @@ struct Record<'a> {
     chunk_offset: u64,
     chunk_size: u64,
     chunk_digest: Text<'a>,
+    end_offset: u64,
+    chunk_type: Text<'a>,
 }
 
 /// The keys that mean something, by their number in [`Record`]'s visitor.
-const KEYS: [&str; 17] = [
+const KEYS: [&str; 19] = [
     "name",
     "type",
     "size",
@@ -180,6 +234,8 @@ const KEYS: [&str; 17] = [
     "chunkOffset",
     "chunkSize",
     "chunkDigest",
+    "endOffset",
+    "chunkType",
 ];
 
 /// The number of `key` in `keys`, `None` for one that nobody knows.
@@ -239,7 +295,9 @@ impl<'de> Deserialize<'de> for Record<'de> {
                         13 => r.inner_offset = value(&mut map)?,
                         14 => r.chunk_offset = value(&mut map)?,
                         15 => r.chunk_size = value(&mut map)?,
-                        _ => r.chunk_digest = value(&mut map)?,
+                        16 => r.chunk_digest = value(&mut map)?,
+                        17 => r.end_offset = value(&mut map)?,
+                        _ => r.chunk_type = value(&mut map)?,
                     }
                 }
                 Ok(r)
@@ -250,9 +308,9 @@ impl<'de> Deserialize<'de> for Record<'de> {
 }
 
 /// The TOC's outermost object.
-struct TocSeed<'c>(&'c mut Collector);
+struct TocSeed<'c, 'p>(&'c mut Collector<'p>);
 
-impl<'de> DeserializeSeed<'de> for TocSeed<'_> {
+impl<'de> DeserializeSeed<'de> for TocSeed<'_, '_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
@@ -260,7 +318,7 @@ impl<'de> DeserializeSeed<'de> for TocSeed<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for TocSeed<'_> {
+impl<'de> Visitor<'de> for TocSeed<'_, '_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -289,9 +347,9 @@ impl<'de> Visitor<'de> for TocSeed<'_> {
 }
 
 /// The array of entries; `null` for none, as Go writes an empty one.
-struct EntriesSeed<'c>(&'c mut Collector);
+struct EntriesSeed<'c, 'p>(&'c mut Collector<'p>);
 
-impl<'de> DeserializeSeed<'de> for EntriesSeed<'_> {
+impl<'de> DeserializeSeed<'de> for EntriesSeed<'_, '_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
@@ -299,7 +357,7 @@ impl<'de> DeserializeSeed<'de> for EntriesSeed<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for EntriesSeed<'_> {
+impl<'de> Visitor<'de> for EntriesSeed<'_, '_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -328,8 +386,8 @@ impl<'de> Visitor<'de> for EntriesSeed<'_> {
 }
 
 /// Builds the index from records in their order.
-#[derive(Default)]
-struct Collector {
+struct Collector<'p> {
+    placement: &'p mut dyn Placement,
     toc: Toc,
     records: u32,
     /// The regular file that chunks may belong to: chunks go by position, because names may occur twice.
@@ -345,23 +403,37 @@ struct OpenFile {
 }
 
 /// A digest, which a message may quote only if it is not too long.
-fn parse_digest(text: &str) -> Result<Digest> {
+fn parse_digest(what: &str, text: &str) -> Result<Digest> {
     if text.len() > 200 {
-        return Err(Error::malformed("eStargz TOC", "a digest of over 200 bytes"));
+        return Err(Error::malformed(what, "a digest of over 200 bytes"));
     }
     text.parse()
 }
 
-impl Collector {
+impl<'p> Collector<'p> {
+    fn new(placement: &'p mut dyn Placement) -> Self {
+        Self {
+            toc: Toc {
+                builder: IndexBuilder::new(placement.coding()),
+                prefetch_end: 0,
+                has_unverifiable: false,
+            },
+            placement,
+            records: 0,
+            file: None,
+            failure: None,
+        }
+    }
+
     fn record(&mut self, record: &Record<'_>) -> Result<()> {
-        let number = self.records;
+        let (toc, number) = (self.placement.what(), self.records);
         self.records += 1;
         if record.name.0.len() > NAME_BYTES_MAX {
-            let what = format!("eStargz TOC, record {number}");
+            let what = format!("{toc}, record {number}");
             return Err(Error::malformed(what, "a name of over 16 KiB"));
         }
         let refuse =
-            |why: &str| Error::malformed(format!("eStargz TOC, record {number} ({:?})", record.name.0), why);
+            |why: &str| Error::malformed(format!("{toc}, record {number} ({:?})", record.name.0), why);
         if number >= RECORDS_MAX {
             return Err(refuse("a TOC may have 4 million records"));
         }
@@ -385,11 +457,11 @@ impl Collector {
         });
         if !hidden {
             let mtime = match &*record.modtime.0 {
-                "" => Time::default(),
+                "" | GO_ZERO_TIME => Time::default(),
                 text => parse_rfc3339(text).ok_or_else(|| refuse("its time is not of RFC 3339"))?,
             };
             let digest = match &*record.digest.0 {
-                text if kind == Kind::File && !text.is_empty() => Some(parse_digest(text)?),
+                text if kind == Kind::File && !text.is_empty() => Some(parse_digest(toc, text)?),
                 _ => None,
             };
             self.toc.builder.entry(&Entry {
@@ -417,7 +489,9 @@ impl Collector {
     /// Whether a regular file is part of the format instead of the image; takes note of where prefetching ends.
     fn is_own_file(&mut self, record: &Record<'_>) -> bool {
         let own = [PREFETCH_LANDMARK, NO_PREFETCH_LANDMARK, TOC_NAME];
-        if !own.iter().any(|name| record.name.0.ends_with(name)) {
+        if !own.iter().any(|name| record.name.0.ends_with(name))
+            || !self.placement.has_own_files(record.end_offset)
+        {
             return false;
         }
         let path = clean_path(record.name.0.as_bytes()).path;
@@ -433,6 +507,7 @@ impl Collector {
             .file
             .as_mut()
             .ok_or_else(|| refuse("a chunk that follows no regular file"))?;
+        let toc = self.placement.what();
         let left = file.size - file.covered;
         let bytes = if record.chunk_size == 0 {
             left
@@ -448,9 +523,21 @@ impl Collector {
         if record.offset == 0 && record.inner_offset == 0 {
             return Err(refuse("a chunk without a place in the blob"));
         }
+        let place = Place {
+            offset: record.offset,
+            inner_offset: record.inner_offset,
+            end_offset: record.end_offset,
+            chunk_type: &record.chunk_type.0,
+            is_first: file.covered == 0,
+            is_last: bytes == left,
+        };
+        let content = self.placement.place(&place).map_err(&refuse)?;
         file.covered += bytes;
         if file.hidden {
             return Ok(());
+        }
+        if content == Content::Hole {
+            return self.toc.builder.hole(bytes);
         }
         let digest = match (&*record.chunk_digest.0, &*record.digest.0) {
             ("", "") => None,
@@ -462,7 +549,7 @@ impl Collector {
             bytes,
             blob_offset: record.offset,
             inner_offset: record.inner_offset,
-            digest: digest.map(parse_digest).transpose()?,
+            digest: digest.map(|text| parse_digest(toc, text)).transpose()?,
         })
     }
 }
@@ -470,10 +557,12 @@ impl Collector {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layer::estargz::Members;
 
     #[test]
     fn the_number_of_records_is_bounded() {
-        let mut collector = Collector::default();
+        let mut placement = Members;
+        let mut collector = Collector::new(&mut placement);
         let record = Record {
             kind: Text("dir".into()),
             ..Record::default()
