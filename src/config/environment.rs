@@ -85,11 +85,6 @@ impl Environment {
 
     /// What the variables `REGISTRYFS_*` say.
     pub(super) fn layer(&self) -> Result<Layer> {
-        let budget = self
-            .parsed("REGISTRYFS_BUDGET", |text| {
-                parse_bytes(text).map_err(|e| e.to_string())
-            })?
-            .map(ByteSize);
         let layer = Layer {
             cache_dir: self.path("REGISTRYFS_CACHE_DIR"),
             platform: self.text("REGISTRYFS_PLATFORM")?,
@@ -101,13 +96,18 @@ impl Environment {
             offline: self.switch("REGISTRYFS_OFFLINE")?,
             plain_http: self.switch("REGISTRYFS_PLAIN_HTTP")?,
             insecure: self.switch("REGISTRYFS_INSECURE")?,
+            soci_v1: self.switch("REGISTRYFS_SOCI_V1")?,
             ca: self
                 .path("REGISTRYFS_CA")
                 .map(|paths| std::env::split_paths(&paths).collect()),
             certs_dirs: self
                 .path("REGISTRYFS_CERTS_DIRS")
                 .map(|paths| std::env::split_paths(&paths).collect()),
-            budget,
+            budget: self.size("REGISTRYFS_BUDGET")?,
+            plain_layers: self.parsed("REGISTRYFS_PLAIN_LAYERS", |text| {
+                text.parse().map_err(|e: Error| e.to_string())
+            })?,
+            plain_layer_bytes_max: self.size("REGISTRYFS_PLAIN_LAYER_BYTES_MAX")?,
             allow: self.list("REGISTRYFS_ALLOW")?,
             deny: self.list("REGISTRYFS_DENY")?,
             credential: self.parsed("REGISTRYFS_CREDENTIAL", |text| {
@@ -142,6 +142,11 @@ impl Environment {
         self.parsed(name, |text| {
             text.parse().map_err(|_| format!("{text:?} is no whole number"))
         })
+    }
+
+    fn size(&self, name: &str) -> Result<Option<ByteSize>> {
+        let size = self.parsed(name, |text| parse_bytes(text).map_err(|e| e.to_string()))?;
+        Ok(size.map(ByteSize))
     }
 
     fn switch(&self, name: &str) -> Result<Option<bool>> {

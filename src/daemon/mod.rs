@@ -25,8 +25,8 @@ mod socket;
 mod source;
 mod spawn;
 
-pub use engine::client;
 pub use control::{mount, unmount, unmount_dead};
+pub use engine::client;
 pub use protocol::MountRequest;
 pub use query::{ImageName, Query};
 pub use run::{SHUTDOWN_WITHIN, allow_other_default, daemon, foreground, runtime, spawned};

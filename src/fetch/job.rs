@@ -8,10 +8,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use crate::error::{Error, Result};
+use crate::fetch::cut::Cut;
 use crate::fetch::flight::Landing;
 use crate::fetch::sink::StoreSink;
 use crate::fetch::{Fetcher, Source};
@@ -82,25 +83,11 @@ impl Job {
     }
 }
 
-/// How far a body has been cut into members.
+/// Members of one body that are complete and wait for a core.
 #[derive(Default)]
-struct Cut {
-    /// The position in the blob.
-    at: u64,
-    /// The beginning of a member whose rest has not come yet.
-    collected: BytesMut,
-    /// Members that are complete.
-    batch: Vec<Arrived>,
-    batch_bytes: usize,
-}
-
-impl Cut {
-    /// Takes from `piece` what lies before `end`.
-    fn split(&mut self, piece: &mut Bytes, end: u64) -> Bytes {
-        let part = piece.split_to(end.saturating_sub(self.at).min(piece.len() as u64) as usize);
-        self.at += part.len() as u64;
-        part
-    }
+struct Batch {
+    members: Vec<Arrived>,
+    bytes: usize,
 }
 
 #[derive(Clone)]
@@ -118,32 +105,29 @@ impl Context {
         if self.is_remote() {
             self.fetcher.counters.requests.fetch_add(1, Ordering::Relaxed);
         }
-        let mut cut = Cut {
-            at: range.start,
-            ..Cut::default()
-        };
+        let (mut cut, mut batch) = (Cut::new(range.start), Batch::default());
         let mut body = self.fetcher.blob(&self.source, range).await?;
         self.provenance = body.provenance();
         loop {
-            match body.next().await {
-                Ok(Some(mut piece)) => {
+            let outcome = match body.next().await {
+                Ok(Some(piece)) => {
                     self.count_fetched(&piece);
-                    while !piece.is_empty() && !arriving.is_empty() {
-                        self.take(&mut cut, &mut piece, arriving, &mut body).await?;
-                    }
+                    self.take_all(&mut cut, &mut batch, piece, arriving, &mut body)
+                        .await
                 }
                 Ok(None) => break,
-                Err(error) => {
-                    // What has arrived has arrived.
-                    self.dispatch(&mut cut).await;
-                    return Err(error);
-                }
+                Err(error) => Err(error),
+            };
+            if let Err(error) = outcome {
+                // What has arrived has arrived.
+                self.dispatch(&mut batch).await;
+                return Err(error);
             }
-            if cut.batch.iter().any(|(landing, _)| landing.is_awaited()) {
-                self.dispatch(&mut cut).await;
+            if batch.members.iter().any(|(landing, _)| landing.is_awaited()) {
+                self.dispatch(&mut batch).await;
             }
         }
-        self.dispatch(&mut cut).await;
+        self.dispatch(&mut batch).await;
         match arriving.front() {
             None => Ok(()),
             Some(_) => Err(Error::malformed(
@@ -153,49 +137,38 @@ impl Context {
         }
     }
 
-    /// Takes from `piece` what belongs to the next member, or the gap before it.
-    async fn take(
+    /// Takes from `piece` what belongs to the next members, and the gaps before them.
+    async fn take_all(
         &self,
         cut: &mut Cut,
-        piece: &mut Bytes,
+        batch: &mut Batch,
+        mut piece: Bytes,
         arriving: &mut VecDeque<Arriving>,
         body: &mut BlobBody,
     ) -> Result<()> {
-        let Some(wanted) = arriving.front().map(|member| member.range.clone()) else {
-            return Ok(());
-        };
-        if cut.at < wanted.start {
-            cut.split(piece, wanted.start);
-            return Ok(());
-        }
-        if wanted.end - wanted.start > COLLECTED_MEMBER_BYTES_MAX {
-            self.dispatch(cut).await;
-            return self.stream_member(arriving, cut, piece, body).await;
-        }
-        let part = cut.split(piece, wanted.end);
-        let whole = match (cut.collected.is_empty(), cut.at == wanted.end) {
-            (true, true) => part,
-            (_, complete) => {
-                cut.collected.extend_from_slice(&part);
-                if !complete {
-                    return Ok(());
-                }
-                cut.collected.split().freeze()
+        while let Some(wanted) = arriving.front().map(|member| member.range.clone()) {
+            if piece.is_empty() && !cut.has_reached(wanted.end) {
+                break;
             }
-        };
-        cut.batch_bytes += whole.len();
-        cut.batch
-            .extend(arriving.pop_front().map(|member| (member.landing, whole)));
-        if cut.batch_bytes >= BATCH_BYTES {
-            self.dispatch(cut).await;
+            if !cut.has_reached(wanted.start) {
+                cut.split(&mut piece, wanted.start);
+            } else if wanted.end - wanted.start > COLLECTED_MEMBER_BYTES_MAX {
+                self.dispatch(batch).await;
+                self.stream_member(arriving, cut, &mut piece, body).await?;
+            } else if let Some(whole) = cut.member(&mut piece, &wanted)? {
+                batch.bytes += whole.len();
+                let member = arriving.pop_front();
+                batch.members.extend(member.map(|member| (member.landing, whole)));
+                if batch.bytes >= BATCH_BYTES {
+                    self.dispatch(batch).await;
+                }
+            }
         }
         Ok(())
     }
 
-    /// Whether the layer comes over the network, not from a layout on disk.
     fn is_remote(&self) -> bool {
-        let host = self.source.repository.host();
-        self.fetcher.client().layout_path(host).is_none()
+        self.fetcher.is_remote(&self.source)
     }
 
     fn count_fetched(&self, piece: &Bytes) {
@@ -206,16 +179,15 @@ impl Context {
     }
 
     /// Hands what is complete to a core; waits while all are busy.
-    async fn dispatch(&self, cut: &mut Cut) {
-        cut.batch_bytes = 0;
-        if cut.batch.is_empty() {
+    async fn dispatch(&self, batch: &mut Batch) {
+        let Batch { members, .. } = std::mem::take(batch);
+        if members.is_empty() {
             return;
         }
-        let batch = std::mem::take(&mut cut.batch);
         let permit = Arc::clone(&self.fetcher.decoders).acquire_owned().await;
         let context = self.clone();
         self.fetcher.runtime.spawn_blocking(move || {
-            for (landing, bytes) in batch {
+            for (landing, bytes) in members {
                 let outcome = context.decode(landing.member(), |decoder, sink| decoder.push(&bytes, sink));
                 context.land(landing, outcome);
             }
@@ -223,7 +195,8 @@ impl Context {
         });
     }
 
-    /// Decodes a long member while it arrives: what is left of `piece` first, then the body, up to the member's end.
+    /// Decodes a long member while it arrives: what came before and what is left of `piece` first, then the body, up to the
+    /// member's end.
     async fn stream_member(
         &self,
         arriving: &mut VecDeque<Arriving>,
@@ -231,6 +204,10 @@ impl Context {
         piece: &mut Bytes,
         body: &mut BlobBody,
     ) -> Result<()> {
+        let shared = match arriving.front() {
+            Some(member) => cut.shared(member.range.start)?,
+            None => Bytes::new(),
+        };
         let Some(member) = arriving.pop_front() else {
             return Ok(());
         };
@@ -248,12 +225,12 @@ impl Context {
             })
         });
         let feeding = async {
-            let mut wanted_more = true;
+            let mut wanted_more = shared.is_empty() || sender.send(shared).await.is_ok();
             loop {
                 let part = cut.split(piece, member.range.end);
                 // The decoder ends before the member's bytes do, or at the first error; the rest is passed over.
                 wanted_more = wanted_more && (part.is_empty() || sender.send(part).await.is_ok());
-                if cut.at == member.range.end {
+                if cut.has_reached(member.range.end) {
                     drop(sender);
                     return Ok(());
                 }

@@ -19,7 +19,8 @@ pub struct Request {
     pub members: Vec<u32>,
 }
 
-/// Joins members (sorted, so in the order of the blob) into requests.
+/// Joins members (sorted, so in the order of the blob) into requests. Neighbours may share one byte; what overlaps more, as
+/// no format of ours has it, is asked for apart.
 ///
 /// # Errors
 /// `Malformed` for a damaged index.
@@ -33,6 +34,7 @@ pub fn requests<B: std::ops::Deref<Target = [u8]>>(
         match requests.last_mut() {
             Some(last)
                 if range.start.saturating_sub(last.range.end) <= GAP_BYTES_MAX
+                    && last.range.end.saturating_sub(range.start) <= 1
                     && range.end.saturating_sub(last.range.start) <= REQUEST_BYTES_MAX =>
             {
                 last.range.end = range.end.max(last.range.end);
@@ -47,8 +49,9 @@ pub fn requests<B: std::ops::Deref<Target = [u8]>>(
     Ok(requests)
 }
 
-/// The members that start in a range of the blob, which is worth reading ahead. One that reaches beyond the range by more
-/// than its length is left to whoever needs it: a small read must not bring a stranger's megabytes along.
+/// The members that start in a range of the blob, which is worth reading ahead: one that shares its first byte starts with
+/// the next, so that what begins where another ends is found. One that reaches beyond the range by more than its length is
+/// left to whoever needs it: a small read must not bring a stranger's megabytes along.
 ///
 /// # Errors
 /// `Malformed` for a damaged index.
@@ -60,7 +63,8 @@ pub fn members_in<B: std::ops::Deref<Target = [u8]>>(
         let (mut low, mut high) = (0, index.member_count());
         while low < high {
             let middle = low + (high - low) / 2;
-            if index.member(middle)?.blob_start < position {
+            let member = index.member(middle)?;
+            if member.blob_start.saturating_add(u64::from(member.bits > 0)) < position {
                 low = middle + 1;
             } else {
                 high = middle;
@@ -86,12 +90,34 @@ mod tests {
     use crate::layer::Format;
     use crate::layer::entry::{Entry, Kind};
     use crate::layer::index::{Coding, Summary};
-    use crate::layer::index_builder::{IndexBuilder, NewChunk};
+    use crate::layer::index_builder::{IndexBuilder, NewChunk, NewMember};
 
     /// An index whose members start at these offsets and whose data ends at `end`.
     fn index(starts: &[u64], end: u64) -> Index<Vec<u8>> {
+        let ends = starts.iter().skip(1).chain([&end]);
+        let ranges: Vec<(Range<u64>, u8)> = starts
+            .iter()
+            .zip(ends)
+            .map(|(&start, &end)| (start..end, 0))
+            .collect();
+        index_of(&ranges, end)
+    }
+
+    /// An index with members of these ranges, which start within their first byte with so many bits.
+    fn index_of(members: &[(Range<u64>, u8)], end: u64) -> Index<Vec<u8>> {
         let mut builder = IndexBuilder::new(Coding::Gzip);
-        for (number, &start) in starts.iter().enumerate() {
+        for (number, (range, bits)) in members.iter().enumerate() {
+            let start = range.start;
+            builder
+                .member(NewMember {
+                    blob_start: start,
+                    blob_end: range.end,
+                    coding: Coding::Deflate,
+                    bits: *bits,
+                    window: Vec::new(),
+                    check: None,
+                })
+                .unwrap();
             builder
                 .entry(&Entry {
                     size: 1,
@@ -138,14 +164,44 @@ mod tests {
         assert_eq!(members_in(&index, &(25 << 20..30 << 20)).unwrap(), 5..5);
     }
 
+    #[test]
+    fn neighbours_that_share_a_byte_come_together() {
+        let ranges = [
+            (10..1001, 0),
+            (1000..2001, 3),
+            (2000..3000, 7),
+            (3000..4000, 0),
+            (3990..4500, 0),
+        ];
+        let index = index_of(&ranges, 5000);
+        let plan = requests(&index, &[0, 1, 2, 3, 4]).unwrap();
+        assert_eq!(plan[0].range, 10..4000);
+        assert_eq!(plan[0].members, [0, 1, 2, 3]);
+        // The last one lies in what no decoder of another would leave over.
+        assert_eq!((plan[1].range.clone(), plan.len()), (3990..4500, 2));
+        // Whoever goes on where a member ended finds the next, and where it starts, not the one before.
+        assert_eq!(members_in(&index, &(1001..2001)).unwrap(), 1..2);
+        assert_eq!(members_in(&index, &(2001..3000)).unwrap(), 2..3);
+        assert_eq!(members_in(&index, &(3000..3001)).unwrap(), 3..3);
+        assert_eq!(members_in(&index, &(0..4000)).unwrap(), 0..5);
+    }
+
     proptest! {
         #[test]
         fn every_member_comes_once_within_its_request(
             gaps in prop::collection::vec(1..(3u64 << 20), 1..60),
             wanted in prop::collection::vec(any::<bool>(), 60),
+            bits in prop::collection::vec(0..8u8, 60),
         ) {
             let starts: Vec<u64> = gaps.iter().scan(0, |at, gap| { *at += gap; Some(*at) }).collect();
-            let index = index(&starts, starts.last().unwrap() + 100);
+            let end = starts.last().unwrap() + 100;
+            let members: Vec<(Range<u64>, u8)> = (0..starts.len())
+                .map(|m| {
+                    let next = starts.get(m + 1).map(|next| next + u64::from(bits[m + 1] > 0));
+                    (starts[m]..next.unwrap_or(end), bits[m])
+                })
+                .collect();
+            let index = index_of(&members, end);
             let members: Vec<u32> = (0..starts.len() as u32).filter(|&m| wanted[m as usize]).collect();
             let plan = requests(&index, &members).unwrap();
             let planned: Vec<u32> = plan.iter().flat_map(|r| r.members.clone()).collect();
@@ -155,7 +211,7 @@ mod tests {
                 prop_assert_eq!(request.range.start, ranges[0].start);
                 prop_assert_eq!(request.range.end, ranges.last().unwrap().end);
                 prop_assert!(ranges.len() == 1 || request.range.end - request.range.start <= REQUEST_BYTES_MAX);
-                prop_assert!(ranges.windows(2).all(|pair| pair[1].start - pair[0].end <= GAP_BYTES_MAX));
+                prop_assert!(ranges.windows(2).all(|pair| pair[1].start.saturating_sub(pair[0].end) <= GAP_BYTES_MAX));
             }
         }
     }

@@ -15,6 +15,7 @@ use crate::fetch::{Fetcher, FileAt, Place, Source, blocking};
 use crate::image::manifest::{Document, IndexEntry, Manifest, choose};
 use crate::image::platform::Platform;
 use crate::image::resolve::Resolver;
+use crate::image::soci::{SociIndexes, Ztocs};
 use crate::image::tree::{self, Node, Tree, Whiteouts};
 use crate::layer::entry::Kind;
 use crate::registry::reference::Repository;
@@ -179,15 +180,17 @@ pub struct IndexDocument {
 pub struct Images {
     fetcher: Arc<Fetcher>,
     resolver: Arc<Resolver>,
+    soci: SociIndexes,
     ready: Mutex<LruCache<(Repository, Digest), Named>>,
 }
 
 impl Images {
-    /// Images on top of what fetches their parts and what resolves their names.
+    /// Images on top of what fetches their parts and what resolves their names. `soci_v1`: as in the configuration.
     #[must_use]
-    pub fn new(fetcher: Arc<Fetcher>, resolver: Arc<Resolver>) -> Arc<Self> {
+    pub fn new(fetcher: Arc<Fetcher>, resolver: Arc<Resolver>, soci_v1: bool) -> Arc<Self> {
         let ready = LruCache::new(NonZeroUsize::MIN.saturating_add(IMAGES_READY_MAX - 1));
         Arc::new(Self {
+            soci: SociIndexes::new(Arc::clone(&fetcher), Arc::clone(&resolver), soci_v1),
             fetcher,
             resolver,
             ready: Mutex::new(ready),
@@ -219,7 +222,8 @@ impl Images {
         let what = format!("{repository}@{digest}");
         let named = match Document::parse(&what, &bytes)? {
             Document::Manifest(manifest) => {
-                Named::Image(Arc::new(image(repository, digest, bytes, manifest)))
+                let ztocs = self.soci.ztocs(repository, digest, &manifest).await?;
+                Named::Image(Arc::new(image(repository, digest, bytes, manifest, &ztocs)))
             }
             Document::Index(entries) => {
                 let (repository, digest) = key.clone();
@@ -281,10 +285,11 @@ impl Images {
     /// What keeps one of the layers from being indexed, and [`Error::Malformed`] from the merge.
     pub async fn rootfs(self: &Arc<Self>, image: &Arc<Image>) -> Result<Arc<Rootfs>> {
         let build = || async {
-            let layers: Vec<String> = image.sources.iter().map(|source| source.key().hex()).collect();
+            let sources = self.settled(&image.sources).await?;
+            let layers: Vec<String> = sources.iter().map(|source| source.key().hex()).collect();
             let key = Digest::of(format!("rootfs {}", layers.join(" ")).as_bytes());
-            self.build(image.name(), key, image.sources.clone(), Whiteouts::Apply)
-                .await
+            let rootfs = self.build(image.name(), key, sources, Whiteouts::Apply);
+            self.checked(rootfs.await?).await
         };
         image.rootfs.get_or_try_init(build).await.cloned()
     }
@@ -302,9 +307,10 @@ impl Images {
             ));
         };
         let build = || async {
+            let source = self.fetcher.settle(source).await?;
             let key = Digest::of(format!("layer {}", source.key().hex()).as_bytes());
-            self.build(what, key, vec![Arc::clone(source)], Whiteouts::Show)
-                .await
+            let layer = self.build(what, key, vec![source], Whiteouts::Show);
+            self.checked(layer.await?).await
         };
         cell.get_or_try_init(build).await.cloned()
     }
@@ -315,19 +321,19 @@ impl Images {
         key: Digest,
         sources: Vec<Arc<Source>>,
         whiteouts: Whiteouts,
-    ) -> Result<Arc<Rootfs>> {
+    ) -> Result<Rootfs> {
         let layers = sources.iter().map(|source| LayerAt {
             source: Arc::clone(source),
             layer: OnceCell::new(),
         });
         let layers: Vec<LayerAt> = layers.collect();
         if let Some(tree) = self.stored_tree(key).await? {
-            return Ok(Arc::new(Rootfs {
+            return Ok(Rootfs {
                 name: what,
                 tree,
                 key,
                 layers,
-            }));
+            });
         }
         let opened = self.open_layers(&sources).await?;
         for (at, layer) in layers.iter().zip(&opened) {
@@ -345,12 +351,27 @@ impl Images {
             Tree::open(store.put_tree(&key, &merged.bytes)?, &key)
         };
         let tree = blocking(self.fetcher.runtime(), merge).await?;
-        Ok(Arc::new(Rootfs {
+        Ok(Rootfs {
             name: what,
             tree,
             key,
             layers,
-        }))
+        })
+    }
+
+    /// A tree whose layers are what this image's configuration promises: they may have been read for another one.
+    async fn checked(&self, rootfs: Rootfs) -> Result<Arc<Rootfs>> {
+        for at in rootfs.layers.iter().filter(|at| at.source.needs_pass()) {
+            let layer = match at.layer.get() {
+                Some(layer) => Some(Arc::clone(layer)),
+                None => self.fetcher.stored_layer(&at.source).await?,
+            };
+            // One that is gone from the store is checked when it comes.
+            if let Some(layer) = layer {
+                self.fetcher.check_diff_id(&at.source, &layer).await?;
+            }
+        }
+        Ok(Arc::new(rootfs))
     }
 
     async fn stored_tree(&self, key: Digest) -> Result<Option<Tree<Mapped>>> {
@@ -365,6 +386,22 @@ impl Images {
             }
         };
         blocking(self.fetcher.runtime(), open).await
+    }
+
+    /// The ways by which the layers are read, settled in parallel.
+    async fn settled(&self, sources: &[Arc<Source>]) -> Result<Vec<Arc<Source>>> {
+        let mut settled = sources.to_vec();
+        let mut tasks = JoinSet::new();
+        for (number, source) in sources.iter().enumerate().filter(|(_, s)| s.ztoc.is_some()) {
+            let (fetcher, source) = (Arc::clone(&self.fetcher), Arc::clone(source));
+            let settle = async move { (number, fetcher.settle(&source).await) };
+            tasks.spawn_on(settle, self.fetcher.runtime());
+        }
+        while let Some(done) = tasks.join_next().await {
+            let (number, source) = done.map_err(|e| Error::malformed("layer", e.to_string()))?;
+            settled[number] = source?;
+        }
+        Ok(settled)
     }
 
     /// All layers, indexed in parallel: their tail reads share one round trip.
@@ -387,12 +424,12 @@ impl Images {
     }
 }
 
-fn image(repository: &Repository, digest: &Digest, bytes: Bytes, manifest: Manifest) -> Image {
+fn image(repository: &Repository, digest: &Digest, bytes: Bytes, manifest: Manifest, ztocs: &Ztocs) -> Image {
     let source = |(number, descriptor): (usize, &crate::layer::Descriptor)| {
         Arc::new(Source {
             repository: repository.clone(),
             descriptor: descriptor.clone(),
-            ztoc: None,
+            ztoc: ztocs.get(&descriptor.digest).cloned(),
             place: Some(Place {
                 manifest: *digest,
                 config: manifest.config.clone(),

@@ -18,6 +18,9 @@ const URLS_MAX: usize = 8;
 /// Longest URL that is kept, in bytes: what servers commonly take.
 const URL_BYTES_MAX: usize = 8192;
 
+/// What an entry of an index has that is the SOCI index of an image: that image's digest.
+const SOCI_IMAGE_ANNOTATION: &str = "com.amazon.soci.image-manifest-digest";
+
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct RawDescriptor {
@@ -68,6 +71,8 @@ struct RawDocument {
     manifests: Option<Vec<RawDescriptor>>,
     #[serde(default)]
     annotations: Option<BTreeMap<String, String>>,
+    #[serde(default)]
+    subject: Option<RawDescriptor>,
 }
 
 /// An image's manifest.
@@ -79,6 +84,8 @@ pub struct Manifest {
     pub layers: Vec<Descriptor>,
     /// Its annotations.
     pub annotations: BTreeMap<String, String>,
+    /// The manifest that it refers to, if it is something that is attached to an image.
+    pub subject: Option<Digest>,
 }
 
 /// One platform's manifest in an index.
@@ -118,6 +125,7 @@ impl Document {
                 config: Some(config),
                 layers: Some(layers),
                 annotations,
+                subject,
                 ..
             } => {
                 if layers.len() > LAYERS_MAX {
@@ -128,6 +136,7 @@ impl Document {
                     config: config.into_descriptor(),
                     layers,
                     annotations: annotations.unwrap_or_default(),
+                    subject: subject.map(|subject| subject.digest),
                 }))
             }
             RawDocument {
@@ -148,9 +157,12 @@ impl Document {
     }
 }
 
-/// An entry that names an image: with a platform, and not an attestation (whose platform is `unknown`) or an artifact.
+/// An entry that names an image: with a platform, and not an attestation (whose platform is `unknown`), an artifact, or the
+/// SOCI index of another entry.
 fn index_entry(raw: RawDescriptor) -> Option<IndexEntry> {
-    let is_image = is_image(raw.platform.as_ref(), raw.artifact_type.as_deref());
+    let is_soci = |annotations: &BTreeMap<_, _>| annotations.contains_key(SOCI_IMAGE_ANNOTATION);
+    let is_image = is_image(raw.platform.as_ref(), raw.artifact_type.as_deref())
+        && !raw.annotations.as_ref().is_some_and(is_soci);
     Some(IndexEntry {
         digest: raw.digest,
         platform: raw.platform.filter(|_| is_image)?,
@@ -192,7 +204,9 @@ mod tests {
                 {{"mediaType":"m","digest":"{digest}","size":1,"platform":{{"os":"linux","architecture":"arm","variant":"v7"}}}},
                 {{"mediaType":"m","digest":"{digest}","size":1,"platform":{{"os":"unknown","architecture":"unknown"}}}},
                 {{"mediaType":"m","digest":"{digest}","size":1}},
-                {{"mediaType":"m","digest":"{digest}","size":1,"artifactType":"x","platform":{{"os":"linux","architecture":"amd64"}}}}
+                {{"mediaType":"m","digest":"{digest}","size":1,"artifactType":"x","platform":{{"os":"linux","architecture":"amd64"}}}},
+                {{"mediaType":"m","digest":"{digest}","size":1,"annotations":{{"com.amazon.soci.image-manifest-digest":"{digest}"}},
+                  "platform":{{"os":"linux","architecture":"amd64"}}}}
             ]}}"#
         );
         let parsed = Document::parse("x", text.as_bytes()).unwrap();

@@ -15,6 +15,7 @@ pub mod platform;
 pub mod query;
 pub mod resolve;
 pub mod select;
+mod soci;
 pub mod tree;
 
 pub use images::{Image, Images, Named, Rootfs};

@@ -7,6 +7,7 @@ use crate::layer::estargz::{EstargzIndexer, GzipMember, TOC_DIGEST_ANNOTATION, u
 use crate::layer::gzip::decompress::GzipPass;
 use crate::layer::gzip::span::Span;
 use crate::layer::index::{Coding, Index, Member};
+use crate::layer::soci::SociIndexer;
 use crate::layer::stored::{StoredMember, Uncompressed};
 use crate::layer::zstd::{self, ZstdDecompressor, ZstdMember};
 use crate::layer::zstd_chunked::{self, ZstdChunkedIndexer};
@@ -34,8 +35,8 @@ pub fn indexer(descriptor: &Descriptor, ztoc: Option<&Descriptor>) -> Result<Box
         );
         return Err(Error::unsupported(what, why));
     }
-    if ztoc.is_some() {
-        return Ok(Box::new(WholeBlob));
+    if let Some(ztoc) = ztoc {
+        return Ok(Box::new(SociIndexer::new(descriptor, ztoc)?));
     }
     if let Some(indexer) = ZstdChunkedIndexer::new(descriptor)? {
         return Ok(Box::new(indexer));
@@ -88,6 +89,14 @@ pub fn index_promise(descriptor: &Descriptor, ztoc: Option<&Descriptor>) -> Stri
         return promise;
     }
     estargz_promise(descriptor).map_or_else(|| WHOLE_BLOB.to_owned(), |toc| format!("index {toc}"))
+}
+
+/// Whether a zTOC is of use for a layer: not where the manifest promises an index of its own, which has a digest for every
+/// chunk, nor for a compression that zTOCs do not know.
+#[must_use]
+pub fn takes_ztoc(descriptor: &Descriptor) -> bool {
+    index_promise(descriptor, None) == WHOLE_BLOB
+        && format_of_media_type(&descriptor.media_type) != Format::Zstd
 }
 
 /// A decoder for member `member` of a layer. It holds what it needs of the index. When a member's range is used up before

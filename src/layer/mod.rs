@@ -3,6 +3,7 @@
 //! This folder is pure: bytes in, bytes out, no I/O and no clock. Whoever drives it fetches the ranges it asks for
 //! and stores what it decodes. One file (or folder) a format; `identify` is the only place that knows them all.
 
+mod checked;
 mod cutter;
 pub mod entry;
 pub mod estargz;
@@ -13,6 +14,7 @@ mod identify;
 pub mod index;
 pub mod index_builder;
 pub mod scan;
+pub mod soci;
 mod stored;
 pub mod tar;
 pub mod time;
@@ -29,7 +31,8 @@ use crate::digest::Digest;
 use crate::error::Result;
 
 pub use identify::{
-    WHOLE_BLOB, decoder, decompressor, expected, format_of_media_type, index_promise, indexer, reading, toc,
+    WHOLE_BLOB, decoder, decompressor, expected, format_of_media_type, index_promise, indexer, reading,
+    takes_ztoc, toc,
 };
 
 /// How a layer's bytes are laid out, as shown in `layers/N/format`.

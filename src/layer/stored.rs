@@ -3,6 +3,7 @@
 use std::ops::Deref;
 
 use crate::error::Result;
+use crate::layer::checked::Checked;
 use crate::layer::cutter::Cutter;
 use crate::layer::index::Index;
 use crate::layer::{ChunkSink, Decoded, Decompressor, Format, MemberDecoder};
@@ -27,19 +28,29 @@ impl Decompressor for Uncompressed {
 
 /// A member of a blob that is its own content.
 #[derive(Debug)]
-pub(super) struct StoredMember(Cutter);
+pub(super) struct StoredMember {
+    checked: Checked,
+    cutter: Cutter,
+}
 
 impl StoredMember {
     /// # Errors
     /// `Malformed` when there is no such member or the index is damaged.
     pub(super) fn new<B: Deref<Target = [u8]>>(index: &Index<B>, member: u32) -> Result<Self> {
-        Ok(Self(Cutter::new(index, &index.member(member)?)?))
+        let member = index.member(member)?;
+        let what = format!("piece of the tar at {}", member.blob_start);
+        Ok(Self {
+            checked: Checked::new(index, &member, what)?,
+            cutter: Cutter::new(index, &member)?,
+        })
     }
 }
 
 impl MemberDecoder for StoredMember {
     fn push(&mut self, bytes: &[u8], sink: &mut dyn ChunkSink) -> Result<bool> {
-        self.0.decoded(bytes, sink)?;
-        Ok(self.0.is_done())
+        if let Some(bytes) = self.checked.pass(bytes)? {
+            self.cutter.decoded(&bytes, sink)?;
+        }
+        Ok(self.cutter.is_done())
     }
 }

@@ -21,7 +21,7 @@ use super::reference::{Reference, Repository, Target};
 use super::request::Core;
 use super::source::{BlobBody, Pager};
 use super::transport::Transport;
-use super::{blob, paging};
+use super::{blob, paging, referrers};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::layer::Descriptor;
@@ -105,6 +105,23 @@ impl Client {
         let target = Target::Tag(tag.to_owned());
         let found = manifest::find(&self.core, repository, &target).await?;
         Ok(found.map(|found| found.digest))
+    }
+
+    /// The manifests of type `artifact_type` that refer to the manifest `digest`, in the registry's order. A layout on disk
+    /// is not searched for them.
+    ///
+    /// # Errors
+    /// As [`Self::manifest`], but for an absent list, which is empty.
+    pub async fn referrers(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        artifact_type: &str,
+    ) -> Result<Vec<Digest>> {
+        if self.layouts.get(repository.host()).is_some() {
+            return Ok(Vec::new());
+        }
+        referrers::fetch(&self.core, repository, digest, artifact_type).await
     }
 
     /// Bytes `range` of a blob that has `blob_bytes` bytes by its descriptor. They are **not** verified: a range has

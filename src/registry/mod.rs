@@ -4,9 +4,9 @@
 //! connections, tokens, the URLs behind redirects, and what it learned about each host.
 //!
 //! From top to bottom: `client` is what others use; it answers from a `layout` on disk where one has the host's name, and
-//! `source` is what both kinds of answers have in common; `manifest`, `blob` and `paging` know what to ask for and how to
-//! judge what comes; they ask the `endpoint`s of a registry one after the other, which `hosts` finds in the settings, and for
-//! blobs that it does not have the URLs that their descriptor names (`foreign`);
+//! `source` is what both kinds of answers have in common; `manifest`, `blob`, `paging` and `referrers` know what to ask for
+//! and how to judge what comes; they ask the `endpoint`s of a registry one after the other, which `hosts` finds in the
+//! settings, and for blobs that it does not have the URLs that their descriptor names (`foreign`);
 //! `request` adds authorization (`auth`, `token`, `credentials`, `challenge`) and follows redirects (`redirect`);
 //! `transport` sends, again if need be (`retry`), to one `host` with its `breaker`; `peers` has all of these.
 
@@ -36,6 +36,7 @@ mod peers;
 mod proxy;
 mod push;
 mod redirect;
+mod referrers;
 mod request;
 mod retry;
 mod secret;

@@ -55,25 +55,15 @@ pub(in crate::layer) struct GzipPass {
     /// CRC32 of what was decoded of the current member.
     crc: crc32fast::Hasher,
     /// Decoded bytes before the last checkpoint.
-    last_checkpoint: Option<u64>,
+    last_checkpoint: u64,
+    /// [`SPACING_BYTES`], and [`MEMBER_SPACING_BYTES`].
+    spacing_bytes: u64,
+    member_spacing_bytes: u64,
 }
 
 impl Default for GzipPass {
     fn default() -> Self {
-        Self {
-            stage: Stage::Header(Header::default()),
-            inflate: None,
-            buffer: vec![0; WINDOW_BYTES_MAX + PIECE_BYTES],
-            handed: WINDOW_BYTES_MAX,
-            filled: WINDOW_BYTES_MAX,
-            taken: 0,
-            made: 0,
-            member_start: 0,
-            member_made: 0,
-            members: 0,
-            crc: crc32fast::Hasher::new(),
-            last_checkpoint: None,
-        }
+        Self::with_spacing(SPACING_BYTES, MEMBER_SPACING_BYTES)
     }
 }
 
@@ -110,14 +100,33 @@ impl Decompressor for GzipPass {
 }
 
 impl GzipPass {
+    /// A pass with other distances between checkpoints than the usual ones, at least 1 byte each.
+    pub(super) fn with_spacing(spacing_bytes: u64, member_spacing_bytes: u64) -> Self {
+        Self {
+            stage: Stage::Header(Header::default()),
+            inflate: None,
+            buffer: vec![0; WINDOW_BYTES_MAX + PIECE_BYTES],
+            handed: WINDOW_BYTES_MAX,
+            filled: WINDOW_BYTES_MAX,
+            taken: 0,
+            made: 0,
+            member_start: 0,
+            member_made: 0,
+            members: 0,
+            crc: crc32fast::Hasher::new(),
+            last_checkpoint: 0,
+            spacing_bytes: spacing_bytes.max(1),
+            member_spacing_bytes: member_spacing_bytes.max(1),
+        }
+    }
+
     fn malformed(&self, why: &str) -> Error {
         Error::malformed(format!("gzip member at {}", self.member_start), why)
     }
 
-    /// How far the last checkpoint is behind, if there is one.
-    fn since_checkpoint(&self) -> Option<u64> {
-        self.last_checkpoint
-            .map(|position| self.made.saturating_sub(position))
+    /// Decoded bytes behind the last checkpoint.
+    fn since_checkpoint(&self) -> u64 {
+        self.made.saturating_sub(self.last_checkpoint)
     }
 
     /// Skips a header; behind it a member starts.
@@ -147,10 +156,7 @@ impl GzipPass {
         self.members += 1;
         self.member_made = self.made;
         self.crc = crc32fast::Hasher::new();
-        if self
-            .since_checkpoint()
-            .is_none_or(|bytes| bytes >= MEMBER_SPACING_BYTES)
-        {
+        if self.members == 1 || self.since_checkpoint() >= self.member_spacing_bytes {
             self.checkpoint(self.taken + taken as u64, 0, out)?;
         }
         Ok(taken)
@@ -163,9 +169,13 @@ impl GzipPass {
             if self.filled == self.buffer.len() {
                 self.hand_over(out)?;
             }
-            let is_due = self.since_checkpoint() >= Some(SPACING_BYTES);
+            let to_go = self.spacing_bytes.saturating_sub(self.since_checkpoint());
+            let is_due = to_go == 0;
             let input = blob.get(taken..).unwrap_or_default();
-            let room = self.buffer.get_mut(self.filled..).unwrap_or_default();
+            let mut room = self.buffer.get_mut(self.filled..).unwrap_or_default();
+            if !is_due && to_go < room.len() as u64 {
+                room = room.get_mut(..to_go as usize).unwrap_or_default();
+            }
             let step = match &mut self.inflate {
                 Some(inflate) => inflate.run(input, room, is_due),
                 None => Err("no member has begun"),
@@ -200,7 +210,7 @@ impl GzipPass {
             .buffer
             .get(self.filled.saturating_sub(window_bytes)..self.filled);
         let window = window::pack(window.unwrap_or_default())?;
-        self.last_checkpoint = Some(self.made);
+        self.last_checkpoint = self.made;
         out(Decoded::Checkpoint(Checkpoint {
             blob_start: blob_position.saturating_sub(u64::from(bits > 0)),
             coding: Coding::Deflate,

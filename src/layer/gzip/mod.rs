@@ -11,5 +11,8 @@ pub(super) mod span;
 pub mod window;
 mod zlib;
 
+#[cfg(test)]
+mod tests;
+
 /// Length of the trailer (CRC32 and ISIZE) behind each member's deflate stream in bytes.
 const TRAILER_BYTES: usize = 8;

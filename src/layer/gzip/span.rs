@@ -6,22 +6,18 @@
 
 use std::ops::Deref;
 
-use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::layer::checked::Checked;
 use crate::layer::cutter::Cutter;
 use crate::layer::gzip::TRAILER_BYTES;
 use crate::layer::gzip::header::Header;
 use crate::layer::gzip::window;
 use crate::layer::gzip::zlib::{Inflate, Stop};
-use crate::layer::index::{Index, Member};
+use crate::layer::index::Index;
 use crate::layer::{ChunkSink, MemberDecoder};
 
 /// Decoded bytes at a time: large enough to hash and hand over at full speed, small enough for the L2 cache.
 const SCRATCH_BYTES: u64 = 128 << 10;
-/// The longest span in compressed bytes that is collected to check its digest. Those who promise one make a span of some
-/// 4 MiB of decoded bytes; more is a block of that size that does not compress.
-const CHECKED_SPAN_BYTES_MAX: u64 = 64 << 20;
-
 /// What the next byte of the span belongs to.
 #[derive(Debug)]
 enum Stage {
@@ -35,22 +31,13 @@ enum Stage {
     Header(Header),
 }
 
-/// The compressed bytes of a span that are checked before they are decoded.
-#[derive(Debug)]
-struct Checked {
-    promised: Digest,
-    /// How many bytes the span has.
-    len: usize,
-    collected: Vec<u8>,
-}
-
 /// Decodes a span whose chunks were copied out of the index.
 #[derive(Debug)]
 pub(in crate::layer) struct Span {
     /// Where the span starts in the blob, for messages.
     blob_start: u64,
     /// What must be checked first, until it is.
-    checked: Option<Checked>,
+    checked: Checked,
     stage: Stage,
     inflate: Inflate,
     scratch: Vec<u8>,
@@ -78,7 +65,7 @@ impl Span {
         inflate.set_window(&window).map_err(refuse)?;
         Ok(Self {
             blob_start: member.blob_start,
-            checked: checked(index, &member)?,
+            checked: Checked::new(index, &member, what(member.blob_start))?,
             stage: match member.bits {
                 0 => Stage::Body,
                 bits => Stage::First(bits),
@@ -96,28 +83,10 @@ impl Span {
 
     /// Collects the span's bytes where they must be checked, and decodes what may be decoded.
     fn check_and_decode(&mut self, bytes: &[u8], sink: &mut dyn ChunkSink) -> Result<bool> {
-        let Some(checked) = &mut self.checked else {
-            return self.decode(bytes, sink);
-        };
-        let missing = checked.len.saturating_sub(checked.collected.len());
-        let bytes = bytes.get(..missing).unwrap_or(bytes);
-        // Mostly the first push has all of it, and then nothing is copied.
-        let is_first = checked.collected.is_empty();
-        if !is_first || bytes.len() < missing {
-            checked.collected.extend_from_slice(bytes);
+        match self.checked.pass(bytes)? {
+            Some(bytes) => self.decode(&bytes, sink),
+            None => Ok(false),
         }
-        if bytes.len() < missing {
-            return Ok(false);
-        }
-        let collected = std::mem::take(&mut checked.collected);
-        let promised = checked.promised;
-        let whole = if is_first { bytes } else { &collected };
-        let actual = Digest::of(whole);
-        if actual != promised {
-            return Err(Error::mismatch(what(self.blob_start), promised, actual));
-        }
-        self.checked = None;
-        self.decode(whole, sink)
     }
 
     fn decode(&mut self, mut bytes: &[u8], sink: &mut dyn ChunkSink) -> Result<bool> {
@@ -178,23 +147,6 @@ impl Span {
 
 fn what(blob_start: u64) -> String {
     format!("gzip span at {blob_start}")
-}
-
-/// What must be checked of a member before it is decoded.
-fn checked<B: Deref<Target = [u8]>>(index: &Index<B>, member: &Member) -> Result<Option<Checked>> {
-    let Some(promised) = index.check(member)? else {
-        return Ok(None);
-    };
-    let len = member.blob_end.saturating_sub(member.blob_start);
-    if len > CHECKED_SPAN_BYTES_MAX {
-        let why = format!("{len} bytes are too many to be checked before they are decoded");
-        return Err(Error::malformed(what(member.blob_start), why));
-    }
-    Ok(Some(Checked {
-        promised,
-        len: len as usize,
-        collected: Vec::new(),
-    }))
 }
 
 impl MemberDecoder for Span {
