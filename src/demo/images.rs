@@ -13,12 +13,9 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::layer::entry::Entry;
 use crate::layer::estargz::writer::{Options, write_layer};
-use crate::layer::estargz::{LAYER_DIGEST_ANNOTATION, TOC_DIGEST_ANNOTATION};
+use crate::layer::estargz::{LAYER_DIGEST_ANNOTATION, TOC_DIGEST_ANNOTATION, UNCOMPRESSED_SIZE_ANNOTATION};
 use crate::layer::tar;
 use crate::layer::zstd_chunked::writer as zstd_chunked;
-
-/// The annotation with the size of a layer's tar, as the format's own tools write it.
-const UNCOMPRESSED_SIZE_ANNOTATION: &str = "io.containers.estargz.uncompressed-size";
 
 /// Which family of media types an image uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
