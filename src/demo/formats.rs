@@ -4,6 +4,7 @@
 use crate::error::Result;
 use crate::layer::entry::Entry;
 use crate::layer::estargz::writer::{Options, Variant};
+use crate::layer::zstd_chunked::writer as zstd_chunked;
 
 use super::content::Content;
 use super::images::{Image, ImageBuilder, Layer, toc_image};
@@ -28,13 +29,19 @@ type Entries = Vec<(Entry, Vec<u8>)>;
 /// A format's name, which its repository has, and what writes an image of these layers in it.
 type Format = (&'static str, fn(&[Entries]) -> Result<Image>);
 
-const FORMATS: [Format; 9] = [
+const FORMATS: [Format; 11] = [
     ("tar", |layers| image(layers, |entries| Layer::tar(entries))),
     ("gzip", |layers| image(layers, |entries| Layer::gzip(entries))),
     ("gzip-members", |layers| {
         image(layers, |entries| Layer::gzip_members(entries, MEMBER_BYTES))
     }),
     ("zstd", |layers| image(layers, |entries| Layer::zstd(entries))),
+    ("zstd-chunked", |layers| {
+        chunked(layers, zstd_chunked::Version::Storage1_50)
+    }),
+    ("zstd-chunked-stargz", |layers| {
+        chunked(layers, zstd_chunked::Version::Stargz)
+    }),
     ("docker", |layers| {
         let layers = layers.iter().map(|entries| Layer::gzip(entries));
         Ok(ImageBuilder::new(layers.collect::<Result<_>>()?).docker().build())
@@ -57,6 +64,15 @@ const FORMATS: [Format; 9] = [
 fn image(layers: &[Entries], write: impl Fn(&[(Entry, Vec<u8>)]) -> Result<Layer>) -> Result<Image> {
     let layers = layers.iter().map(|entries| write(entries));
     Ok(ImageBuilder::new(layers.collect::<Result<_>>()?).build())
+}
+
+fn chunked(layers: &[Entries], version: zstd_chunked::Version) -> Result<Image> {
+    let options = zstd_chunked::Options {
+        version,
+        level: 1,
+        ..zstd_chunked::Options::default()
+    };
+    image(layers, |entries| Layer::zstd_chunked(entries, options))
 }
 
 fn estargz(layers: &[Entries], options: Options) -> Result<Image> {
