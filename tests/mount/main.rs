@@ -24,6 +24,7 @@ mod passes;
 mod readers;
 mod secrets;
 mod sharing;
+mod soci;
 mod sources;
 mod store;
 #[path = "../support/mod.rs"]
