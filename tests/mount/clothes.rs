@@ -127,25 +127,6 @@ fn docker_s_own_manifests_are_read() {
 }
 
 #[test]
-fn an_encrypted_layer_is_refused_by_name() {
-    let layer = of_type(
-        Layer::gzip(&some_files()).unwrap(),
-        "application/vnd.oci.image.layer.v1.tar+gzip+encrypted",
-    );
-    let image = ImageBuilder::new(vec![layer]).build();
-    let world = World::new(tagged(&[("team/app:1", &image)])).mounted();
-    assert_eq!(errno(fs::read_dir(world.at("team/app/1/rootfs"))), libc::EIO);
-    assert!(
-        world.errors().contains("encrypted layers cannot be read"),
-        "{}",
-        world.errors()
-    );
-    // The blob is there all the same, as the registry has it.
-    let blob = fs::read(world.at("team/app/1/layers/0/blob")).unwrap();
-    assert_eq!(blob, *image.layers[0].blob());
-}
-
-#[test]
 fn layers_with_nothing_in_them_are_layers() {
     let nothing = Digest::of(b"");
     let zeros = Digest::of(&[0; 1024]);
