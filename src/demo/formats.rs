@@ -4,7 +4,7 @@
 use crate::error::Result;
 use crate::layer::entry::Entry;
 use crate::layer::estargz::writer::{Options, Variant};
-use crate::layer::zstd_chunked::writer as zstd_chunked;
+use crate::layer::zstd_chunked::writer::{self as zstd_chunked, Version};
 
 use super::content::Content;
 use super::images::{Image, ImageBuilder, Layer, toc_image};
@@ -20,7 +20,7 @@ const CHUNK_BYTES: u64 = 64 << 10;
 const MIN_CHUNK_BYTES: u64 = 50_000;
 /// Fast rather than small, as all of the sample.
 const LEVEL: u32 = 1;
-/// Bytes of the tar in each of several gzip members.
+/// Bytes of the tar in each of several gzip members or zstd frames.
 const MEMBER_BYTES: usize = 128 << 10;
 
 /// What a layer is made of.
@@ -29,18 +29,15 @@ type Entries = Vec<(Entry, Vec<u8>)>;
 /// A format's name, which its repository has, and what writes an image of these layers in it.
 type Format = (&'static str, fn(&[Entries]) -> Result<Image>);
 
-const FORMATS: [Format; 11] = [
+const FORMATS: [Format; 12] = [
     ("tar", |layers| image(layers, |entries| Layer::tar(entries))),
     ("gzip", |layers| image(layers, |entries| Layer::gzip(entries))),
     ("gzip-members", |layers| {
         image(layers, |entries| Layer::gzip_members(entries, MEMBER_BYTES))
     }),
     ("zstd", |layers| image(layers, |entries| Layer::zstd(entries))),
-    ("zstd-chunked", |layers| {
-        chunked(layers, zstd_chunked::Version::Storage1_50)
-    }),
-    ("zstd-chunked-stargz", |layers| {
-        chunked(layers, zstd_chunked::Version::Stargz)
+    ("zstd-frames", |layers| {
+        image(layers, |entries| Layer::zstd_frames(entries, MEMBER_BYTES))
     }),
     ("docker", |layers| {
         let layers = layers.iter().map(|entries| Layer::gzip(entries));
@@ -59,20 +56,17 @@ const FORMATS: [Format; 11] = [
     }),
     ("stargz", |layers| variant(layers, Variant::Legacy)),
     ("external-toc", |layers| variant(layers, Variant::ExternalToc)),
+    ("zstd-chunked", |layers| {
+        zstd_chunked(layers, Version::Storage1_50)
+    }),
+    ("zstd-chunked-stargz", |layers| {
+        zstd_chunked(layers, Version::Stargz)
+    }),
 ];
 
 fn image(layers: &[Entries], write: impl Fn(&[(Entry, Vec<u8>)]) -> Result<Layer>) -> Result<Image> {
     let layers = layers.iter().map(|entries| write(entries));
     Ok(ImageBuilder::new(layers.collect::<Result<_>>()?).build())
-}
-
-fn chunked(layers: &[Entries], version: zstd_chunked::Version) -> Result<Image> {
-    let options = zstd_chunked::Options {
-        version,
-        level: 1,
-        ..zstd_chunked::Options::default()
-    };
-    image(layers, |entries| Layer::zstd_chunked(entries, options))
 }
 
 fn estargz(layers: &[Entries], options: Options) -> Result<Image> {
@@ -96,6 +90,14 @@ fn variant(layers: &[Entries], variant: Variant) -> Result<Image> {
             ..Options::default()
         },
     )
+}
+
+fn zstd_chunked(layers: &[Entries], version: Version) -> Result<Image> {
+    let options = zstd_chunked::Options {
+        version,
+        ..zstd_chunked::Options::default()
+    };
+    image(layers, |entries| Layer::zstd_chunked(entries, options))
 }
 
 /// Adds the repositories.
