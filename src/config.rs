@@ -17,6 +17,8 @@
 //! | `REGISTRYFS_CERTS_DIRS` | `certs_dirs`: directories, separated by colons |
 //! | `REGISTRYFS_ALLOW`, `_DENY` | host patterns, separated by commas |
 //! | `REGISTRYFS_BUDGET` | `budget`, such as `20GiB` |
+//! | `REGISTRYFS_PLAIN_LAYERS` | `plain_layers`: `index` or `refuse` |
+//! | `REGISTRYFS_PLAIN_LAYER_BYTES_MAX` | `plain_layer_bytes_max`, such as `5GB` |
 //! | `REGISTRYFS_CREDENTIAL` | `USER:PASS`, as `--credential`; there is no such key in files |
 
 mod bytes;
@@ -34,7 +36,7 @@ use serde::{Deserialize, Serialize};
 pub use bytes::parse_bytes;
 pub use credential::{Credential, SecretText};
 pub use environment::Environment;
-pub use layer::{Layer, LayoutEntry, MirrorEntry, MountEntry, RegistryEntry};
+pub use layer::{Layer, LayoutEntry, MirrorEntry, MountEntry, PlainLayers, RegistryEntry};
 pub use toml_error::explain;
 
 use crate::error::Result;
@@ -71,6 +73,10 @@ pub struct Config {
     pub credential: Option<Credential>,
     /// The size that the cache is kept below, in bytes; nothing means no limit.
     pub budget_bytes: Option<u64>,
+    /// What is done about layers without a table of contents, all of which must be read once.
+    pub plain_layers: PlainLayers,
+    /// The largest of them that is read, in compressed bytes; nothing means no limit.
+    pub plain_layer_bytes_max: Option<u64>,
     /// How many failed operations are remembered for `errors` and `status`.
     pub journal_entries: usize,
     /// Patterns of the registry hosts that can be looked up (`*` stands for any text); empty means all.
@@ -178,6 +184,15 @@ impl Config {
             (
                 "budget",
                 given.budget.is_some() && given.budget.map(|budget| budget.0) != self.budget_bytes,
+            ),
+            (
+                "plain_layers",
+                differs(given.plain_layers.as_ref(), &self.plain_layers),
+            ),
+            (
+                "plain_layer_bytes_max",
+                given.plain_layer_bytes_max.is_some()
+                    && given.plain_layer_bytes_max.map(|bytes| bytes.0) != self.plain_layer_bytes_max,
             ),
             (
                 "journal_entries",

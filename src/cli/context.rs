@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStringExt;
 
 use super::globals::Globals;
 use super::output::note;
+use super::progress::show_passes;
 use crate::config::{Config, Environment, Layer, Loaded};
 use crate::daemon::{ImageName, Session};
 use crate::error::{Error, Result};
@@ -54,7 +55,7 @@ impl Context {
 
     /// Someone who answers questions.
     pub(super) fn session(&self) -> Session {
-        Session::new(&self.loaded, note)
+        Session::new(&self.loaded, note).showing(show_passes(&self.globals))
     }
 
     /// A reference together with the platform to choose.

@@ -7,6 +7,7 @@ use clap::Args;
 use super::context::Context;
 use super::mount_options::MountOptions;
 use super::output::note;
+use super::progress::show_passes;
 use crate::daemon::{self, MountRequest, MountSource, allow_other_default};
 use crate::error::{Error, Result};
 use crate::fuse::resolve_new_mountpoint;
@@ -39,7 +40,14 @@ impl Mount {
 
     pub(super) async fn run(&self, context: &mut Context) -> Result<()> {
         let request = self.request(context)?;
-        daemon::mount(&context.loaded, &request, context.globals.verbosity()).await
+        let verbosity = context.globals.verbosity();
+        daemon::mount(
+            &context.loaded,
+            &request,
+            verbosity,
+            show_passes(&context.globals),
+        )
+        .await
     }
 
     /// Mounts with a runtime of the daemon's own.

@@ -103,6 +103,7 @@ fn failure(item: &Value) -> Option<String> {
 enum Unit {
     None,
     Bytes,
+    BytesPerSecond,
     Seconds,
     Milliseconds,
 }
@@ -111,6 +112,7 @@ impl Unit {
     /// The unit in a field's name, and the name for people, without it.
     fn of(name: &str) -> (Self, String) {
         let suffixes = [
+            ("_bytes_per_s", Self::BytesPerSecond),
             ("_bytes", Self::Bytes),
             ("_ms", Self::Milliseconds),
             ("_s", Self::Seconds),
@@ -130,6 +132,7 @@ impl Unit {
         match self {
             Self::None => number.to_string(),
             Self::Bytes => human_bytes(number),
+            Self::BytesPerSecond => format!("{}/s", human_bytes(number)),
             Self::Seconds => human_duration(number.saturating_mul(1000)),
             Self::Milliseconds => human_duration(number),
         }

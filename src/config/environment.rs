@@ -85,11 +85,6 @@ impl Environment {
 
     /// What the variables `REGISTRYFS_*` say.
     pub(super) fn layer(&self) -> Result<Layer> {
-        let budget = self
-            .parsed("REGISTRYFS_BUDGET", |text| {
-                parse_bytes(text).map_err(|e| e.to_string())
-            })?
-            .map(ByteSize);
         let layer = Layer {
             cache_dir: self.path("REGISTRYFS_CACHE_DIR"),
             platform: self.text("REGISTRYFS_PLATFORM")?,
@@ -108,7 +103,11 @@ impl Environment {
             certs_dirs: self
                 .path("REGISTRYFS_CERTS_DIRS")
                 .map(|paths| std::env::split_paths(&paths).collect()),
-            budget,
+            budget: self.size("REGISTRYFS_BUDGET")?,
+            plain_layers: self.parsed("REGISTRYFS_PLAIN_LAYERS", |text| {
+                text.parse().map_err(|e: Error| e.to_string())
+            })?,
+            plain_layer_bytes_max: self.size("REGISTRYFS_PLAIN_LAYER_BYTES_MAX")?,
             allow: self.list("REGISTRYFS_ALLOW")?,
             deny: self.list("REGISTRYFS_DENY")?,
             credential: self.parsed("REGISTRYFS_CREDENTIAL", |text| {
@@ -143,6 +142,11 @@ impl Environment {
         self.parsed(name, |text| {
             text.parse().map_err(|_| format!("{text:?} is no whole number"))
         })
+    }
+
+    fn size(&self, name: &str) -> Result<Option<ByteSize>> {
+        let size = self.parsed(name, |text| parse_bytes(text).map_err(|e| e.to_string()))?;
+        Ok(size.map(ByteSize))
     }
 
     fn switch(&self, name: &str) -> Result<Option<bool>> {

@@ -49,6 +49,10 @@ pub struct Layer {
     pub certs_dirs: Option<Vec<PathBuf>>,
     /// Size of the cache: a number of bytes or text such as `"20 GiB"`.
     pub budget: Option<ByteSize>,
+    /// `"index"` or `"refuse"`. Default `"index"`.
+    pub plain_layers: Option<PlainLayers>,
+    /// Largest layer that is read as a whole: as [`Self::budget`]. Default: no limit.
+    pub plain_layer_bytes_max: Option<ByteSize>,
     /// Failed operations that are remembered. Default 256.
     pub journal_entries: Option<usize>,
     /// Patterns of hosts that can be looked up.
@@ -68,6 +72,29 @@ pub struct Layer {
     /// Only from the environment and the command line: files in clear text hold no secrets of ours.
     #[serde(skip)]
     pub credential: Option<Credential>,
+}
+
+/// What is done about a layer without a table of contents, of which all must be read before anything of it can be seen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PlainLayers {
+    /// It is read once, and from then on by ranges.
+    #[default]
+    Index,
+    /// It is refused, unless it was read before.
+    Refuse,
+}
+
+impl std::str::FromStr for PlainLayers {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "index" => Ok(Self::Index),
+            "refuse" => Ok(Self::Refuse),
+            _ => Err(Error::usage(format!("{text:?}: write \"index\" or \"refuse\""))),
+        }
+    }
 }
 
 /// One `[[mount]]`.
@@ -286,6 +313,8 @@ impl Layer {
             ca: self.ca.or(below.ca),
             certs_dirs: self.certs_dirs.or(below.certs_dirs),
             budget: self.budget.or(below.budget),
+            plain_layers: self.plain_layers.or(below.plain_layers),
+            plain_layer_bytes_max: self.plain_layer_bytes_max.or(below.plain_layer_bytes_max),
             journal_entries: self.journal_entries.or(below.journal_entries),
             allow: self.allow.or(below.allow),
             deny: self.deny.or(below.deny),
@@ -345,6 +374,8 @@ impl Layer {
                 .unwrap_or_else(|| environment.default_certs_dirs()),
             credential: self.credential,
             budget_bytes: self.budget.map(|budget| budget.0),
+            plain_layers: self.plain_layers.unwrap_or_default(),
+            plain_layer_bytes_max: self.plain_layer_bytes_max.map(|bytes| bytes.0),
             journal_entries: self.journal_entries.unwrap_or(256),
             allow: host_patterns("allow", self.allow)?,
             deny: host_patterns("deny", self.deny)?,

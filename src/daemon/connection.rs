@@ -10,6 +10,7 @@ use tokio::time::timeout;
 
 use super::protocol::{Frame, Outcome, Request, SILENCE_MAX};
 use crate::error::{Error, Result};
+use crate::fetch::PassProgress;
 use crate::store::lock;
 
 /// Largest JSON document of an answer in bytes, so that a broken daemon cannot fill the client's memory.
@@ -22,6 +23,40 @@ pub(super) struct Connection {
     /// The process at the other end, where the kernel can name it.
     daemon_pid: Option<i32>,
     has_answered: bool,
+    waiting: Waiting,
+}
+
+/// Shows which layers are being read as a whole while an answer waits for them; nothing, once it does not any more.
+pub(super) type ShowWaiting = fn(&[PassProgress]);
+
+/// What is shown of the wait for an answer.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    show: ShowWaiting,
+    is_shown: bool,
+}
+
+impl Waiting {
+    pub(super) fn new(show: ShowWaiting) -> Self {
+        Self {
+            show,
+            is_shown: false,
+        }
+    }
+
+    /// The wait goes on, for these passes.
+    pub(super) fn tell(&mut self, passes: &[PassProgress]) {
+        if self.is_shown || !passes.is_empty() {
+            (self.show)(passes);
+            self.is_shown = !passes.is_empty();
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.tell(&[]);
+    }
 }
 
 /// What an answer consists of.
@@ -72,7 +107,14 @@ impl Connection {
             stream: BufReader::new(stream),
             daemon_pid: peer.pid(),
             has_answered: false,
+            waiting: Waiting::new(|_| {}),
         }))
+    }
+
+    /// The same with someone who shows what is waited for.
+    pub(super) fn showing(self, show: ShowWaiting) -> Self {
+        let waiting = Waiting::new(show);
+        Self { waiting, ..self }
     }
 
     /// Sends the request. A daemon that is gone already shows in [`Self::next`].
@@ -103,8 +145,18 @@ impl Connection {
             self.has_answered = true;
             match frame {
                 Frame::Alive => {}
-                Frame::Piece(bytes) => return Ok(Part::Piece(bytes)),
-                message @ Frame::Message(_) => return message.body().map(Part::Outcome),
+                Frame::Waiting(passes) => {
+                    self.waiting
+                        .tell(&serde_json::from_slice::<Vec<_>>(&passes).unwrap_or_default());
+                }
+                Frame::Piece(bytes) => {
+                    self.waiting.tell(&[]);
+                    return Ok(Part::Piece(bytes));
+                }
+                message @ Frame::Message(_) => {
+                    self.waiting.tell(&[]);
+                    return message.body().map(Part::Outcome);
+                }
             }
         }
     }

@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
 
-use super::connection::Connection;
+use super::connection::{Connection, ShowWaiting};
 use super::log::Verbosity;
 use super::protocol::{Given, MountRequest, Outcome, Request};
 use super::socket::all_sockets;
 use super::spawn::{Orders, log_file, spawn};
 use crate::config::Loaded;
 use crate::error::{Error, Result};
+use crate::fetch::PassProgress;
 use crate::fuse::{Guarded, Unmount, unmount_all_dead, unmount_path};
 use crate::store::lock::Lock;
 
@@ -30,12 +31,18 @@ pub(super) fn mount_namespace() -> Result<String> {
         .map_err(|error| Error::io(link, &error))
 }
 
-/// Mounts a tree through the store's daemon, which is started where none runs. Returns when the tree answers.
+/// Mounts a tree through the store's daemon, which is started where none runs. Returns when the tree answers. `show` is told
+/// which layers are being read as a whole meanwhile.
 ///
 /// # Errors
 /// [`Error::Busy`] naming the settings in conflict with the running daemon, or who holds the store; what the daemon
 /// says.
-pub async fn mount(loaded: &Loaded, mount: &MountRequest, verbosity: Verbosity) -> Result<()> {
+pub async fn mount(
+    loaded: &Loaded,
+    mount: &MountRequest,
+    verbosity: Verbosity,
+    show: fn(&[PassProgress]),
+) -> Result<()> {
     // Held until the tree answers.
     let guarded = Guarded::at(&mount.mountpoint)?;
     let request = Request::Mount {
@@ -48,7 +55,7 @@ pub async fn mount(loaded: &Loaded, mount: &MountRequest, verbosity: Verbosity) 
     };
     let started = Instant::now();
     loop {
-        match mount_once(loaded, &request, verbosity).await? {
+        match mount_once(loaded, &request, verbosity, show).await? {
             Attempt::Mounted => break,
             Attempt::Again(busy) if started.elapsed() > loaded.config.timeout => return Err(busy),
             Attempt::Again(_) => tokio::time::sleep(RETRY_INTERVAL).await,
@@ -73,10 +80,15 @@ enum Attempt {
     Again(Error),
 }
 
-async fn mount_once(loaded: &Loaded, request: &Request, verbosity: Verbosity) -> Result<Attempt> {
+async fn mount_once(
+    loaded: &Loaded,
+    request: &Request,
+    verbosity: Verbosity,
+    show: ShowWaiting,
+) -> Result<Attempt> {
     let cache_dir = &loaded.config.cache_dir;
-    if let Some(mut connection) = Connection::to_store(cache_dir).await? {
-        let (_, outcome) = connection.call(request).await?;
+    if let Some(connection) = Connection::to_store(cache_dir).await? {
+        let (_, outcome) = connection.showing(show).call(request).await?;
         return match outcome {
             Outcome::Done => {
                 tracing::info!(store = %cache_dir.display(), "the daemon of the store has mounted");

@@ -1,7 +1,6 @@
 //! Wires the layers below together: configuration into store, registry client, images and trees.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,7 +13,7 @@ use super::source::MountSource;
 use crate::config::Config;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::fetch::Fetcher;
+use crate::fetch::{FetchOptions, Fetcher, PlainLimits};
 use crate::fs::{Filesystem, Options, Root};
 use crate::fuse::{Mount, MountOptions};
 use crate::image::Images;
@@ -24,9 +23,6 @@ use crate::registry::reference::{DEFAULT_HOST, canonical_host, is_host, layout_h
 use crate::registry::{Client, ClientOptions, CredentialEnvironment, HostOptions, HostPatterns, Secret};
 use crate::store::Store;
 use crate::store::lock::Lock;
-
-/// How deep a store's directories are nested.
-const STORE_DEPTH: u32 = 3;
 
 /// Everything that works on one store.
 #[derive(Debug)]
@@ -51,7 +47,15 @@ impl Engine {
     ) -> Result<Self> {
         let client = client(config, credential_host)?;
         let store = Store::open_locked(&config.cache_dir, lock)?;
-        let fetcher = Fetcher::new(client, store.clone(), runtime.clone(), config.timeout);
+        let options = FetchOptions {
+            timeout: config.timeout,
+            budget_bytes: config.budget_bytes,
+            plain: PlainLimits {
+                plain_layers: config.plain_layers,
+                bytes_max: config.plain_layer_bytes_max,
+            },
+        };
+        let fetcher = Fetcher::new(client, store.clone(), runtime.clone(), options);
         let resolver = Resolver::new(fetcher.clone(), config.tag_ttl);
         Ok(Self {
             images: Images::new(fetcher, resolver, config.soci_v1),
@@ -77,6 +81,7 @@ impl Engine {
         let mut status = serde_json::Map::new();
         status.insert("store".to_owned(), json!(self.store.dir()));
         status.insert("transfers".to_owned(), json!(fetcher.counters()));
+        status.insert("passes".to_owned(), json!(fetcher.passes()));
         status.insert("hosts".to_owned(), json!(fetcher.client().health()));
         status.insert("stale".to_owned(), json!(self.images.resolver().stale_names()));
         status
@@ -107,7 +112,7 @@ impl Engine {
         let layers = std::fs::read_dir(self.store.dir().join("layers")).map_or(0, Iterator::count);
         json!({
             "layers": layers,
-            "disk_bytes": disk_bytes(self.store.dir(), STORE_DEPTH),
+            "disk_bytes": self.store.disk_bytes(),
         })
     }
 
@@ -203,19 +208,6 @@ impl Engine {
     pub(super) fn close(&self) {
         self.store.close();
     }
-}
-
-/// The space that the files below `dir` occupy, holes left out. Files that vanish meanwhile count nothing.
-fn disk_bytes(dir: &Path, depth: u32) -> u64 {
-    let Ok(entries) = std::fs::read_dir(dir) else {
-        return 0;
-    };
-    let bytes_of = |entry: std::fs::DirEntry| match entry.metadata() {
-        Ok(metadata) if metadata.is_dir() && depth > 0 => disk_bytes(&entry.path(), depth - 1),
-        Ok(metadata) => metadata.blocks() * 512,
-        Err(_) => 0,
-    };
-    entries.flatten().map(bytes_of).sum()
 }
 
 /// The layouts by canonical host names, none of which a registry has.

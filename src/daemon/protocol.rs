@@ -2,7 +2,8 @@
 //!
 //! A client sends one message, the request. It is answered by data frames, which together are the bytes or the JSON
 //! document that was asked for, and one last message, the outcome. While the work goes on, the daemon sends an empty
-//! frame every [`ALIVE_INTERVAL`], so a client tells a slow answer from a daemon that stands still.
+//! frame every [`ALIVE_INTERVAL`], so a client tells a slow answer from a daemon that stands still; and where layers have
+//! to be read as a whole for it, how far that is.
 
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -13,7 +14,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::query::Query;
+use super::query::{Query, repository_of};
 use super::source::MountSource;
 use crate::config::{Credential, Layer};
 use crate::error::{Error, Result};
@@ -26,6 +27,8 @@ const MESSAGE_BYTES_MAX: u32 = 16 << 20;
 pub(super) const PIECE_BYTES_MAX: usize = 1 << 20;
 /// How often a daemon at work shows that it is alive.
 pub(super) const ALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// How often it is told how far the passes are that an answer waits for.
+pub(super) const WAITING_INTERVAL: Duration = Duration::from_millis(500);
 /// How long a client waits for any frame before it gives the daemon up.
 pub(super) const SILENCE_MAX: Duration = Duration::from_secs(20);
 /// How many bytes of a frame are read before more memory is set aside for it: a piece has its place from the beginning.
@@ -49,11 +52,14 @@ pub(super) enum Frame {
     Piece(Vec<u8>),
     /// The daemon is at work.
     Alive,
+    /// What the work waits for: the passes over layers, as JSON.
+    Waiting(Vec<u8>),
 }
 
 const KIND_MESSAGE: u8 = 0;
 const KIND_PIECE: u8 = 1;
 const KIND_ALIVE: u8 = 2;
+const KIND_WAITING: u8 = 3;
 
 fn broken(why: impl Into<String>) -> Error {
     Error::malformed("control socket", why)
@@ -66,6 +72,7 @@ impl Frame {
             Self::Message(bytes) => (KIND_MESSAGE, bytes, MESSAGE_BYTES_MAX),
             Self::Piece(bytes) => (KIND_PIECE, bytes, MESSAGE_BYTES_MAX),
             Self::Alive => (KIND_ALIVE, &[], 0),
+            Self::Waiting(bytes) => (KIND_WAITING, bytes, MESSAGE_BYTES_MAX),
         };
         let length = u32::try_from(bytes.len())
             .ok()
@@ -89,7 +96,7 @@ impl Frame {
         }
         let length = from.read_u32().await.map_err(io)?;
         let bytes_max = match kind[0] {
-            KIND_MESSAGE | KIND_PIECE => MESSAGE_BYTES_MAX,
+            KIND_MESSAGE | KIND_PIECE | KIND_WAITING => MESSAGE_BYTES_MAX,
             KIND_ALIVE => 0,
             other => return Err(broken(format!("unknown kind of frame {other}"))),
         };
@@ -105,6 +112,7 @@ impl Frame {
         Ok(Some(match kind[0] {
             KIND_MESSAGE => Self::Message(bytes),
             KIND_PIECE => Self::Piece(bytes),
+            KIND_WAITING => Self::Waiting(bytes),
             _ => Self::Alive,
         }))
     }
@@ -182,6 +190,18 @@ pub(super) enum Request {
 }
 
 impl Request {
+    /// The repository whose layers it may have to wait for, as passes name it.
+    pub(super) fn repository(&self) -> Option<String> {
+        match self {
+            Self::Query { query, .. } => query.repository(),
+            Self::Mount { mount, .. } => match &mount.source {
+                MountSource::Image(reference) => repository_of(reference),
+                _ => None,
+            },
+            Self::Unmount { .. } | Self::WaitForEnd { .. } => None,
+        }
+    }
+
     /// Whether it lasts as long as the client, or a mount, likes.
     pub(super) fn is_lasting(&self) -> bool {
         match self {
@@ -272,6 +292,7 @@ mod tests {
         prop_oneof![
             bytes().prop_map(Frame::Message),
             bytes().prop_map(Frame::Piece),
+            bytes().prop_map(Frame::Waiting),
             Just(Frame::Alive)
         ]
     }
@@ -294,7 +315,7 @@ mod tests {
 
         #[test]
         fn garbage_ends_in_an_error_or_a_frame(
-            kind in 0..4u8,
+            kind in 0..5u8,
             garbage in proptest::collection::vec(any::<u8>(), 0..400),
         ) {
             run(async {

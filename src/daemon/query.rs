@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 
 use super::protocol::PIECE_BYTES_MAX;
 use crate::error::{Error, Result};
+use crate::fetch::PassProgress;
 use crate::image::Images;
 use crate::image::platform::Platform;
 use crate::image::select::Pattern;
@@ -163,6 +164,22 @@ impl Query {
         }
     }
 
+    /// The repository of the image that the question is about.
+    pub(super) fn repository(&self) -> Option<String> {
+        match self {
+            Self::Info { image }
+            | Self::FileInfo { image, .. }
+            | Self::Ls { image, .. }
+            | Self::Cat { image, .. }
+            | Self::Plan { image, .. }
+            | Self::Contents { image, .. }
+            | Self::Prefetch { image, .. }
+            | Self::Evict { image, .. }
+            | Self::ExportIndexes { image } => repository_of(&image.reference),
+            _ => None,
+        }
+    }
+
     /// Checks what can be checked without asking anyone, so that a mistyped argument costs no wait for a lock.
     ///
     /// # Errors
@@ -204,6 +221,19 @@ impl Query {
                 | Self::ExportIndexes { .. }
         )
     }
+}
+
+/// The repository of a reference.
+pub(super) fn repository_of(reference: &str) -> Option<String> {
+    let reference: Reference = reference.parse().ok()?;
+    Some(reference.repository.to_string())
+}
+
+/// The passes over layers of a repository.
+pub(super) fn passes_of(images: &Images, repository: &str) -> Vec<PassProgress> {
+    let mut passes = images.fetcher().passes();
+    passes.retain(|pass| pass.repository == repository);
+    passes
 }
 
 /// The way of an answer to whoever asked.

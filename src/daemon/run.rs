@@ -159,7 +159,7 @@ pub fn foreground(loaded: &Loaded, request: MountRequest, verbosity: Verbosity) 
 
 async fn through_daemon(loaded: &Loaded, request: &MountRequest, verbosity: Verbosity) -> Result<()> {
     let mut signals = Signals::new()?;
-    control::mount(loaded, request, verbosity).await?;
+    control::mount(loaded, request, verbosity, |_| {}).await?;
     tokio::select! {
         result = control::wait_for_end(loaded, &request.mountpoint) => result,
         () = signals.next() => control::unmount(loaded, &request.mountpoint, Unmount::Idle).await,

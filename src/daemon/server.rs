@@ -11,16 +11,19 @@ use tokio::net::unix::OwnedReadHalf;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, interval_at, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 
 use super::connection::is_trusted;
 use super::control::mount_namespace;
 use super::engine::Engine;
 use super::mounts::{Mounting, Mounts};
-use super::protocol::{ALIVE_INTERVAL, Frame, Given, MountRequest, Outcome, Request, widen};
-use super::query::{PIECES_WAITING_MAX, Pieces, answer};
+use super::protocol::{
+    ALIVE_INTERVAL, Frame, Given, MountRequest, Outcome, Request, WAITING_INTERVAL, widen,
+};
+use super::query::{PIECES_WAITING_MAX, Pieces, answer, passes_of};
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::fetch::Awaited;
 
 /// How many clients are served at once with what is soon done; further ones wait.
 const CLIENTS_MAX: usize = 64;
@@ -30,9 +33,9 @@ const LASTING_CLIENTS_MAX: usize = 512;
 const STREAMS_MAX: usize = 32;
 /// How long a client may take to say what it wants.
 const REQUEST_WITHIN: Duration = Duration::from_secs(10);
-/// How long a mount may take.
+/// How long a mount may take, without the time in which layers are read as a whole.
 const MOUNT_WITHIN: Duration = Duration::from_secs(120);
-/// How long a question may take; what it waits for has shorter deadlines of its own.
+/// How long a question may take, without that time; what it waits for has shorter deadlines of its own.
 const QUERY_WITHIN: Duration = Duration::from_secs(3600);
 /// How long clients may still be served once the daemon ends.
 const DRAIN_WITHIN: Duration = Duration::from_secs(5);
@@ -157,18 +160,35 @@ impl Server {
         to: &mut tokio::net::unix::OwnedWriteHalf,
     ) -> Result<Outcome> {
         let (sender, mut pieces) = mpsc::channel(PIECES_WAITING_MAX);
+        let repository = request.repository();
+        let images = Arc::clone(self.engine.images());
         // A set of one: dropping it stops the work.
         let mut work = JoinSet::new();
         work.spawn(async move { self.perform(request, &sender).await });
         let mut alive = interval_at(Instant::now() + ALIVE_INTERVAL, ALIVE_INTERVAL);
+        let mut waiting = interval_at(Instant::now() + WAITING_INTERVAL, WAITING_INTERVAL);
+        waiting.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut has_begun, mut was_waiting) = (false, false);
         let mut byte = [0];
         loop {
             tokio::select! {
                 piece = pieces.recv() => match piece {
-                    Some(bytes) => Frame::Piece(bytes).write(to).await?,
+                    Some(bytes) => {
+                        has_begun = true;
+                        Frame::Piece(bytes).write(to).await?;
+                    }
                     None => break,
                 },
                 _ = alive.tick() => Frame::Alive.write(to).await?,
+                _ = waiting.tick() => {
+                    // Once the answer comes, it is not waited for any more.
+                    let awaited = repository.iter().filter(|_| !has_begun);
+                    let passes: Vec<_> = awaited.flat_map(|repository| passes_of(&images, repository)).collect();
+                    if was_waiting || !passes.is_empty() {
+                        was_waiting = !passes.is_empty();
+                        Frame::Waiting(serde_json::to_vec(&passes).unwrap_or_default()).write(to).await?;
+                    }
+                }
                 // A client says nothing more; whatever comes is its end.
                 _ = from.read(&mut byte) => return Err(Error::Interrupted),
             }
@@ -193,7 +213,7 @@ impl Server {
                 if is_stream {
                     work.await?;
                 } else {
-                    within(QUERY_WITHIN, "query", work).await?;
+                    self.within(QUERY_WITHIN, "query", work).await?;
                 }
                 Ok(Outcome::Done)
             }
@@ -212,7 +232,7 @@ impl Server {
                         ),
                     ));
                 }
-                within(MOUNT_WITHIN, "mount", self.mount(mount)).await
+                self.within(MOUNT_WITHIN, "mount", self.mount(mount)).await
             }
             Request::Unmount { mountpoint } => {
                 self.mounts.unmount(&mountpoint).await?;
@@ -250,6 +270,19 @@ impl Server {
         })
     }
 
+    /// Ends work that takes too long. Passes over layers have deadlines of their own.
+    async fn within<T>(
+        &self,
+        limit: Duration,
+        what: &str,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let fetcher = self.engine.images().fetcher();
+        fetcher
+            .within(limit, &Awaited::All, || what.to_owned(), work)
+            .await
+    }
+
     fn refuse_conflicts(&self, given: Given) -> Result<()> {
         match self.config.conflicts(&given.into_layer()).as_slice() {
             [] => Ok(()),
@@ -262,16 +295,6 @@ impl Server {
                 ),
             )),
         }
-    }
-}
-
-async fn within<T>(limit: Duration, what: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
-    match timeout(limit, work).await {
-        Ok(result) => result,
-        Err(_) => Err(Error::Timeout {
-            what: what.to_owned(),
-            waited_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
-        }),
     }
 }
 

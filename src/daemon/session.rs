@@ -7,13 +7,15 @@ use std::time::{Duration, Instant};
 use serde::de::DeserializeOwned;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, mpsc};
+use tokio::time::timeout;
 
-use super::connection::{Connection, Part};
+use super::connection::{Connection, Part, ShowWaiting, Waiting};
 use super::engine::Engine;
-use super::protocol::{Given, Outcome, Request};
-use super::query::{PIECES_WAITING_MAX, Query, answer};
+use super::protocol::{Given, Outcome, Request, WAITING_INTERVAL};
+use super::query::{PIECES_WAITING_MAX, Query, answer, passes_of};
 use crate::config::Loaded;
 use crate::error::{Error, Result};
+use crate::fetch::PassProgress;
 use crate::store::lock::Lock;
 
 /// How often a lock that another short command holds is tried again.
@@ -28,6 +30,7 @@ const DEATHS_MAX: u32 = 2;
 pub struct Session {
     loaded: Loaded,
     notice: fn(&str),
+    show: ShowWaiting,
     own: Mutex<Option<Arc<Engine>>>,
 }
 
@@ -50,8 +53,15 @@ impl Session {
         Self {
             loaded: loaded.clone(),
             notice,
+            show: |_| {},
             own: Mutex::new(None),
         }
+    }
+
+    /// The same with someone who shows which layers are being read as a whole while an answer waits for them.
+    #[must_use]
+    pub fn showing(self, show: fn(&[PassProgress])) -> Self {
+        Self { show, ..self }
     }
 
     /// Asks for a JSON document, and closes the session.
@@ -95,10 +105,11 @@ impl Session {
         let mut deaths = 0;
         loop {
             match self.answering(&query, started).await? {
-                Answering::Here(engine) => {
-                    return answer(engine.images(), || status(&engine), query, &to).await;
-                }
-                Answering::Daemon(connection) => match self.pass_on(connection, &query, &to).await? {
+                Answering::Here(engine) => return self.answer_here(&engine, query, &to).await,
+                Answering::Daemon(connection) => match self
+                    .pass_on(connection.showing(self.show), &query, &to)
+                    .await?
+                {
                     Passed::Outcome(Outcome::Done) => return Ok(()),
                     Passed::Outcome(Outcome::Failed(error)) => return Err(error),
                     Passed::Outcome(Outcome::Ending) if started.elapsed() > self.loaded.config.timeout => {
@@ -111,6 +122,25 @@ impl Session {
                         started = Instant::now();
                     }
                 },
+            }
+        }
+    }
+
+    async fn answer_here(
+        &self,
+        engine: &Arc<Engine>,
+        query: Query,
+        to: &mpsc::Sender<Vec<u8>>,
+    ) -> Result<()> {
+        let repository = query.repository();
+        let mut waiting = Waiting::new(self.show);
+        let mut answering = std::pin::pin!(answer(engine.images(), || status(engine), query, to));
+        loop {
+            if let Ok(result) = timeout(WAITING_INTERVAL, &mut answering).await {
+                return result;
+            }
+            if let Some(repository) = &repository {
+                waiting.tell(&passes_of(engine.images(), repository));
             }
         }
     }

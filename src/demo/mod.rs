@@ -11,6 +11,7 @@ mod body;
 mod command;
 mod content;
 mod date;
+mod formats;
 mod images;
 mod ledger;
 mod listener;

@@ -143,15 +143,21 @@ pub(super) fn answer(shared: &Shared, call: &Call, route: &Route) -> Answer {
         Route::Catalog if !call.behaviour.catalog => {
             Answer::error(StatusCode::NOT_FOUND, "UNSUPPORTED", "there is no catalog")
         }
-        Route::Catalog => page(call, "/v2/_catalog", content.names(), |names| {
-            serde_json::json!({ "repositories": names })
-        }),
+        Route::Catalog => page(
+            call,
+            "/v2/_catalog",
+            content.names(),
+            |names| serde_json::json!({ "repositories": names }),
+        ),
         Route::Tags { name } => match content.repository(name) {
             Some(repository) => {
                 let tags = repository.tags().map(|(tag, _)| tag);
-                page(call, &format!("/v2/{name}/tags/list"), tags, |tags| {
-                    serde_json::json!({ "name": name, "tags": tags })
-                })
+                page(
+                    call,
+                    &format!("/v2/{name}/tags/list"),
+                    tags,
+                    |tags| serde_json::json!({ "name": name, "tags": tags }),
+                )
             }
             None => unknown_name(),
         },

@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::layer::estargz::writer::Options;
 
 use super::content::Content;
+use super::formats::add_formats;
 use super::images::{Image, ImageBuilder, ImageIndex, Layer, Schema};
 use super::tree;
 
@@ -132,6 +133,7 @@ pub fn sample_content() -> Result<Content> {
         add_application(&mut content, &shared, &name, number % LANGUAGES.len())?;
     }
     add_many_tags(&mut content);
+    add_formats(&mut content)?;
     Ok(content)
 }
 

@@ -157,7 +157,7 @@ mod tests {
                     start..end
                 })
                 .collect();
-            let blob: Vec<u8> = (0..end + 20).map(|at| (at * 31 >> 3) as u8).collect();
+            let blob: Vec<u8> = (0..end + 20).map(|at| ((at * 31) >> 3) as u8).collect();
             let out = cut(&blob, &pieces, &members).unwrap();
             prop_assert_eq!(out.len(), members.len());
             for (member, range) in out.iter().zip(&members) {

@@ -1,8 +1,9 @@
-//! Bringing a layer's index into the store: the few ranges that its format asks for, once, whoever asks.
+//! Bringing a layer's index into the store: by the few ranges that its format asks for, or one pass over all of it, once,
+//! whoever asks.
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 
@@ -10,7 +11,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fetch::external_toc::ExternalTocs;
 use crate::fetch::single_flight::SingleFlight;
-use crate::fetch::{Fetcher, Source, blocking};
+use crate::fetch::{FailureKey, Fetcher, Source, blocking};
 use crate::layer::index::Summary;
 use crate::layer::{self, Step};
 use crate::registry::reference::Repository;
@@ -23,34 +24,80 @@ const STEPS_MAX: usize = 12;
 /// Stands for "the index" among the failures of a layer's members.
 const INDEX_MEMBER: u32 = u32::MAX;
 
+/// How often a layer is asked for anew that somebody else's attempt at it did not bring.
+const ATTEMPTS_MAX: usize = 3;
+
+/// What a layer being indexed is known by.
+pub(super) type IndexingKey = (Digest, Repository);
 /// The layers being indexed.
-pub(super) type Indexing = SingleFlight<(Digest, Repository), Arc<Layer>>;
+pub(super) type Indexing = SingleFlight<IndexingKey, Arc<Layer>>;
+
+pub(super) fn key_of(source: &Source) -> IndexingKey {
+    (source.key(), source.repository.clone())
+}
 
 impl Fetcher {
     /// The layer as its source says, indexed: from the store if it was indexed before, else with the requests that its
-    /// format needs.
+    /// format needs. Where that is one pass over all of it, this takes as long as bytes come.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for a format without lazy reading; what the registry or the layer's bytes did wrong.
+    /// [`Error::Unsupported`] for what is no layer of files; [`Error::Denied`] for a pass that the configuration refuses;
+    /// what the registry or the layer's bytes did wrong.
     pub(super) async fn layer_as_it_is(self: &Arc<Self>, source: &Arc<Source>) -> Result<Arc<Layer>> {
+        let mut attempt = 1;
+        loop {
+            let is_own = Arc::new(AtomicBool::new(false));
+            match self.layer_once(source, &is_own).await {
+                // A pass was given up just when we came to wait for it, or it was for an image that promises another tar.
+                Err(Error::Interrupted | Error::Verification { .. })
+                    if !is_own.load(Ordering::Relaxed) && attempt < ATTEMPTS_MAX =>
+                {
+                    attempt += 1;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn layer_once(
+        self: &Arc<Self>,
+        source: &Arc<Source>,
+        is_own: &Arc<AtomicBool>,
+    ) -> Result<Arc<Layer>> {
         if let Some(layer) = self.stored_as_it_is(source).await? {
             return Ok(layer);
         }
-        self.recent_failure(source, &[INDEX_MEMBER])?;
-        let key = (source.key(), source.repository.clone());
-        let (fetcher, source) = (Arc::clone(self), Arc::clone(source));
+        if let Err(error) = self.recent_index_failure(source) {
+            is_own.store(true, Ordering::Relaxed);
+            return Err(error);
+        }
+        let (fetcher, source, is_own) = (Arc::clone(self), Arc::clone(source), Arc::clone(is_own));
+        let key = key_of(&source);
         let work = async move {
+            is_own.store(true, Ordering::Relaxed);
             // Another flight may have ended since the look above.
             if let Some(layer) = fetcher.stored_as_it_is(&source).await? {
                 return Ok(layer);
             }
             let outcome = fetcher.index(&source).await.map_err(|error| source.blame(error));
             if let Err(error) = &outcome {
-                fetcher.remember_failure(&source, INDEX_MEMBER, error);
+                fetcher.remember_index_failure(&source, error);
             }
             outcome
         };
-        self.indexing.run(&self.runtime, key, work).await
+        self.indexing.run(&self.runtime, key, Box::pin(work)).await
+    }
+
+    /// Failures of an index are those of an image: another one may promise another tar for the same blob.
+    fn recent_index_failure(&self, source: &Source) -> Result<()> {
+        self.recent_failure_under(&index_failure_key(source))
+    }
+
+    fn remember_index_failure(&self, source: &Source, error: &Error) {
+        // Nobody waited any more; whoever comes next begins anew.
+        if *error != Error::Interrupted {
+            self.remember_failure_under(index_failure_key(source), error);
+        }
     }
 
     /// Bytes `range` of a layer's blob as the registry has them, **not verified**.
@@ -169,7 +216,9 @@ impl Fetcher {
                     have = Some(self.whole_blob(source, &blob).await?);
                 }
                 Step::Pass => {
-                    return Err(Error::unsupported(what, "not built yet"));
+                    // Boxed, because it is large and most layers do without.
+                    let passed = Box::pin(self.pass(source, given)).await;
+                    return passed.map_err(|error| name(&what, of_registry(error)));
                 }
                 Step::Done(index) => {
                     self.counters.layers_indexed.fetch_add(1, Ordering::Relaxed);
@@ -182,8 +231,17 @@ impl Fetcher {
     }
 }
 
+fn index_failure_key(source: &Source) -> FailureKey {
+    let place = source.place.as_ref();
+    let place = place.map_or(String::new(), |place| {
+        format!("{} {}", place.config.digest, place.number)
+    });
+    let key = Digest::of(format!("{} {place}", source.key()).as_bytes());
+    (key, INDEX_MEMBER, source.repository.clone())
+}
+
 /// A range of a blob, and who gave it.
-type Given = (Range<u64>, Provenance);
+pub(super) type Given = (Range<u64>, Provenance);
 
 /// Whether `error` may come from what mirrors gave, which are then left out.
 fn distrust(given: &[Given], error: &Error) -> bool {

@@ -167,10 +167,8 @@ impl Context {
         Ok(())
     }
 
-    /// Whether the layer comes over the network, not from a layout on disk.
     fn is_remote(&self) -> bool {
-        let host = self.source.repository.host();
-        self.fetcher.client().layout_path(host).is_none()
+        self.fetcher.is_remote(&self.source)
     }
 
     fn count_fetched(&self, piece: &Bytes) {

@@ -5,12 +5,14 @@
 //! harms nobody else, and what arrives stays in the store.
 
 mod cut;
+mod documents;
 mod external_toc;
 mod file;
 mod flight;
 mod indexing;
 mod job;
 mod overflow;
+mod pass;
 pub mod plan;
 pub mod prefetch;
 pub mod readahead;
@@ -31,16 +33,20 @@ use serde::Serialize;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
+use crate::config::PlainLayers;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::fetch::documents::Configs;
 pub use crate::fetch::file::FileAt;
 use crate::fetch::file::Span;
 use crate::fetch::flight::{Flights, Waiter};
 use crate::fetch::indexing::Indexing;
 use crate::fetch::job::Job;
 use crate::fetch::overflow::Overflow;
+use crate::fetch::pass::Passes;
+pub use crate::fetch::pass::{Awaited, Known, PassProgress};
 use crate::fetch::readahead::Streams;
-use crate::layer::{self, Descriptor};
+use crate::layer::{self, Descriptor, Step};
 use crate::registry::Client;
 use crate::registry::reference::Repository;
 use crate::store::Store;
@@ -56,6 +62,8 @@ const FOLLOWED_LAYERS_MAX: usize = 256;
 const READ_AHEAD_WINDOWS_MAX: usize = 6;
 /// Reads of at most this many compressed bytes have a total deadline; larger ones the rules of streams.
 const DEADLINE_BYTES_MAX: u64 = 4 << 20;
+/// How often a reader of a long member looks whether his part of it has come.
+const LONG_MEMBER_LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// How often a read starts over when its chunks were evicted before it could copy them.
 const EVICTED_RETRIES: usize = 3;
 
@@ -96,6 +104,13 @@ impl Source {
         let Descriptor { digest, size, .. } = &self.descriptor;
         let voucher = layer::index_promise(&self.descriptor, self.ztoc.as_ref());
         key(digest, *size, &voucher)
+    }
+
+    /// Whether all of the layer has to be read once before anything of it is known.
+    #[must_use]
+    pub fn needs_pass(&self) -> bool {
+        let indexer = layer::indexer(&self.descriptor, self.ztoc.as_ref());
+        indexer.is_ok_and(|mut indexer| matches!(indexer.step(None), Ok(Step::Pass)))
     }
 
     /// The layer in words, for messages.
@@ -149,6 +164,39 @@ pub struct CounterValues {
     pub in_flight: usize,
 }
 
+/// What the configuration says about layers without a table of contents.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlainLimits {
+    /// Whether they are read at all.
+    pub plain_layers: PlainLayers,
+    /// The largest blob that is read as a whole, in bytes.
+    pub bytes_max: Option<u64>,
+}
+
+/// How a fetcher works.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FetchOptions {
+    /// What a small read may take in total.
+    pub timeout: Duration,
+    /// The size that the cache is kept below, in bytes.
+    pub budget_bytes: Option<u64>,
+    /// What is done about layers without a table of contents.
+    pub plain: PlainLimits,
+}
+
+impl Default for FetchOptions {
+    fn default() -> Self {
+        Self {
+            timeout: Duration::from_secs(60),
+            budget_bytes: None,
+            plain: PlainLimits {
+                plain_layers: PlainLayers::Index,
+                bytes_max: None,
+            },
+        }
+    }
+}
+
 /// A member of a layer (by key) that a repository failed to give.
 type FailureKey = (Digest, u32, Repository);
 
@@ -158,9 +206,11 @@ pub struct Fetcher {
     client: Client,
     store: Arc<Store>,
     runtime: Handle,
-    timeout: Duration,
+    options: FetchOptions,
     flights: Flights,
     indexing: Indexing,
+    passes: Passes,
+    configs: Configs,
     failures: Mutex<LruCache<FailureKey, (Instant, Error)>>,
     /// The keys of layers that are read without the zTOC that they are said to have.
     unusable_ztocs: Mutex<LruCache<Digest, ()>>,
@@ -173,17 +223,19 @@ pub struct Fetcher {
 }
 
 impl Fetcher {
-    /// A fetcher that runs its work on `runtime` and gives a small read `timeout` in total.
+    /// A fetcher that runs its work on `runtime`.
     #[must_use]
-    pub fn new(client: Client, store: Arc<Store>, runtime: Handle, timeout: Duration) -> Arc<Self> {
+    pub fn new(client: Client, store: Arc<Store>, runtime: Handle, options: FetchOptions) -> Arc<Self> {
         let cores = std::thread::available_parallelism().map_or(2, NonZeroUsize::get);
         Arc::new(Self {
             client,
             store,
             runtime,
-            timeout,
+            options,
             flights: Flights::default(),
             indexing: Indexing::default(),
+            passes: Passes::default(),
+            configs: Configs::default(),
             failures: Mutex::new(LruCache::new(NonZeroUsize::MIN.saturating_add(FAILURES_MAX - 1))),
             unusable_ztocs: Mutex::new(LruCache::new(NonZeroUsize::MIN.saturating_add(FAILURES_MAX - 1))),
             followed: Mutex::new(LruCache::new(
@@ -237,7 +289,8 @@ impl Fetcher {
         let Some(span) = span else { return Some(Vec::new()) };
         let bytes = at.layer.read_now(&span.chunks, span.data_offset, span.len)?;
         self.counters.reads.fetch_add(1, Ordering::Relaxed);
-        if !at.layer.is_complete() {
+        // Holes are nowhere in the blob.
+        if !at.layer.is_complete() && !span.chunks.is_empty() {
             self.follow_hit(at, &span.chunks);
         }
         Some(bytes)
@@ -266,7 +319,9 @@ impl Fetcher {
             if attempt > 0 {
                 let needed = self.missing(&at.layer, vec![span.chunks.clone()]).await?;
                 match reader {
-                    Reader::Lazy => self.ensure(&at.source, &at.layer, needed).await?,
+                    Reader::Lazy => {
+                        self.ensure(&at.source, &at.layer, needed, &span.chunks).await?;
+                    }
                     Reader::Whole => self.bring_members(&at.source, &at.layer, needed).await?,
                 }
             }
@@ -304,6 +359,7 @@ impl Fetcher {
         source: &Arc<Source>,
         layer: &Arc<Layer>,
         needed: Vec<u32>,
+        chunks: &Range<u32>,
     ) -> Result<()> {
         let (Some(&first), Some(&last)) = (needed.first(), needed.last()) else {
             return Ok(());
@@ -313,11 +369,15 @@ impl Fetcher {
         let end = layer.index().member(last)?.blob_end;
         let arrival = self.bring(source, layer, &needed, start..end);
         if end.saturating_sub(start) > DEADLINE_BYTES_MAX {
-            return arrival.await;
+            // A member may be as long as its layer: nobody waits for its end who has what he needs.
+            return tokio::select! {
+                arrived = arrival => arrived,
+                () = all_present(layer, chunks) => Ok(()),
+            };
         }
-        let arrived = tokio::time::timeout(self.timeout, arrival).await;
+        let arrived = tokio::time::timeout(self.options.timeout, arrival).await;
         arrived.unwrap_or_else(|_| {
-            let waited_ms = u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX);
+            let waited_ms = u64::try_from(self.options.timeout.as_millis()).unwrap_or(u64::MAX);
             let error = Error::Timeout {
                 what: source.name(),
                 waited_ms,
@@ -439,28 +499,45 @@ impl Fetcher {
     }
 
     fn recent_failure(&self, source: &Source, members: &[u32]) -> Result<()> {
+        let mut keys = members.iter().map(|&member| failure_key(source, member));
+        keys.try_for_each(|key| self.recent_failure_under(&key))
+    }
+
+    fn recent_failure_under(&self, key: &FailureKey) -> Result<()> {
         let mut failures = self.failures.lock();
-        for member in members {
-            let key = failure_key(source, *member);
-            if let Some((at, error)) = failures.get(&key) {
-                if at.elapsed() < FAILURE_MEMORY {
-                    return Err(error.clone());
-                }
-                failures.pop(&key);
+        if let Some((at, error)) = failures.get(key) {
+            if at.elapsed() < FAILURE_MEMORY {
+                return Err(error.clone());
             }
+            failures.pop(key);
         }
         Ok(())
     }
 
     fn remember_failure(&self, source: &Source, member: u32, error: &Error) {
-        self.failures
-            .lock()
-            .put(failure_key(source, member), (Instant::now(), error.clone()));
+        self.remember_failure_under(failure_key(source, member), error);
+    }
+
+    fn remember_failure_under(&self, key: FailureKey, error: &Error) {
+        self.failures.lock().put(key, (Instant::now(), error.clone()));
+    }
+
+    /// Whether a layer comes over the network, not from a layout on disk.
+    fn is_remote(&self, source: &Source) -> bool {
+        self.client.layout_path(source.repository.host()).is_none()
     }
 }
 
 fn failure_key(source: &Source, member: u32) -> FailureKey {
     (source.key(), member, source.repository.clone())
+}
+
+/// Waits until chunks have come with a long member. Their marks are looked at now and then, because who sets them does not
+/// know who waits.
+async fn all_present(layer: &Layer, chunks: &Range<u32>) {
+    while !layer.all_present(chunks.clone()) {
+        tokio::time::sleep(LONG_MEMBER_LOOK_INTERVAL).await;
+    }
 }
 
 /// Who reads a file.

@@ -102,16 +102,4 @@ impl Overflow {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_disk_that_was_full_once_is_not_full_for_ever() {
-        let overflow = Overflow::default();
-        assert!(!overflow.is_in_use());
-        assert!(overflow.put(&Digest::of(b"layer"), 0, Bytes::from_static(b"chunk")));
-        assert!(overflow.is_in_use());
-        overflow.0.lock().refused_at = Instant::now().checked_sub(REFUSAL_MEMORY);
-        assert!(!overflow.is_in_use());
-    }
-}
+mod tests;

@@ -23,7 +23,7 @@ use crate::store::layer::Layer;
 
 impl Source {
     /// The same layer without a zTOC.
-    fn plain(&self) -> Self {
+    pub(super) fn plain(&self) -> Self {
         Self {
             ztoc: None,
             ..self.clone()
@@ -47,7 +47,10 @@ impl Fetcher {
     /// [`Error::Io`].
     pub async fn stored_layer(&self, source: &Source) -> Result<Option<Arc<Layer>>> {
         let store = Arc::clone(&self.store);
-        let keys = [Some(source.key()), source.ztoc.as_ref().map(|_| source.plain().key())];
+        let keys = [
+            Some(source.key()),
+            source.ztoc.as_ref().map(|_| source.plain().key()),
+        ];
         let find = move || {
             let mut found = keys.iter().flatten().map(|key| store.layer(key));
             found.find(|layer| !matches!(layer, Ok(None))).unwrap_or(Ok(None))
@@ -65,7 +68,7 @@ impl Fetcher {
         }
         let plain = Arc::new(source.plain());
         let keys = [source.key(), plain.key()];
-        if self.unusable_ztocs.lock().contains(&keys[0]) {
+        if self.is_without_ztoc(source) {
             return Ok(plain);
         }
         let store = Arc::clone(&self.store);
@@ -84,6 +87,11 @@ impl Fetcher {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether the zTOC of a layer turned out to be of no use.
+    pub(super) fn is_without_ztoc(&self, source: &Source) -> bool {
+        self.unusable_ztocs.lock().contains(&source.key())
     }
 
     /// All of another blob than a layer's, verified.

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use crate::error::{Error, Result};
 
-type Table<K, V> = Arc<Mutex<HashMap<K, watch::Receiver<Option<Result<V>>>>>>;
+type Table<K, V> = Arc<Mutex<HashMap<K, Arc<watch::Sender<Option<Result<V>>>>>>>;
 
 /// Work under way, by key. The work runs as a task of its own: whoever stops waiting stops nobody else.
 pub struct SingleFlight<K, V>(Table<K, V>);
@@ -48,6 +48,11 @@ where
     K: Clone + Eq + Hash + fmt::Debug + Send + 'static,
     V: Clone + Send + Sync + 'static,
 {
+    /// How many wait for the work under way for `key`.
+    pub fn waiters(&self, key: &K) -> usize {
+        self.0.lock().get(key).map_or(0, |sender| sender.receiver_count())
+    }
+
     /// Joins the work under way for `key`, or starts `work` on `runtime`.
     ///
     /// # Errors
@@ -59,10 +64,11 @@ where
         let mut receiver = {
             let mut table = self.0.lock();
             match table.get(&key) {
-                Some(receiver) => receiver.clone(),
+                Some(sender) => sender.subscribe(),
                 None => {
-                    let (sender, receiver) = watch::channel(None);
-                    table.insert(key.clone(), receiver.clone());
+                    let sender = Arc::new(watch::Sender::new(None));
+                    let receiver = sender.subscribe();
+                    table.insert(key.clone(), Arc::clone(&sender));
                     let entry = Entry {
                         table: Arc::clone(&self.0),
                         key: key.clone(),

@@ -192,7 +192,7 @@ mod tests {
             client,
             store,
             runtime.handle().clone(),
-            std::time::Duration::from_secs(1),
+            crate::fetch::FetchOptions::default(),
         );
         World {
             _dir: dir,

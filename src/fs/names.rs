@@ -308,21 +308,23 @@ impl Filesystem {
         self.journaled("lookup", move || path, async move {
             let what = dir.path.clone();
             let deciding = async {
-                let at = match filesystem.decide_image(&dir).await {
-                    Err(error @ Error::NotFound { .. }) => {
-                        let path = dir.child_path(own.name());
-                        filesystem.journal().record("lookup", &path, &error);
-                        return Ok(Lookup::Absent(CHANGING_TTL));
-                    }
-                    decided => decided?,
-                };
+                let at = filesystem.decide_image(&dir).await?;
                 filesystem.admit(caller, &dir.path, &at).await?;
-                match filesystem.lookup_own(&dir, at, own) {
-                    Answer::Now(result) => result,
-                    Answer::Later(work) => work.await,
-                }
+                Ok(at)
             };
-            within(wait, || what, deciding).await
+            let at = match within(wait, || what, deciding).await {
+                Err(error @ Error::NotFound { .. }) => {
+                    let path = dir.child_path(own.name());
+                    filesystem.journal().record("lookup", &path, &error);
+                    return Ok(Lookup::Absent(CHANGING_TTL));
+                }
+                decided => decided?,
+            };
+            // What this waits for it knows itself: a layer that is read as a whole takes longer than any lookup may.
+            match filesystem.lookup_own(&dir, at, own) {
+                Answer::Now(result) => result,
+                Answer::Later(work) => work.await,
+            }
         })
     }
 

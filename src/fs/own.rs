@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::fetch::{Source, blocking};
+use crate::fetch::{Awaited, Known, Source, blocking};
 use crate::fs::Filesystem;
 use crate::fs::blob::BlobReader;
 use crate::fs::grammar::OwnName;
@@ -91,16 +91,19 @@ impl Filesystem {
     /// The merged root filesystem.
     fn lookup_rootfs(&self, dir: &Arc<NameNode>, at: &Arc<ImageAt>, image: Arc<Image>) -> Answer<Lookup> {
         let images = Arc::clone(self.images());
+        let awaited = Awaited::of(image.sources());
         let open = async move { images.rootfs(&image).await };
-        self.lookup_tree(dir, at, OwnName::Rootfs.name(), open)
+        self.lookup_tree(dir, at, OwnName::Rootfs.name(), awaited, open)
     }
 
-    /// The root of a merged tree under a name of its own. The slots that its numbers come from are the same each time.
+    /// The root of a merged tree under a name of its own. The slots that its numbers come from are the same each time. A
+    /// layer that must be read as a whole is waited for as long as it comes.
     fn lookup_tree(
         &self,
         dir: &Arc<NameNode>,
         at: &Arc<ImageAt>,
         name: &str,
+        awaited: Awaited,
         open: impl Future<Output = Result<Arc<Rootfs>>> + Send + 'static,
     ) -> Answer<Lookup> {
         let (filesystem, parent_ino) = (self.clone(), dir.ino);
@@ -110,7 +113,8 @@ impl Filesystem {
         let digest = *at.digest();
         let wait = self.options().lookup_wait;
         let work = async move {
-            let rootfs = crate::fs::within(wait, || what, open).await?;
+            let fetcher = filesystem.images().fetcher();
+            let rootfs = fetcher.within(wait, &awaited, || what, open).await?;
             let dirs = filesystem.slot(filesystem.view_key(&path, &digest)).await?;
             let files = filesystem.slot(format!("files {}", rootfs.key())).await?;
             let files = Slot::files(files, rootfs);
@@ -265,8 +269,9 @@ impl Filesystem {
         let kind = match own {
             LayerName::Fs => {
                 let images = Arc::clone(self.images());
+                let awaited = Awaited::of(&[source]);
                 let open = async move { images.layer_tree(&image, number).await };
-                return self.lookup_tree(dir, &at, own.name(), open);
+                return self.lookup_tree(dir, &at, own.name(), awaited, open);
             }
             LayerName::Blob => Kind::Blob(Arc::new(BlobReader::new(source, Arc::clone(self.streams())))),
             LayerName::Digest => line(source.descriptor.digest.to_string()),
@@ -279,7 +284,7 @@ impl Filesystem {
         self.found(dir, &at, own.name(), kind)
     }
 
-    /// What is only known once the layer has been indexed.
+    /// What is only known once the layer has been indexed. One that must be read as a whole for that is left alone.
     fn lookup_indexed(
         &self,
         dir: &Arc<NameNode>,
@@ -294,9 +299,16 @@ impl Filesystem {
         let wait = self.options().lookup_wait;
         self.journaled("lookup", move || path, async move {
             let fetcher = filesystem.images().fetcher();
-            let layer = crate::fs::within(wait, || what, fetcher.layer(&source)).await;
+            let layer = match fetcher.known(&source).await? {
+                Known::Indexed(layer) => Ok(Some(layer)),
+                Known::Pass => Ok(None),
+                Known::Ranges => {
+                    let indexed = crate::fs::within(wait, || what, fetcher.layer(&source));
+                    indexed.await.map(Some)
+                }
+            };
             let kind = match (own, layer) {
-                (LayerName::Toc, Ok(layer)) if layer.index().summary().toc_bytes > 0 => {
+                (LayerName::Toc, Ok(Some(layer))) if layer.index().summary().toc_bytes > 0 => {
                     let size = layer.index().summary().toc_bytes;
                     Kind::Toc {
                         at: Arc::clone(&at),
@@ -307,8 +319,8 @@ impl Filesystem {
                 (LayerName::Toc, Ok(_) | Err(Error::Unsupported { .. })) => {
                     return Ok(Lookup::Absent(FOREVER));
                 }
-                (_, Ok(layer)) => Kind::Text(format_line(layer.index().summary().format)),
-                (_, Err(Error::Unsupported { .. })) => {
+                (_, Ok(Some(layer))) => Kind::Text(format_line(layer.index().summary().format)),
+                (_, Ok(None) | Err(Error::Unsupported { .. })) => {
                     Kind::Text(format_line(format_of_media_type(&source.descriptor.media_type)))
                 }
                 (_, Err(error)) => return Err(error),
@@ -329,11 +341,7 @@ impl Filesystem {
             .ok()
             .and_then(|image| image.sources().get(number));
         let has_toc = match source {
-            Some(source) => match self.images().fetcher().layer(source).await {
-                Ok(layer) => layer.index().summary().toc_bytes > 0,
-                Err(Error::Unsupported { .. }) => false,
-                Err(error) => return Err(error),
-            },
+            Some(source) => self.has_toc(source).await?,
             None => false,
         };
         let shown = LayerName::ALL
@@ -347,6 +355,21 @@ impl Filesystem {
             });
         }
         Ok(entries)
+    }
+
+    /// Whether a layer has a table of contents. To find out, none is read as a whole.
+    async fn has_toc(&self, source: &Arc<Source>) -> Result<bool> {
+        let fetcher = self.images().fetcher();
+        let layer = match fetcher.known(source).await? {
+            Known::Indexed(layer) => layer,
+            Known::Pass => return Ok(false),
+            Known::Ranges => match fetcher.layer(source).await {
+                Ok(layer) => layer,
+                Err(Error::Unsupported { .. }) => return Ok(false),
+                Err(error) => return Err(error),
+            },
+        };
+        Ok(layer.index().summary().toc_bytes > 0)
     }
 
     /// Reads a file of the tree of names.

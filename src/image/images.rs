@@ -288,7 +288,8 @@ impl Images {
             let sources = self.settled(&image.sources).await?;
             let layers: Vec<String> = sources.iter().map(|source| source.key().hex()).collect();
             let key = Digest::of(format!("rootfs {}", layers.join(" ")).as_bytes());
-            self.build(image.name(), key, sources, Whiteouts::Apply).await
+            let rootfs = self.build(image.name(), key, sources, Whiteouts::Apply);
+            self.checked(rootfs.await?).await
         };
         image.rootfs.get_or_try_init(build).await.cloned()
     }
@@ -308,7 +309,8 @@ impl Images {
         let build = || async {
             let source = self.fetcher.settle(source).await?;
             let key = Digest::of(format!("layer {}", source.key().hex()).as_bytes());
-            self.build(what, key, vec![source], Whiteouts::Show).await
+            let layer = self.build(what, key, vec![source], Whiteouts::Show);
+            self.checked(layer.await?).await
         };
         cell.get_or_try_init(build).await.cloned()
     }
@@ -319,19 +321,19 @@ impl Images {
         key: Digest,
         sources: Vec<Arc<Source>>,
         whiteouts: Whiteouts,
-    ) -> Result<Arc<Rootfs>> {
+    ) -> Result<Rootfs> {
         let layers = sources.iter().map(|source| LayerAt {
             source: Arc::clone(source),
             layer: OnceCell::new(),
         });
         let layers: Vec<LayerAt> = layers.collect();
         if let Some(tree) = self.stored_tree(key).await? {
-            return Ok(Arc::new(Rootfs {
+            return Ok(Rootfs {
                 name: what,
                 tree,
                 key,
                 layers,
-            }));
+            });
         }
         let opened = self.open_layers(&sources).await?;
         for (at, layer) in layers.iter().zip(&opened) {
@@ -349,12 +351,27 @@ impl Images {
             Tree::open(store.put_tree(&key, &merged.bytes)?, &key)
         };
         let tree = blocking(self.fetcher.runtime(), merge).await?;
-        Ok(Arc::new(Rootfs {
+        Ok(Rootfs {
             name: what,
             tree,
             key,
             layers,
-        }))
+        })
+    }
+
+    /// A tree whose layers are what this image's configuration promises: they may have been read for another one.
+    async fn checked(&self, rootfs: Rootfs) -> Result<Arc<Rootfs>> {
+        for at in rootfs.layers.iter().filter(|at| at.source.needs_pass()) {
+            let layer = match at.layer.get() {
+                Some(layer) => Some(Arc::clone(layer)),
+                None => self.fetcher.stored_layer(&at.source).await?,
+            };
+            // One that is gone from the store is checked when it comes.
+            if let Some(layer) = layer {
+                self.fetcher.check_diff_id(&at.source, &layer).await?;
+            }
+        }
+        Ok(Arc::new(rootfs))
     }
 
     async fn stored_tree(&self, key: Digest) -> Result<Option<Tree<Mapped>>> {

@@ -132,14 +132,8 @@ impl Images {
     /// # Errors
     /// Those of the network, and of its digest.
     pub async fn image_config(self: &Arc<Self>, image: &Image) -> Result<Bytes> {
-        let config = &image.manifest().config;
-        self.resolver()
-            .config(
-                image.repository(),
-                &config.digest,
-                config.size,
-                &config.media_type,
-            )
+        self.fetcher()
+            .config(image.repository(), &image.manifest().config)
             .await
     }
 

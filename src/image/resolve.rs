@@ -221,8 +221,9 @@ impl Resolver {
                         let image = (repository.clone(), manifest.digest);
                         resolver.openness.came(image, manifest.with_credentials).await;
                         resolver
+                            .fetcher
                             .keep_document(manifest.digest, manifest.bytes, manifest.media_type)
-                            .await?;
+                            .await;
                         Ok(Some(manifest.digest))
                     }
                     Err(Error::NotFound { .. }) => Ok(None),
@@ -245,7 +246,7 @@ impl Resolver {
     /// # Errors
     /// As the registry client's `manifest`.
     pub async fn document(self: &Arc<Self>, repository: &Repository, digest: &Digest) -> Result<Bytes> {
-        if let Some(bytes) = self.kept_document(digest).await? {
+        if let Some(bytes) = self.fetcher.kept_document(digest).await? {
             return Ok(bytes);
         }
         let resolver = Arc::clone(self);
@@ -257,39 +258,10 @@ impl Resolver {
             let image = (repository, digest);
             resolver.openness.came(image, manifest.with_credentials).await;
             resolver
-                .keep_document(digest, manifest.bytes.clone(), manifest.media_type)
-                .await?;
-            Ok(manifest.bytes)
-        };
-        self.documents.run(self.fetcher.runtime(), key, work).await
-    }
-
-    /// An image's configuration: a blob, not a manifest.
-    ///
-    /// # Errors
-    /// As the registry client's `small_blob`.
-    pub async fn config(
-        self: &Arc<Self>,
-        repository: &Repository,
-        digest: &Digest,
-        size: u64,
-        media_type: &str,
-    ) -> Result<Bytes> {
-        if let Some(bytes) = self.kept_document(digest).await? {
-            return Ok(bytes);
-        }
-        let resolver = Arc::clone(self);
-        let key = (repository.clone(), *digest);
-        let (repository, digest) = key.clone();
-        let media_type = media_type.to_owned();
-        let work = async move {
-            let bytes = resolver
                 .fetcher
-                .client()
-                .small_blob(&repository, &digest, size)
-                .await?;
-            resolver.keep_document(digest, bytes.clone(), media_type).await?;
-            Ok(bytes)
+                .keep_document(digest, manifest.bytes.clone(), manifest.media_type)
+                .await;
+            Ok(manifest.bytes)
         };
         self.documents.run(self.fetcher.runtime(), key, work).await
     }
@@ -301,24 +273,6 @@ impl Resolver {
     pub async fn media_type(&self, digest: &Digest) -> Result<Option<String>> {
         let (store, digest) = (Arc::clone(self.fetcher.store()), *digest);
         blocking(self.fetcher.runtime(), move || store.db().media_type(&digest)).await
-    }
-
-    async fn kept_document(&self, digest: &Digest) -> Result<Option<Bytes>> {
-        let (store, digest) = (Arc::clone(self.fetcher.store()), *digest);
-        blocking(self.fetcher.runtime(), move || store.documents().get(&digest)).await
-    }
-
-    async fn keep_document(&self, digest: Digest, bytes: Bytes, media_type: String) -> Result<()> {
-        let store = Arc::clone(self.fetcher.store());
-        let keep = move || {
-            store.documents().put(&digest, &bytes)?;
-            store.db().put_media_type(&digest, &media_type)
-        };
-        // A full disk must not keep an image from being read.
-        if let Err(error) = blocking(self.fetcher.runtime(), keep).await {
-            tracing::warn!(%digest, %error, "cannot keep a document");
-        }
-        Ok(())
     }
 
     /// The tags of a repository, sorted.

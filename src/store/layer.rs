@@ -87,8 +87,7 @@ impl Layer {
     }
 
     fn of_index(dir: &Path, key: Digest, mapped: Mapped) -> Result<Self> {
-        // The header holds a checksum of all the rest, so its hash names the whole index.
-        let index_id = crc32fast::hash(mapped.get(..HEADER_BYTES).unwrap_or_default());
+        let index_id = index_id(&mapped);
         let index = Index::open(mapped)?;
         let (data, map) = match open_files(dir, &index, index_id) {
             Ok(files) => files,
@@ -394,6 +393,11 @@ impl Layer {
     }
 }
 
+/// What an index is known by. Its header holds a checksum of all the rest, so the header's hash names the whole.
+pub(super) fn index_id(index: &[u8]) -> u32 {
+    crc32fast::hash(index.get(..HEADER_BYTES).unwrap_or_default())
+}
+
 /// The data file and the chunk map of the layer in `dir`.
 fn open_files(dir: &Path, index: &Index<Mapped>, index_id: u32) -> Result<(File, ChunkMap)> {
     let failed = |e: std::io::Error| Error::io(dir.display().to_string(), &e);
@@ -416,3 +420,6 @@ fn open_files(dir: &Path, index: &Index<Mapped>, index_id: u32) -> Result<(File,
     let map = ChunkMap::open(&dir.join("map"), index.chunk_count(), index_id)?;
     Ok((data, map))
 }
+
+#[cfg(test)]
+mod tests;

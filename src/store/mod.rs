@@ -10,6 +10,7 @@
 //! DIR/layers/KEY/data       sparse: every regular file of the layer at its place
 //! DIR/layers/KEY/map        which chunks of it are there (memory-mapped)
 //! DIR/trees/KEY               merged trees (memory-mapped)
+//! DIR/tmp/                    what is being written; emptied at each start
 //! DIR/incoming/               files that a command hands to whoever owns the store
 //! ```
 //! The key of a layer is a digest of everything that decides what its content is, and whoever opens it says it.
@@ -25,10 +26,12 @@ pub mod layer;
 pub mod lock;
 pub mod mapped;
 mod sigbus;
+pub mod staged;
 
 use std::collections::HashMap;
 use std::fs;
 use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
@@ -50,6 +53,13 @@ const INCOMING_AGE_MAX: Duration = Duration::from_secs(3600);
 
 /// The layout described above.
 const LAYOUT_VERSION: &str = "registryfs store 1\n";
+
+/// How deep the store's directories are nested.
+const DEPTH: u32 = 3;
+/// So much of the disk is left to others by what can do without; of a small disk a part.
+const FREE_BYTES_MIN: u64 = 512 << 20;
+/// The part of the disk that is left at most: one in so many.
+const FREE_PART_MAX: u64 = 20;
 
 /// An open store. One process at a time.
 #[derive(Debug)]
@@ -218,6 +228,54 @@ impl Store {
             .ok_or_else(|| Error::malformed(format!("layer {key}"), "its new index is unreadable"))
     }
 
+    /// Takes over a layer that is complete in a directory aside. One that is known already stays as it is.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Malformed`] when it cannot be read back.
+    fn adopt(&self, key: &Digest, aside: &Path) -> Result<Arc<Layer>> {
+        let dir = self.layer_dir(key);
+        {
+            // Under the lock, so that nobody opens the layer between the steps.
+            let layers = self.layers.lock();
+            let is_known = layers.get(key).and_then(Weak::upgrade).is_some() || dir.join("index").exists();
+            if !is_known {
+                // What has no index belongs to nothing.
+                if dir.exists() {
+                    self.discard_layer(&dir)?;
+                }
+                fs::rename(aside, &dir).map_err(|e| Error::io(dir.display().to_string(), &e))?;
+            }
+        }
+        self.layer(key)?
+            .ok_or_else(|| Error::malformed(format!("layer {key}"), "its new index is unreadable"))
+    }
+
+    /// The space on disk that the store takes up. Looks at every file of it, so this is not for a thread that others wait
+    /// for.
+    #[must_use]
+    pub fn disk_bytes(&self) -> u64 {
+        disk_bytes(&self.dir, DEPTH)
+    }
+
+    /// How much content may still be kept that nobody has asked for: what is left of the budget, and of the disk without a
+    /// reserve for others. As [`Self::disk_bytes`], it takes a while.
+    #[must_use]
+    pub fn room_bytes(&self, budget_bytes: Option<u64>) -> u64 {
+        let free = match rustix::fs::statvfs(&self.dir) {
+            Ok(disk) => {
+                let reserve = FREE_BYTES_MIN.min(disk.f_blocks.saturating_mul(disk.f_frsize) / FREE_PART_MAX);
+                disk.f_bavail
+                    .saturating_mul(disk.f_frsize)
+                    .saturating_sub(reserve)
+            }
+            Err(_) => 0,
+        };
+        match budget_bytes {
+            Some(budget) => budget.saturating_sub(self.disk_bytes()).min(free),
+            None => free,
+        }
+    }
+
     /// Removes a damaged layer. Its data goes with its index: without the one, nobody knows what the other holds.
     fn discard_layer(&self, dir: &Path) -> Result<()> {
         let name = dir.file_name().unwrap_or_default();
@@ -271,6 +329,19 @@ impl Store {
     fn tree_path(&self, key: &Digest) -> PathBuf {
         self.dir.join("trees").join(key.hex())
     }
+}
+
+/// The space that the files below `dir` occupy, holes left out. Files that vanish meanwhile count nothing.
+fn disk_bytes(dir: &Path, depth: u32) -> u64 {
+    let Ok(entries) = fs::read_dir(dir) else {
+        return 0;
+    };
+    let bytes_of = |entry: fs::DirEntry| match entry.metadata() {
+        Ok(metadata) if metadata.is_dir() && depth > 0 => disk_bytes(&entry.path(), depth - 1),
+        Ok(metadata) => metadata.blocks() * 512,
+        Err(_) => 0,
+    };
+    entries.flatten().map(bytes_of).sum()
 }
 
 fn check_version(dir: &Path) -> Result<()> {

@@ -7,6 +7,7 @@
 mod contents;
 mod estargz;
 mod faults;
+mod foreign;
 mod freshness;
 #[path = "../support/layout.rs"]
 mod layout;
@@ -17,6 +18,7 @@ mod names;
 mod names_more;
 mod oddities;
 mod outage;
+mod passes;
 mod readers;
 mod secrets;
 mod sharing;
@@ -30,3 +32,4 @@ mod users;
 mod users_stage;
 mod wire;
 mod world;
+mod zstd;

@@ -105,8 +105,16 @@ fn assert_same(left: &Path, right: &Path) {
         let path = String::from_utf8(entry.0.path.clone()).unwrap();
         let (a, b) = (left.join(&path), right.join(&path));
         let [m, n] = [&a, &b].map(|path| fs::symlink_metadata(path).unwrap());
-        assert_eq!((m.mode(), m.len(), m.nlink()), (n.mode(), n.len(), n.nlink()), "{path}");
-        assert_eq!((m.uid(), m.gid(), m.mtime()), (n.uid(), n.gid(), n.mtime()), "{path}");
+        assert_eq!(
+            (m.mode(), m.len(), m.nlink()),
+            (n.mode(), n.len(), n.nlink()),
+            "{path}"
+        );
+        assert_eq!(
+            (m.uid(), m.gid(), m.mtime()),
+            (n.uid(), n.gid(), n.mtime()),
+            "{path}"
+        );
         if m.is_file() {
             assert!(fs::read(&a).unwrap() == fs::read(&b).unwrap(), "{path}");
         }
@@ -156,11 +164,21 @@ fn a_file_costs_one_range_of_about_a_span_and_a_known_image_nothing() {
     let (image, index, content) = content(Wanted::gzip());
     let layer = image.layers[0].digest();
     let world = World::new(content).mounted();
-    let (size, requests) = world.requests(|| fs::metadata(world.at("team/app/soci/rootfs/large")).unwrap().len());
+    let (size, requests) = world.requests(|| {
+        fs::metadata(world.at("team/app/soci/rootfs/large"))
+            .unwrap()
+            .len()
+    });
     assert_eq!(size, LARGE_BYTES as u64);
-    assert_eq!(blobs(&requests, layer).len(), 0, "metadata needs nothing of the layer");
+    assert_eq!(
+        blobs(&requests, layer).len(),
+        0,
+        "metadata needs nothing of the layer"
+    );
     assert_eq!(blobs(&requests, Digest::of(&index.ztocs[0])).len(), 1);
-    let manifests = requests.iter().filter(|request| request.path.contains("/manifests/"));
+    let manifests = requests
+        .iter()
+        .filter(|request| request.path.contains("/manifests/"));
     assert_eq!(manifests.count(), 2, "the image's and the index's: {requests:?}");
 
     let (byte, requests) = world.requests(|| {
@@ -191,7 +209,10 @@ fn a_span_that_lies_is_never_seen() {
         .inject(Scope::containing("/blobs/"), Fault::FlipByte(20_000));
     assert_eq!(errno(fs::read(&large)), libc::EIO);
     let errors = world.errors();
-    assert!(errors.contains("verification failed") && errors.contains("span"), "{errors}");
+    assert!(
+        errors.contains("verification failed") && errors.contains("span"),
+        "{errors}"
+    );
     world.handle().clear_faults();
     until("the file can be read", || fs::read(&large).is_ok());
     assert!(fs::read(&large).unwrap() == noise(LARGE_BYTES, 2));
@@ -207,13 +228,19 @@ fn a_ztoc_with_other_bytes_than_its_digest_names_is_refused() {
     let rootfs = world.at("team/app/soci/rootfs");
     let (refused, requests) = world.requests(|| errno(fs::metadata(rootfs.join("large"))));
     assert_eq!(refused, libc::EIO);
-    assert_eq!(blobs(&requests, image.layers[0].digest()).len(), 0, "nothing is streamed because of a lie");
+    assert_eq!(
+        blobs(&requests, image.layers[0].digest()).len(),
+        0,
+        "nothing is streamed because of a lie"
+    );
     assert!(world.errors().contains(&ztoc.to_string()), "{}", world.errors());
     // The image's own names do not depend on it.
     let manifest = fs::read(world.at("team/app/soci/manifest.json")).unwrap();
     assert_eq!(Digest::of(&manifest), image.digest());
     world.handle().clear_faults();
-    until("the zTOC is believed", || fs::metadata(rootfs.join("large")).is_ok());
+    until("the zTOC is believed", || {
+        fs::metadata(rootfs.join("large")).is_ok()
+    });
 }
 
 #[test]
@@ -241,7 +268,11 @@ fn an_index_of_version_1_is_asked_for_only_where_it_is_configured() {
     assert_eq!(format, "soci\n");
     world.restart();
     let (_, requests) = world.requests(|| fs::metadata(world.at("team/app/soci/rootfs/large")).unwrap());
-    assert_eq!(requests.len(), 0, "what was found holds over restarts: {requests:?}");
+    assert_eq!(
+        requests.len(),
+        0,
+        "what was found holds over restarts: {requests:?}"
+    );
 }
 
 #[test]
@@ -265,5 +296,44 @@ fn an_index_among_platforms_is_no_platform() {
     content.tag("team/app", "index", digest);
     let world = World::with(content, Behaviour::default(), &["--platform", "linux/amd64"]).mounted();
     assert_eq!(fs::read(world.at("team/app/index/rootfs/last")).unwrap(), b"last");
-    assert_eq!(crate::world::names(&world.at("team/app/index/platforms")), ["linux-amd64"]);
+    assert_eq!(
+        crate::world::names(&world.at("team/app/index/platforms")),
+        ["linux-amd64"]
+    );
+}
+
+#[test]
+fn a_layer_whose_ztoc_is_missing_or_broken_is_read_as_a_plain_one() {
+    for case in ["no zTOC", "broken zTOC", "no index"] {
+        let wanted = Wanted {
+            ztoc: (case == "broken zTOC").then(|| b"not a FlatBuffer".to_vec()),
+            ..Wanted::gzip()
+        };
+        let (image, index, mut content) = content(wanted);
+        match case {
+            "no zTOC" => content.remove_blob("team/app", &Digest::of(&index.ztocs[0])),
+            "no index" => {
+                content = Content::new();
+                content.add_tagged_image("team/app", "soci", &image);
+            }
+            _ => {}
+        }
+        with_reference(&mut content);
+        let world = World::new(content).mounted();
+        assert_same(
+            &world.at("team/app/soci/rootfs"),
+            &world.at("team/app/reference/rootfs"),
+        );
+        let format = fs::read_to_string(world.at("team/app/soci/layers/0/format")).unwrap();
+        assert_eq!(format, "gzip\n", "{case}");
+        assert!(
+            world.log().contains("read without its"),
+            "{case}: {}",
+            world.log()
+        );
+        world.restart();
+        let (bytes, requests) = world.requests(|| fs::read(world.at("team/app/soci/rootfs/large")).unwrap());
+        assert!(bytes == noise(LARGE_BYTES, 2));
+        assert_eq!(requests.len(), 0, "{case}: {requests:?}");
+    }
 }

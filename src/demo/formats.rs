@@ -1,0 +1,104 @@
+//! One image in every layer format: the same two layers, a repository each below `formats/`, so that a comparison of any two
+//! of them shows nothing.
+
+use crate::error::Result;
+use crate::layer::entry::Entry;
+use crate::layer::estargz::writer::{Options, Variant};
+
+use super::content::Content;
+use super::images::{Image, ImageBuilder, Layer, toc_image};
+use super::tree;
+
+/// Where the repositories are.
+const PREFIX: &str = "formats";
+/// The tags of each of them, all of the same image.
+const TAGS: [&str; 3] = ["1.0", "1", "latest"];
+/// Small, so that files of a few hundred KB have several chunks.
+const CHUNK_BYTES: u64 = 64 << 10;
+/// In the layers with a least chunk size, the compressed bytes of a member: dozens of small files.
+const MIN_CHUNK_BYTES: u64 = 50_000;
+/// Fast rather than small, as all of the sample.
+const LEVEL: u32 = 1;
+/// Bytes of the tar in each of several gzip members.
+const MEMBER_BYTES: usize = 128 << 10;
+
+/// What a layer is made of.
+type Entries = Vec<(Entry, Vec<u8>)>;
+
+/// A format's name, which its repository has, and what writes an image of these layers in it.
+type Format = (&'static str, fn(&[Entries]) -> Result<Image>);
+
+const FORMATS: [Format; 9] = [
+    ("tar", |layers| image(layers, |entries| Layer::tar(entries))),
+    ("gzip", |layers| image(layers, |entries| Layer::gzip(entries))),
+    ("gzip-members", |layers| {
+        image(layers, |entries| Layer::gzip_members(entries, MEMBER_BYTES))
+    }),
+    ("zstd", |layers| image(layers, |entries| Layer::zstd(entries))),
+    ("docker", |layers| {
+        let layers = layers.iter().map(|entries| Layer::gzip(entries));
+        Ok(ImageBuilder::new(layers.collect::<Result<_>>()?).docker().build())
+    }),
+    ("estargz", |layers| estargz(layers, Options::default())),
+    ("estargz-packed", |layers| {
+        let min_chunk_bytes = MIN_CHUNK_BYTES;
+        estargz(
+            layers,
+            Options {
+                min_chunk_bytes,
+                ..Options::default()
+            },
+        )
+    }),
+    ("stargz", |layers| variant(layers, Variant::Legacy)),
+    ("external-toc", |layers| variant(layers, Variant::ExternalToc)),
+];
+
+fn image(layers: &[Entries], write: impl Fn(&[(Entry, Vec<u8>)]) -> Result<Layer>) -> Result<Image> {
+    let layers = layers.iter().map(|entries| write(entries));
+    Ok(ImageBuilder::new(layers.collect::<Result<_>>()?).build())
+}
+
+fn estargz(layers: &[Entries], options: Options) -> Result<Image> {
+    let options = Options {
+        level: LEVEL,
+        // Stargz cannot vouch for parts of files, so it has none.
+        chunk_bytes: match options.variant {
+            Variant::Legacy => options.chunk_bytes,
+            _ => CHUNK_BYTES,
+        },
+        ..options
+    };
+    image(layers, |entries| Layer::estargz(entries, options))
+}
+
+fn variant(layers: &[Entries], variant: Variant) -> Result<Image> {
+    estargz(
+        layers,
+        Options {
+            variant,
+            ..Options::default()
+        },
+    )
+}
+
+/// Adds the repositories.
+///
+/// # Errors
+/// Whatever the writers of the layers find wrong with the made-up trees.
+pub(super) fn add_formats(content: &mut Content) -> Result<()> {
+    let layers = [tree::base(12, "amd64"), tree::application("formats", 2, "2.0")];
+    for (format, write) in FORMATS {
+        let repository = format!("{PREFIX}/{format}");
+        let image = write(&layers)?;
+        let digest = content.add_image(&repository, &image);
+        let tocs = toc_image(&image.layers);
+        for tag in TAGS {
+            content.tag(&repository, tag, digest);
+            if !tocs.layers.is_empty() {
+                content.add_tagged_image(&repository, format!("{tag}-esgztoc"), &tocs);
+            }
+        }
+    }
+    Ok(())
+}
