@@ -195,7 +195,7 @@ fn a_file_costs_one_range_of_about_a_span_and_a_known_image_nothing() {
     world.restart();
     let (files, requests) = world.requests(|| crate::world::names(&world.at("team/app/soci/rootfs")));
     assert_eq!(files.len(), 7);
-    assert_eq!(requests.len(), 0, "{requests:?}");
+    assert!(requests.is_empty(), "{requests:?}");
 }
 
 #[test]
@@ -268,9 +268,8 @@ fn an_index_of_version_1_is_asked_for_only_where_it_is_configured() {
     assert_eq!(format, "soci\n");
     world.restart();
     let (_, requests) = world.requests(|| fs::metadata(world.at("team/app/soci/rootfs/large")).unwrap());
-    assert_eq!(
-        requests.len(),
-        0,
+    assert!(
+        requests.is_empty(),
         "what was found holds over restarts: {requests:?}"
     );
 }
@@ -334,6 +333,6 @@ fn a_layer_whose_ztoc_is_missing_or_broken_is_read_as_a_plain_one() {
         world.restart();
         let (bytes, requests) = world.requests(|| fs::read(world.at("team/app/soci/rootfs/large")).unwrap());
         assert!(bytes == noise(LARGE_BYTES, 2));
-        assert_eq!(requests.len(), 0, "{case}: {requests:?}");
+        assert!(requests.is_empty(), "{case}: {requests:?}");
     }
 }
