@@ -4,10 +4,12 @@
 use crate::error::Result;
 use crate::layer::entry::Entry;
 use crate::layer::estargz::writer::{Options, Variant};
+use crate::layer::soci::writer as ztoc;
 use crate::layer::zstd_chunked::writer::{self as zstd_chunked, Version};
 
 use super::content::Content;
 use super::images::{Image, ImageBuilder, Layer, toc_image};
+use super::soci::{LayerZtoc, SociIndex};
 use super::tree;
 
 /// Where the repositories are.
@@ -22,6 +24,9 @@ const MIN_CHUNK_BYTES: u64 = 50_000;
 const LEVEL: u32 = 1;
 /// Bytes of the tar in each of several gzip members or zstd frames.
 const MEMBER_BYTES: usize = 128 << 10;
+
+/// Bytes of the tar in a span of a layer with a zTOC: small, so that there are several.
+const SPAN_BYTES: u64 = 64 << 10;
 
 /// What a layer is made of.
 type Entries = Vec<(Entry, Vec<u8>)>;
@@ -117,6 +122,30 @@ pub(super) fn add_formats(content: &mut Content) -> Result<()> {
                 content.add_tagged_image(&repository, format!("{tag}-esgztoc"), &tocs);
             }
         }
+    }
+    add_soci(content, &layers)
+}
+
+/// The same as plain gzip, with a SOCI index that the manifest names.
+fn add_soci(content: &mut Content, layers: &[Entries]) -> Result<()> {
+    let repository = format!("{PREFIX}/soci");
+    let options = ztoc::Options {
+        layout: ztoc::Layout::Gzip,
+        span_bytes: SPAN_BYTES,
+    };
+    let (mut made, mut ztocs) = (Vec::new(), Vec::new());
+    for entries in layers {
+        let layer = Layer::gzip(entries)?;
+        ztocs.push(LayerZtoc::new(&layer, entries, options)?);
+        made.push(layer);
+    }
+    let index = SociIndex::v2(&ztocs);
+    index.add_to(content, &repository);
+    let mut builder = ImageBuilder::new(made);
+    builder.annotations.extend([index.annotation()]);
+    let digest = content.add_image(&repository, &builder.build());
+    for tag in TAGS {
+        content.tag(&repository, tag, digest);
     }
     Ok(())
 }

@@ -70,7 +70,7 @@ impl Fetcher {
     pub async fn known(&self, source: &Source) -> Result<Known> {
         Ok(match self.stored_layer(source).await? {
             Some(layer) => Known::Indexed(layer),
-            None if source.needs_pass() => Known::Pass,
+            None if source.needs_pass() || self.is_without_ztoc(source) => Known::Pass,
             None => Known::Ranges,
         })
     }
