@@ -1,10 +1,11 @@
 //! registryfs mounts container registries as one directory tree; see `ARCHITECTURE.md` for the map.
 //!
-//! Modules import only downwards: `cli`, `get`, `daemon`, `fuse`, `fs`, `image`, `fetch`, `store`, `registry`, `layer`, then
+//! Modules import only downwards: `cli`, `get`, `convert`, `daemon`, `fuse`, `fs`, `image`, `fetch`, `store`, `registry`, `layer`, then
 //! `config`, `digest` and `error`. `demo` stands beside them: a registry for trying and for tests.
 
 pub mod cli;
 pub mod config;
+pub mod convert;
 pub mod daemon;
 pub mod demo;
 pub mod digest;

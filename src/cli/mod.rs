@@ -5,6 +5,7 @@ mod cache;
 mod cat;
 mod config;
 mod context;
+mod convert;
 mod daemon;
 mod demo_registry;
 mod digest;
@@ -69,6 +70,7 @@ enum Command {
     Cat(cat::Cat),
     Get(get::Get),
     Prefetch(prefetch::Prefetch),
+    Convert(convert::Convert),
     Cache(cache::Cache),
     Index(index::Index),
     DemoRegistry(demo_registry::DemoRegistry),
@@ -173,6 +175,7 @@ impl Command {
             Self::Cat(command) => command.run(context, &mut out).await,
             Self::Get(command) => command.run(context, &mut out).await,
             Self::Prefetch(command) => command.run(context, &mut out).await,
+            Self::Convert(command) => command.run(context, &mut out).await,
             Self::Cache(command) => command.run(context, &mut out).await,
             Self::Index(command) => command.run(context, &mut out).await,
             Self::DemoRegistry(command) => command.run(&mut out).await,

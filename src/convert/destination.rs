@@ -9,13 +9,12 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use serde::Serialize;
-use tokio::runtime::Handle;
 
+use crate::convert::on_thread;
 use crate::convert::progress::Part;
 use crate::daemon::layout_parts;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::fetch::blocking;
 use crate::registry::reference::{DEFAULT_TAG, Reference, Repository, Target};
 use crate::registry::{BlobUpload, Client, LayoutWriter, OCI_MANIFEST, Pushed, unnamed_file};
 
@@ -108,7 +107,7 @@ impl Destination {
             },
         };
         let opened = path.clone();
-        let layout = blocking(&Handle::current(), move || LayoutWriter::open(&opened)).await?;
+        let layout = on_thread(move || LayoutWriter::open(&opened)).await?;
         let name = place.unwrap_or_else(|reference| layout.name_of(&reference));
         Ok(Self::Layout {
             layout: Arc::new(layout),
@@ -122,11 +121,11 @@ impl Destination {
         match self {
             Self::Layout { layout, .. } => {
                 let layout = Arc::clone(layout);
-                blocking(&Handle::current(), move || layout.scratch()).await
+                on_thread(move || layout.scratch()).await
             }
             Self::Registry { scratch_dir, .. } => {
                 let dir = scratch_dir.clone();
-                blocking(&Handle::current(), move || unnamed_file(&dir)).await
+                on_thread(move || unnamed_file(&dir)).await
             }
         }
     }
@@ -141,10 +140,12 @@ impl Destination {
         match self {
             Self::Layout { layout, .. } => {
                 let (layout, digest) = (Arc::clone(layout), *digest);
-                let has = blocking(&Handle::current(), move || Ok(layout.has(&digest, size))).await?;
+                let has = on_thread(move || Ok(layout.has(&digest, size))).await?;
                 Ok(has.then_some(Stored::Present))
             }
-            Self::Registry { client, reference, .. } => {
+            Self::Registry {
+                client, reference, ..
+            } => {
                 let to = &reference.repository;
                 if client.has_blob(to, digest).await? {
                     return Ok(Some(Stored::Present));
@@ -162,7 +163,7 @@ impl Destination {
         match self {
             Self::Layout { layout, .. } => {
                 let layout = Arc::clone(layout);
-                let put = blocking(&Handle::current(), move || {
+                let put = on_thread(move || {
                     if layout.has(&digest, size) {
                         return Ok(Stored::Present);
                     }
@@ -171,7 +172,9 @@ impl Destination {
                 });
                 put.await
             }
-            Self::Registry { client, reference, .. } => {
+            Self::Registry {
+                client, reference, ..
+            } => {
                 let upload = BlobUpload {
                     digest,
                     size,
@@ -193,7 +196,7 @@ impl Destination {
     pub(super) async fn put_bytes(&self, bytes: &Bytes) -> Result<()> {
         let mut file = self.scratch().await?;
         let text = bytes.clone();
-        let file = blocking(&Handle::current(), move || {
+        let file = on_thread(move || {
             file.write_all(&text)
                 .map_err(|error| Error::io("temporary file", &error))?;
             Ok(file)
@@ -207,7 +210,9 @@ impl Destination {
     pub(super) async fn put_manifest(&self, bytes: &Bytes) -> Result<()> {
         match self {
             Self::Layout { .. } => self.put_bytes(bytes).await,
-            Self::Registry { client, reference, .. } => {
+            Self::Registry {
+                client, reference, ..
+            } => {
                 let target = Target::Digest(Digest::of(bytes));
                 client
                     .push_manifest(&reference.repository, &target, OCI_MANIFEST, bytes)
@@ -223,12 +228,12 @@ impl Destination {
                 self.put_bytes(bytes).await?;
                 let (layout, name) = (Arc::clone(layout), name.clone());
                 let (digest, size) = (Digest::of(bytes), bytes.len() as u64);
-                let named = blocking(&Handle::current(), move || {
-                    layout.name(&name, media_type, &digest, size)
-                });
+                let named = on_thread(move || layout.name(&name, media_type, &digest, size));
                 named.await
             }
-            Self::Registry { client, reference, .. } => {
+            Self::Registry {
+                client, reference, ..
+            } => {
                 let target = reference.target();
                 client
                     .push_manifest(&reference.repository, &target, media_type, bytes)

@@ -124,7 +124,12 @@ impl Image {
         let mut manifest = self.text.clone();
         manifest.set("mediaType", OCI_MANIFEST)?;
         let mut descriptor: Object = required(what, &manifest, "config")?;
-        describe(&mut descriptor, OCI_CONFIG, &Digest::of(config), config.len() as u64)?;
+        describe(
+            &mut descriptor,
+            OCI_CONFIG,
+            &Digest::of(config),
+            config.len() as u64,
+        )?;
         manifest.set("config", &descriptor)?;
         let mut descriptors: Vec<Object> = required(what, &manifest, "layers")?;
         for (descriptor, made) in descriptors.iter_mut().zip(layers) {
@@ -162,7 +167,12 @@ pub(super) fn index(found: &ManifestBytes, made: &[(Digest, Bytes)]) -> Result<(
         }
         let digest: Digest = required(&what, &descriptor, "digest")?;
         if let Some((_, manifest)) = made.iter().find(|(old, _)| *old == digest) {
-            describe(&mut descriptor, OCI_MANIFEST, &Digest::of(manifest), manifest.len() as u64)?;
+            describe(
+                &mut descriptor,
+                OCI_MANIFEST,
+                &Digest::of(manifest),
+                manifest.len() as u64,
+            )?;
             kept.push(descriptor);
         }
     }
@@ -260,7 +270,11 @@ mod tests {
         for bad in ["{}", r#"{"rootfs":1}"#, r#"{"rootfs":{"diff_ids":["sha512:0"]}}"#] {
             assert_eq!(diff_ids("x", bad.as_bytes()).unwrap_err().exit_code(), 7, "{bad}");
         }
-        assert!(diff_ids("x", br#"{"rootfs":{"diff_ids":null}}"#).unwrap().is_empty());
+        assert!(
+            diff_ids("x", br#"{"rootfs":{"diff_ids":null}}"#)
+                .unwrap()
+                .is_empty()
+        );
     }
 
     #[test]
@@ -281,7 +295,10 @@ mod tests {
             digest: Digest::of(b""),
             with_credentials: false,
         };
-        let made = [(amd64, Bytes::from_static(b"one")), (arm64, Bytes::from_static(b"other"))];
+        let made = [
+            (amd64, Bytes::from_static(b"one")),
+            (arm64, Bytes::from_static(b"other")),
+        ];
         let (index, left_out) = index(&found, &made).unwrap();
         assert_eq!(left_out, 1);
         let expected = json!({

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,27 +11,23 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::Serialize;
-use tokio::runtime::Handle;
 use tokio::sync::{OnceCell, Semaphore, mpsc};
 
-use crate::convert::destination::{Destination, Stored};
+use crate::convert::destination::Destination;
 use crate::convert::order::{Order, Wanted};
 use crate::convert::progress::{Meter, Progress};
 use crate::convert::spool::{Intake, Spool, check_blob};
-use crate::convert::{LayerReport, Request};
+use crate::convert::{LayerReport, Request, on_thread};
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Result};
-use crate::fetch::blocking;
 use crate::layer::entry::Entry;
-use crate::layer::estargz::TOC_DIGEST_ANNOTATION;
 use crate::layer::estargz::writer::{Finished, Landmark, Options, Writer};
+use crate::layer::estargz::{TOC_DIGEST_ANNOTATION, UNCOMPRESSED_SIZE_ANNOTATION};
 use crate::layer::index::Index;
 use crate::layer::{Descriptor, Format, Step, indexer};
 use crate::registry::reference::Repository;
 use crate::registry::{BlobBody, Client, Provenance, unnamed_file};
 
-/// The annotation with the size of the tar, which readers that unpack the layer want to know before.
-const UNCOMPRESSED_SIZE_ANNOTATION: &str = "io.containers.estargz.uncompressed-size";
 /// Pieces of a blob that wait for the thread that takes them; a piece has some 16 KiB to 1 MiB.
 const PIECES_MAX: usize = 8;
 /// Ranges that are asked for to see whether a layer is eStargz.
@@ -174,33 +171,56 @@ impl Work {
     /// Whether the layer is eStargz already, as its manifest says and its TOC proves, and nothing else is asked for.
     async fn is_kept(&self, descriptor: &Descriptor) -> Result<bool> {
         // This also refuses what is no layer at all.
-        let mut indexer = indexer(descriptor, None)?;
+        indexer(descriptor, None)?;
         if !self.settings.keeps || !descriptor.annotations.contains_key(TOC_DIGEST_ANNOTATION) {
             return Ok(false);
         }
+        loop {
+            let mut given = Vec::new();
+            let error = match self.is_estargz(descriptor, &mut given).await {
+                Ok(is_estargz) => return Ok(is_estargz),
+                Err(error) => error,
+            };
+            let distrusted = given.iter().fold(false, |found, (range, provenance)| {
+                provenance.distrust(range, &error) || found
+            });
+            match error {
+                _ if distrusted => {}
+                // What cannot be read by ranges is written anew, if it is what it should be.
+                Error::Malformed { .. } | Error::Verification { .. } | Error::Unsupported { .. } => {
+                    return Ok(false);
+                }
+                error => return Err(error),
+            }
+        }
+    }
+
+    async fn is_estargz(
+        &self,
+        descriptor: &Descriptor,
+        given: &mut Vec<(Range<u64>, Provenance)>,
+    ) -> Result<bool> {
+        let mut indexer = indexer(descriptor, None)?;
         let mut have: Option<Bytes> = None;
         for _ in 0..STEPS_MAX {
-            let bytes = have.take();
-            let step = blocking(&Handle::current(), move || {
-                let step = indexer.step(bytes.as_deref());
+            let step = on_thread(move || {
+                let step = indexer.step(have.as_deref())?;
                 Ok((step, indexer))
             });
             let (step, next) = step.await?;
             indexer = next;
             match step {
-                Ok(Step::Need(range)) => {
-                    let (digest, size) = (&descriptor.digest, descriptor.size);
-                    let bytes = self.client.blob_bytes(&self.repository, digest, range, size);
-                    have = Some(bytes.await?);
+                Step::Need(range) => {
+                    let bytes = self
+                        .client
+                        .layer_bytes(&self.repository, descriptor, range.clone());
+                    let (bytes, provenance) = bytes.await?;
+                    given.push((range, provenance));
+                    have = Some(bytes);
                 }
-                Ok(Step::Done(index)) => {
-                    return Ok(Index::open(index)?.summary().format == Format::Estargz);
-                }
-                // What cannot be read by ranges is written anew, if it is what it should be.
-                Ok(_) | Err(Error::Malformed { .. } | Error::Verification { .. } | Error::Unsupported { .. }) => {
-                    return Ok(false);
-                }
-                Err(error) => return Err(error),
+                Step::Done(index) => return Ok(Index::open(index)?.summary().format == Format::Estargz),
+                // A TOC elsewhere does not come with the layer.
+                _ => return Ok(false),
             }
         }
         Ok(false)
@@ -249,9 +269,7 @@ impl Work {
         let file = self.destination.scratch().await?;
         let (stop, meter) = (self.stop.clone(), Arc::clone(meter));
         let read = Arc::clone(&meter);
-        let written = blocking(&Handle::current(), move || {
-            write(&spool, &order, options, file, &read, &stop)
-        });
+        let written = on_thread(move || write(&spool, &order, options, file, &read, &stop));
         let (file, finished) = written.await?;
         let (digest, size) = (finished.blob_digest, finished.blob_bytes);
         let stored = self.destination.put(digest, size, file, &meter.stored).await?;
@@ -282,9 +300,7 @@ impl Work {
             let (wanted, diff_id) = (descriptor.clone(), *diff_id);
             let take = |intake: &mut Intake, bytes: &[u8]| intake.push(bytes);
             let spool = match feed(body, meter, intake, take).await {
-                Ok(intake) => {
-                    blocking(&Handle::current(), move || intake.finish(&wanted, &diff_id)).await
-                }
+                Ok(intake) => on_thread(move || intake.finish(&wanted, &diff_id)).await,
                 Err(error) => Err(error),
             };
             match spool {
@@ -314,8 +330,8 @@ impl Work {
     }
 
     async fn open(&self, descriptor: &Descriptor, meter: &Meter) -> Result<(BlobBody, Provenance)> {
-        let (digest, size) = (&descriptor.digest, descriptor.size);
-        let body = self.client.blob(&self.repository, digest, 0..size, size).await?;
+        let all = 0..descriptor.size;
+        let body = self.client.layer(&self.repository, descriptor, all).await?;
         meter.fetched.store(0, Ordering::Relaxed);
         let provenance = body.provenance();
         Ok((body, provenance))
@@ -324,7 +340,7 @@ impl Work {
     /// A temporary file of the conversion's own.
     async fn scratch(&self) -> Result<File> {
         let dir = self.settings.scratch_dir.clone();
-        blocking(&Handle::current(), move || unnamed_file(&dir)).await
+        on_thread(move || unnamed_file(&dir)).await
     }
 }
 
@@ -336,7 +352,7 @@ async fn feed<S: Send + 'static>(
     take: impl Fn(&mut S, &[u8]) -> Result<()> + Send + 'static,
 ) -> Result<S> {
     let (sender, mut receiver) = mpsc::channel::<Bytes>(PIECES_MAX);
-    let taken = blocking(&Handle::current(), move || {
+    let taken = on_thread(move || {
         while let Some(bytes) = receiver.blocking_recv() {
             take(&mut state, &bytes)?;
         }
@@ -366,7 +382,11 @@ fn write(
     stop: &Stop,
 ) -> Result<(File, Finished)> {
     let mut writer = Writer::new(BufWriter::with_capacity(BUFFER_BYTES, file), options);
-    for spooled in order.entries.iter().filter_map(|number| spool.entries.get(*number)) {
+    for spooled in order
+        .entries
+        .iter()
+        .filter_map(|number| spool.entries.get(*number))
+    {
         check_text(&spooled.entry)?;
         let mut content = spool.content(spooled, &meter.written.done, stop);
         writer.append(&spooled.entry, &mut content)?;
@@ -405,10 +425,17 @@ fn options(request: &Request) -> Result<Options> {
     };
     let within = |name: &str, value: u64, least: u64, most: u64| match (least..=most).contains(&value) {
         true => Ok(()),
-        false => Err(Error::usage(format!("{name} {value}: {least} to {most} are possible"))),
+        false => Err(Error::usage(format!(
+            "{name} {value}: {least} to {most} are possible"
+        ))),
     };
     within("--chunk-size", options.chunk_bytes, 1, CHUNK_BYTES_MAX)?;
-    within("--min-chunk-size", options.min_chunk_bytes, 0, MIN_CHUNK_BYTES_MAX)?;
+    within(
+        "--min-chunk-size",
+        options.min_chunk_bytes,
+        0,
+        MIN_CHUNK_BYTES_MAX,
+    )?;
     within("--compression-level", u64::from(options.level), 0, 9)?;
     Ok(options)
 }

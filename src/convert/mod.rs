@@ -26,11 +26,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::Serialize;
+use tokio::runtime::Handle;
 
 use crate::config::Config;
 use crate::daemon::{MountSource, client};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::fetch::blocking;
 use crate::image::manifest::{Document, IndexEntry, choose};
 use crate::image::platform::Platform;
 use crate::layer::entry::clean_path;
@@ -146,13 +148,19 @@ pub async fn convert(config: &Config, request: &Request, progress: &Arc<Progress
         Document::Index(entries) if request.all_platforms => conversion.index(&found, &entries).await,
         Document::Index(entries) => {
             let entry = choose(&entries, &platform).ok_or_else(|| {
-                let why = format!("the index has no image for {platform}; see --platform and --all-platforms");
+                let why =
+                    format!("the index has no image for {platform}; see --platform and --all-platforms");
                 Error::not_found(&request.source, why)
             })?;
             let found = conversion.manifest_of(entry).await?;
             conversion.image(&found, Some(entry)).await
         }
     }
+}
+
+/// Does what computes, or waits for a disk, on a thread for such work.
+async fn on_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    blocking(&Handle::current(), work).await
 }
 
 fn wanted(request: &Request) -> Result<Option<Wanted>> {
@@ -175,7 +183,11 @@ async fn find(client: &Client, text: &str, source: MountSource) -> Result<(Repos
         MountSource::Layout { path, name } => {
             let host = layout_host(&path.display().to_string());
             let found = client.find_in_layout(&host, name.as_deref()).await?;
-            found.ok_or_else(|| Error::usage(format!("{text}: the layout has not exactly one image; name one: {text}:TAG")))?
+            found.ok_or_else(|| {
+                Error::usage(format!(
+                    "{text}: the layout has not exactly one image; name one: {text}:TAG"
+                ))
+            })?
         }
         MountSource::Registries | MountSource::Registry(_) => {
             return Err(Error::usage(format!(

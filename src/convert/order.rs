@@ -31,7 +31,10 @@ impl Wanted {
 
     /// Those that no layer has had so far.
     pub(super) fn missing(&self) -> Vec<String> {
-        let missing = self.paths.iter().filter(|(_, found)| !found.load(Ordering::Relaxed));
+        let missing = self
+            .paths
+            .iter()
+            .filter(|(_, found)| !found.load(Ordering::Relaxed));
         missing
             .map(|(path, _)| String::from_utf8_lossy(path).into_owned())
             .collect()
@@ -87,7 +90,10 @@ impl<'a> Mover<'a> {
     fn new(entries: Vec<&'a Entry>) -> Self {
         let mut by_path: HashMap<Vec<u8>, Vec<usize>> = HashMap::new();
         for (number, entry) in entries.iter().enumerate() {
-            by_path.entry(clean_path(&entry.path).path).or_default().push(number);
+            by_path
+                .entry(clean_path(&entry.path).path)
+                .or_default()
+                .push(number);
         }
         Self {
             moved: vec![false; entries.len()],
@@ -142,7 +148,10 @@ impl<'a> Mover<'a> {
 
     /// Puts the directories above `path`, and the whiteouts in front of it that are about it or them.
     fn put_parents(&mut self, path: &[u8]) {
-        let own = self.by_path.get(path).and_then(|numbers| numbers.first().copied());
+        let own = self
+            .by_path
+            .get(path)
+            .and_then(|numbers| numbers.first().copied());
         let own = own.unwrap_or_default();
         let chain: Vec<Vec<u8>> = parents(path).map(<[u8]>::to_vec).collect();
         for parent in &chain {
@@ -167,7 +176,11 @@ impl<'a> Mover<'a> {
 
 /// The directories above a canonical path, the root first.
 fn parents(path: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
+    let ends = path
+        .iter()
+        .enumerate()
+        .filter(|(_, byte)| **byte == b'/')
+        .map(|(at, _)| at);
     let root = (!path.is_empty()).then_some(0);
     root.into_iter()
         .chain(ends)
@@ -260,7 +273,10 @@ mod tests {
     fn without_a_list_nothing_moves() {
         let entries = [entry("b"), entry("a")];
         let order = Order::of(entries.iter(), None);
-        assert_eq!((order.entries.as_slice(), order.prefetched), ([0, 1].as_slice(), 0));
+        assert_eq!(
+            (order.entries.as_slice(), order.prefetched),
+            ([0, 1].as_slice(), 0)
+        );
     }
 
     proptest! {

@@ -64,7 +64,9 @@ impl Part {
         let (done, of) = (self.done.load(Ordering::Relaxed), self.of.load(Ordering::Relaxed));
         match of {
             0 => 0,
-            of => u64::try_from(u128::from(bytes) * u128::from(done.min(of)) / u128::from(of)).unwrap_or(bytes),
+            of => {
+                u64::try_from(u128::from(bytes) * u128::from(done.min(of)) / u128::from(of)).unwrap_or(bytes)
+            }
         }
     }
 }

@@ -29,8 +29,6 @@ pub(super) struct Spool {
     file: File,
     /// The entries in their order, without what belongs to eStargz itself.
     pub(super) entries: Vec<Spooled>,
-    /// The digest of the tar.
-    pub(super) diff_id: Digest,
     /// The size of the contents in bytes.
     pub(super) content_bytes: u64,
 }
@@ -123,7 +121,7 @@ impl Intake {
     /// [`Error::Verification`] if it is not the one of `descriptor`, or its tar not the one with `diff_id`;
     /// [`Error::Malformed`], [`Error::Io`].
     pub(super) fn finish(mut self, descriptor: &Descriptor, diff_id: &Digest) -> Result<Spool> {
-        check_blob(descriptor, self.blob_bytes, self.blob)?;
+        check_blob(descriptor, self.blob_bytes, std::mem::take(&mut self.blob))?;
         // A blob of a few bytes has not told yet what it is.
         if self.decompressor.is_none() {
             self.start()?;
@@ -141,7 +139,6 @@ impl Intake {
         Ok(Spool {
             file: file.map_err(|error| write_failed(error.error()))?,
             entries: self.tar.found.entries,
-            diff_id: actual,
             content_bytes: self.tar.found.content_bytes,
         })
     }
@@ -198,7 +195,8 @@ impl Found {
             self.holes_bytes = self.holes_bytes.saturating_add(bytes);
             if self.holes_bytes > HOLES_BYTES_MAX {
                 let what = format!("entry {:?}", String::from_utf8_lossy(&file.entry.path));
-                let why = "the holes of the layer's files, which eStargz has to write as zeros, are over 64 GiB";
+                let why =
+                    "the holes of the layer's files, which eStargz has to write as zeros, are over 64 GiB";
                 return Err(Error::unsupported(what, why));
             }
         }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use bytes::Bytes;
+use serde_json::{Value, json};
 
 use crate::digest::Digest;
 
@@ -38,6 +39,31 @@ impl Repository {
             Ok(digest) => Some(digest).filter(|digest| self.manifests.contains_key(digest)),
             Err(_) => self.tags.get(reference).copied(),
         }
+    }
+
+    /// What refers to the manifest `subject`, as the entries of an index; of one type of artifact where it is named.
+    #[must_use]
+    pub fn referrers(&self, subject: &Digest, artifact_type: Option<&str>) -> Vec<Value> {
+        let mut referrers = Vec::new();
+        for (digest, manifest) in &self.manifests {
+            let read: Value = serde_json::from_slice(&manifest.bytes).unwrap_or_default();
+            let own = read.get("artifactType").unwrap_or(&read["config"]["mediaType"]);
+            if read["subject"]["digest"].as_str() == Some(&subject.to_string())
+                && artifact_type.is_none_or(|wanted| own.as_str() == Some(wanted))
+            {
+                referrers.push((
+                    *digest,
+                    json!({
+                        "mediaType": manifest.media_type,
+                        "digest": digest.to_string(),
+                        "size": manifest.bytes.len(),
+                        "artifactType": own,
+                    }),
+                ));
+            }
+        }
+        referrers.sort_by_key(|(digest, _)| digest.to_string());
+        referrers.into_iter().map(|(_, descriptor)| descriptor).collect()
     }
 
     /// The manifest with that digest.

@@ -13,11 +13,9 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::layer::entry::Entry;
 use crate::layer::estargz::writer::{Options, write_layer};
-use crate::layer::estargz::{LAYER_DIGEST_ANNOTATION, TOC_DIGEST_ANNOTATION};
+use crate::layer::estargz::{LAYER_DIGEST_ANNOTATION, TOC_DIGEST_ANNOTATION, UNCOMPRESSED_SIZE_ANNOTATION};
 use crate::layer::tar;
-
-/// The annotation with the size of a layer's tar, as the format's own tools write it.
-const UNCOMPRESSED_SIZE_ANNOTATION: &str = "io.containers.estargz.uncompressed-size";
+use crate::layer::zstd_chunked::writer as zstd_chunked;
 
 /// Which family of media types an image uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -156,6 +154,34 @@ impl Layer {
     pub fn tar(entries: &[(Entry, Vec<u8>)]) -> Result<Self> {
         let tar = plain_tar(entries)?;
         Ok(Self::plain(tar.clone(), &tar, LayerCompression::None))
+    }
+
+    /// A plain zstd layer with a frame for every `frame_bytes` bytes (at least 1) of its tar, as parallel compressors write
+    /// it.
+    ///
+    /// # Errors
+    /// As [`Layer::estargz`].
+    pub fn zstd_frames(entries: &[(Entry, Vec<u8>)], frame_bytes: usize) -> Result<Self> {
+        let tar = plain_tar(entries)?;
+        let mut blob = Vec::new();
+        for piece in tar.chunks(frame_bytes.max(1)) {
+            let frame = zstd::stream::encode_all(piece, zstd::DEFAULT_COMPRESSION_LEVEL);
+            blob.extend(frame.map_err(|e| Error::io("zstd layer", &e))?);
+        }
+        Ok(Self::plain(blob, &tar, LayerCompression::Zstd))
+    }
+
+    /// A zstd:chunked layer with the annotations that its writers give it.
+    ///
+    /// # Errors
+    /// As [`Layer::estargz`].
+    pub fn zstd_chunked(entries: &[(Entry, Vec<u8>)], options: zstd_chunked::Options) -> Result<Self> {
+        let written = zstd_chunked::write_layer(entries, options)?;
+        Ok(Self {
+            annotations: written.annotations,
+            compression: LayerCompression::Zstd,
+            ..Self::raw(written.blob, written.diff_id)
+        })
     }
 
     /// A gzip layer of any bytes, honest or not, for tests of readers.

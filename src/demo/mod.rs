@@ -22,6 +22,7 @@ mod sample;
 mod seeded;
 mod server;
 mod signed;
+mod soci;
 mod tree;
 
 #[cfg(test)]
@@ -38,3 +39,4 @@ pub use images::{Image, ImageBuilder, ImageIndex, Layer, Schema, toc_image};
 pub use ledger::{Record, Traffic, in_sequence, traffic_by_path};
 pub use registry::{DemoRegistry, Handle, Listen};
 pub use sample::sample_content;
+pub use soci::{LayerZtoc, SociIndex};

@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 use hyper::StatusCode;
-use hyper::header;
+use hyper::header::{self, HeaderName};
+use serde_json::json;
 
 use crate::digest::Digest;
 use crate::registry::reference::{is_component, is_tag};
@@ -29,7 +30,7 @@ pub(super) enum Route {
     /// `/v2/NAME/blobs/DIGEST`
     Blob { name: String, digest: Digest },
     /// `/v2/NAME/referrers/DIGEST`
-    Referrers { name: String },
+    Referrers { name: String, subject: Digest },
     /// `/v2/NAME/blobs/uploads/` and below
     Upload { name: String, id: String },
 }
@@ -65,7 +66,10 @@ impl Route {
                 name: name.clone(),
                 digest,
             }),
-            "referrers" => digest_of(last).map(|_| Self::Referrers { name: name.clone() }),
+            "referrers" => digest_of(last).map(|subject| Self::Referrers {
+                name: name.clone(),
+                subject,
+            }),
             "uploads" => Ok(Self::Upload {
                 name: name.clone(),
                 id: last.to_owned(),
@@ -87,7 +91,7 @@ impl Route {
             Self::Tags { name }
             | Self::Manifest { name, .. }
             | Self::Blob { name, .. }
-            | Self::Referrers { name }
+            | Self::Referrers { name, .. }
             | Self::Upload { name, .. } => Some(Need {
                 resource: format!("repository:{name}"),
                 actions: if reading && !matches!(self, Self::Upload { .. }) {
@@ -139,30 +143,46 @@ pub(super) fn answer(shared: &Shared, call: &Call, route: &Route) -> Answer {
         Route::Catalog if !call.behaviour.catalog => {
             Answer::error(StatusCode::NOT_FOUND, "UNSUPPORTED", "there is no catalog")
         }
-        Route::Catalog => page(call, "/v2/_catalog", content.names(), |names| {
-            serde_json::json!({ "repositories": names })
-        }),
+        Route::Catalog => page(
+            call,
+            "/v2/_catalog",
+            content.names(),
+            |names| serde_json::json!({ "repositories": names }),
+        ),
         Route::Tags { name } => match content.repository(name) {
             Some(repository) => {
                 let tags = repository.tags().map(|(tag, _)| tag);
-                page(call, &format!("/v2/{name}/tags/list"), tags, |tags| {
-                    serde_json::json!({ "name": name, "tags": tags })
-                })
+                page(
+                    call,
+                    &format!("/v2/{name}/tags/list"),
+                    tags,
+                    |tags| serde_json::json!({ "name": name, "tags": tags }),
+                )
             }
             None => unknown_name(),
         },
         Route::Manifest { name, reference } => manifest(&content, call, name, reference),
         Route::Blob { name, digest } => blob(shared, &content, call, name, digest),
-        Route::Referrers { .. } => Answer::ok(
-            "application/vnd.oci.image.index.v1+json",
-            Bytes::from_static(
-                br#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#,
-            ),
-        ),
+        Route::Referrers { name, subject } => referrers(&content, call, name, subject),
         Route::Upload { id, .. } => match shared.uploads.lock().status(id) {
             Some(answer) => answer,
             None => method_not_allowed(),
         },
+    }
+}
+
+fn referrers(content: &Content, call: &Call, name: &str, subject: &Digest) -> Answer {
+    const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+    let artifact_type = call.parameter("artifactType");
+    let repository = content.repository(name);
+    let manifests = repository.map_or_else(Vec::new, |repository| {
+        repository.referrers(subject, artifact_type.as_deref())
+    });
+    let index = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": manifests });
+    let answer = Answer::ok(INDEX, Bytes::from(index.to_string()));
+    match artifact_type {
+        Some(_) => answer.with(HeaderName::from_static("oci-filters-applied"), "artifactType"),
+        None => answer,
     }
 }
 

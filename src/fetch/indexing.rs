@@ -38,8 +38,8 @@ pub(super) fn key_of(source: &Source) -> IndexingKey {
 }
 
 impl Fetcher {
-    /// The layer as its source says, indexed: from the store if it was indexed before, else with the requests that its format needs. Where
-    /// that is one pass over all of it, this takes as long as bytes come.
+    /// The layer as its source says, indexed: from the store if it was indexed before, else with the requests that its
+    /// format needs. Where that is one pass over all of it, this takes as long as bytes come.
     ///
     /// # Errors
     /// [`Error::Unsupported`] for what is no layer of files; [`Error::Denied`] for a pass that the configuration refuses;
@@ -65,7 +65,7 @@ impl Fetcher {
         source: &Arc<Source>,
         is_own: &Arc<AtomicBool>,
     ) -> Result<Arc<Layer>> {
-        if let Some(layer) = self.stored_layer(source).await? {
+        if let Some(layer) = self.stored_as_it_is(source).await? {
             return Ok(layer);
         }
         if let Err(error) = self.recent_index_failure(source) {
@@ -77,7 +77,7 @@ impl Fetcher {
         let work = async move {
             is_own.store(true, Ordering::Relaxed);
             // Another flight may have ended since the look above.
-            if let Some(layer) = fetcher.stored_layer(&source).await? {
+            if let Some(layer) = fetcher.stored_as_it_is(&source).await? {
                 return Ok(layer);
             }
             let outcome = fetcher.index(&source).await.map_err(|error| source.blame(error));
@@ -163,11 +163,7 @@ impl Fetcher {
         Err(Error::malformed(what, "the image that had it is no longer there"))
     }
 
-    /// The layer, if it was indexed before. Asks the network nothing.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub async fn stored_layer(&self, source: &Source) -> Result<Option<Arc<Layer>>> {
+    async fn stored_as_it_is(&self, source: &Source) -> Result<Option<Arc<Layer>>> {
         let (store, key) = (Arc::clone(&self.store), source.key());
         blocking(&self.runtime, move || store.layer(&key)).await
     }

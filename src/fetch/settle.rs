@@ -21,6 +21,16 @@ use crate::layer::Descriptor;
 use crate::layer::soci::ZTOC_BYTES_MAX;
 use crate::store::layer::Layer;
 
+impl Source {
+    /// The same layer without a zTOC.
+    pub(super) fn plain(&self) -> Self {
+        Self {
+            ztoc: None,
+            ..self.clone()
+        }
+    }
+}
+
 impl Fetcher {
     /// The layer, indexed: from the store if it was indexed before, else with the requests that its format needs.
     ///
@@ -31,6 +41,23 @@ impl Fetcher {
         self.layer_as_it_is(&settled).await
     }
 
+    /// The layer, if it was indexed before. Asks the network nothing.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub async fn stored_layer(&self, source: &Source) -> Result<Option<Arc<Layer>>> {
+        let store = Arc::clone(&self.store);
+        let keys = [
+            Some(source.key()),
+            source.ztoc.as_ref().map(|_| source.plain().key()),
+        ];
+        let find = move || {
+            let mut found = keys.iter().flatten().map(|key| store.layer(key));
+            found.find(|layer| !matches!(layer, Ok(None))).unwrap_or(Ok(None))
+        };
+        blocking(&self.runtime, find).await
+    }
+
     /// The source by which a layer is read from now on: this one, or the same without a zTOC.
     ///
     /// # Errors
@@ -39,10 +66,7 @@ impl Fetcher {
         if source.ztoc.is_none() {
             return Ok(Arc::clone(source));
         }
-        let plain = Arc::new(Source {
-            ztoc: None,
-            ..(**source).clone()
-        });
+        let plain = Arc::new(source.plain());
         let keys = [source.key(), plain.key()];
         if self.unusable_ztocs.lock().contains(&keys[0]) {
             return Ok(plain);

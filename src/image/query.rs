@@ -199,6 +199,9 @@ impl Images {
     /// # Errors
     /// Those of the network, for a layer whose index takes a few ranges.
     pub async fn layer_info(&self, source: &Arc<Source>) -> Result<LayerInfo> {
+        // What is wrong with a zTOC is said below.
+        let settled = self.fetcher().settle(source).await;
+        let source = settled.as_ref().unwrap_or(source);
         let (format, reading) = layer::expected(&source.descriptor, source.ztoc.as_ref());
         let known = match reading {
             Reading::PassNeeded => Ok(self.fetcher().stored_layer(source).await?),

@@ -67,14 +67,10 @@ impl SociIndexes {
             return Ok(Ztocs::new());
         }
         let image = format!("{repository}@{digest}");
-        let found = match self.find(repository, digest, named).await {
-            Err(error) if error.is_network() && self.is_indexed(repository, manifest).await? => {
-                tracing::warn!(image, %error, "the image is read without its SOCI index");
-                return Ok(Ztocs::new());
-            }
-            found => found,
-        };
-        match found {
+        if !self.is_known(&image, named).await? && self.is_indexed(repository, manifest).await? {
+            return Ok(Ztocs::new());
+        }
+        match self.find(repository, digest, named).await {
             Ok(Some(index)) => Ok(ztocs_of(&image, index)),
             Ok(None) => Ok(Ztocs::new()),
             Err(
@@ -103,6 +99,25 @@ impl SociIndexes {
         let keys: Vec<Digest> = layers.map(|layer| plain(layer).key()).collect();
         let all = move || Ok(keys.iter().all(|key| store.has_layer(key)));
         blocking(self.fetcher.runtime(), all).await
+    }
+
+    /// Whether the store has the image's SOCI index.
+    async fn is_known(&self, image: &str, named: Option<&String>) -> Result<bool> {
+        let store = Arc::clone(self.fetcher.store());
+        let of = listing_of(image);
+        let named = named.map(|text| text.parse::<Digest>()).transpose();
+        let find = move || {
+            let digest = match named {
+                Ok(Some(named)) => Some(named),
+                Ok(None) => store.db().listing(&of)?.and_then(|known| first_of(&known.names)),
+                Err(_) => None,
+            };
+            match digest {
+                Some(digest) => Ok(store.documents().get(&digest)?.is_some()),
+                None => Ok(false),
+            }
+        };
+        blocking(self.fetcher.runtime(), find).await
     }
 
     /// The SOCI index of an image.
@@ -135,13 +150,11 @@ impl SociIndexes {
     /// The first SOCI index of version 1 that refers to an image. One that was found is asked for no more: the image would
     /// change its face while it is read, and a restart must cost no request.
     async fn referrer(&self, repository: &Repository, image: &Digest) -> Result<Option<Digest>> {
-        let of = format!("soci {repository}@{image}");
+        let of = listing_of(&format!("{repository}@{image}"));
         let (store, key) = (Arc::clone(self.fetcher.store()), of.clone());
         let known = blocking(self.fetcher.runtime(), move || store.db().listing(&key)).await?;
         match known {
-            Some(known) if !known.names.is_empty() => {
-                return Ok(known.names.first().and_then(|name| name.parse().ok()));
-            }
+            Some(known) if !known.names.is_empty() => return Ok(first_of(&known.names)),
             Some(known) if known.age() < NO_REFERRER_TTL => return Ok(None),
             _ => {}
         }
@@ -155,6 +168,15 @@ impl SociIndexes {
         }
         Ok(first)
     }
+}
+
+/// What the answer to "which SOCI index refers to it" is kept under.
+fn listing_of(image: &str) -> String {
+    format!("soci {image}")
+}
+
+fn first_of(names: &[String]) -> Option<Digest> {
+    names.first().and_then(|name| name.parse().ok())
 }
 
 /// The zTOCs that an index names, of each layer the first. What else it has, such as lists of spans to prefetch, is for no

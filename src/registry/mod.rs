@@ -1,11 +1,11 @@
 //! The registry client: references, authentication, transport with retries, manifests, blobs, catalog and tags.
 //!
-//! It writes nothing to disk, unless a layout is opened to write to. In memory it keeps what makes the next request cheaper: open
-//! connections, tokens, the URLs behind redirects, and what it learned about each host.
+//! It writes nothing to disk, unless a layout is opened to write to. In memory it keeps what makes the next request
+//! cheaper: open connections, tokens, the URLs behind redirects, and what it learned about each host.
 //!
 //! From top to bottom: `client` is what others use; it answers from a `layout` on disk where one has the host's name, and
-//! `source` is what both kinds of answers have in common; `manifest`, `blob`, `paging` and `referrers` know what to ask for
-//! and how to judge what comes; they ask the `endpoint`s of a registry one after the other, which `hosts` finds in the
+//! `source` is what both kinds of answers have in common; `manifest`, `blob`, `paging`, `referrers` and `push` know what to
+//! ask for and how to judge what comes; they ask the `endpoint`s of a registry one after the other, which `hosts` finds in the
 //! settings, and for blobs that it does not have the URLs that their descriptor names (`foreign`);
 //! `request` adds authorization (`auth`, `token`, `credentials`, `challenge`) and follows redirects (`redirect`);
 //! `transport` sends, again if need be (`retry`), to one `host` with its `breaker`; `peers` has all of these.

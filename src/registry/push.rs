@@ -341,8 +341,8 @@ impl<'a> Operation<'a> {
                 }
                 Step::TooLarge => {
                     let tried = piece_bytes.unwrap_or(PIECE_BYTES * 4).min(upload.size.max(1));
-                    let smaller = tried / 4;
-                    if smaller < PIECE_BYTES_MIN.max(place.piece_min) {
+                    let smaller = (tried / 4).max(place.piece_min);
+                    if smaller >= tried || smaller < PIECE_BYTES_MIN {
                         let why = format!(
                             "{} takes no piece of {tried} bytes; a proxy before it may have a limit",
                             self.endpoint.host.peer()

@@ -22,6 +22,7 @@ mod passes;
 mod readers;
 mod secrets;
 mod sharing;
+mod soci;
 mod sources;
 mod store;
 #[path = "../support/mod.rs"]
@@ -31,3 +32,4 @@ mod users;
 mod users_stage;
 mod wire;
 mod world;
+mod zstd;

@@ -17,6 +17,8 @@ mod outages;
 mod paging;
 mod proxies;
 mod proxy;
+mod pushes;
+mod referrers;
 mod secrets;
 mod server;
 mod tls;

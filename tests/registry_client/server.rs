@@ -22,6 +22,10 @@ pub(crate) struct Request {
     pub(crate) target: String,
     pub(crate) headers: HashMap<String, String>,
     pub(crate) body: String,
+    /// The body as it came.
+    pub(crate) bytes: Vec<u8>,
+    /// The connection is closed before all of the body has come, and without an answer.
+    pub(crate) is_cut: bool,
 }
 
 impl Request {
@@ -119,9 +123,12 @@ impl Reply {
 }
 
 type Handler = dyn Fn(&Request) -> Reply + Send + Sync;
+/// Of a request whose body has not come: how much of it is read at most before the connection is closed.
+type Cut = dyn Fn(&Request) -> Option<usize> + Send + Sync;
 
 struct Shared {
     handler: Box<Handler>,
+    cut: Box<Cut>,
     tls: Option<TlsAcceptor>,
     /// A TLS hello to a server without TLS closes the connection, instead of being answered by HTTP.
     mute: bool,
@@ -146,7 +153,15 @@ impl Server {
 
     /// A server that answers a TLS hello by closing the connection.
     pub(crate) async fn start_mute(handler: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
-        Self::listen_as(any_port(), None, true, handler).await
+        Self::listen_as(any_port(), None, true, |_| None, handler).await
+    }
+
+    /// A server that closes the connection in the middle of some bodies.
+    pub(crate) async fn start_cutting(
+        cut: impl Fn(&Request) -> Option<usize> + Send + Sync + 'static,
+        handler: impl Fn(&Request) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        Self::listen_as(any_port(), None, false, cut, handler).await
     }
 
     pub(crate) async fn start_tls(
@@ -161,19 +176,21 @@ impl Server {
         tls: Option<TlsAcceptor>,
         handler: impl Fn(&Request) -> Reply + Send + Sync + 'static,
     ) -> Self {
-        Self::listen_as(address, tls, false, handler).await
+        Self::listen_as(address, tls, false, |_| None, handler).await
     }
 
     async fn listen_as(
         address: SocketAddr,
         tls: Option<TlsAcceptor>,
         mute: bool,
+        cut: impl Fn(&Request) -> Option<usize> + Send + Sync + 'static,
         handler: impl Fn(&Request) -> Reply + Send + Sync + 'static,
     ) -> Self {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
             handler: Box::new(handler),
+            cut: Box::new(cut),
             tls,
             mute,
             log: Mutex::default(),
@@ -290,9 +307,12 @@ async fn accepted(stream: TcpStream, shared: Arc<Shared>) {
 
 async fn converse(mut stream: impl AsyncRead + AsyncWrite + Unpin, shared: &Shared) {
     let mut buffer = Vec::new();
-    while let Some(request) = read_request(&mut stream, &mut buffer).await {
+    while let Some(request) = read_request(&mut stream, &mut buffer, &shared.cut).await {
         shared.log.lock().push(request.clone());
         let mut reply = (shared.handler)(&request);
+        if request.is_cut {
+            return;
+        }
         let mut head = format!("HTTP/1.1 {} Scripted\r\n", reply.status);
         for (name, value) in &reply.headers {
             head.push_str(&format!("{name}: {value}\r\n"));
@@ -336,7 +356,11 @@ async fn converse(mut stream: impl AsyncRead + AsyncWrite + Unpin, shared: &Shar
     }
 }
 
-async fn read_request(stream: &mut (impl AsyncRead + Unpin), buffer: &mut Vec<u8>) -> Option<Request> {
+async fn read_request(
+    stream: &mut (impl AsyncRead + Unpin),
+    buffer: &mut Vec<u8>,
+    cut: &Cut,
+) -> Option<Request> {
     let head_end = loop {
         if let Some(end) = buffer.windows(4).position(|window| window == b"\r\n\r\n") {
             break end;
@@ -356,18 +380,25 @@ async fn read_request(stream: &mut (impl AsyncRead + Unpin), buffer: &mut Vec<u8
     let length: usize = headers
         .get("content-length")
         .map_or(0, |length| length.parse().unwrap());
+    let mut request = Request {
+        method,
+        target,
+        headers,
+        body: String::new(),
+        bytes: Vec::new(),
+        is_cut: false,
+    };
+    let cut = cut(&request).filter(|cut| *cut < length);
+    request.is_cut = cut.is_some();
+    let length = cut.unwrap_or(length);
     while buffer.len() < head_end + 4 + length {
         if stream.read_buf(buffer).await.ok()? == 0 {
             return None;
         }
     }
     let rest = buffer.split_off(head_end + 4 + length);
-    let body = String::from_utf8(buffer.split_off(head_end + 4)).ok()?;
+    request.bytes = buffer.split_off(head_end + 4);
+    request.body = String::from_utf8_lossy(&request.bytes).into_owned();
     *buffer = rest;
-    Some(Request {
-        method,
-        target,
-        headers,
-        body,
-    })
+    Some(request)
 }

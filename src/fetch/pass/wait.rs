@@ -27,7 +27,9 @@ impl Awaited {
     /// Those over these layers.
     #[must_use]
     pub fn of(sources: &[Arc<Source>]) -> Self {
-        Self::Of(sources.iter().map(|source| source.key()).collect())
+        // A layer whose zTOC is of no use is read without it.
+        let keys = sources.iter().flat_map(|source| [source.key(), source.plain().key()]);
+        Self::Of(keys.collect())
     }
 
     fn has(&self, key: &Digest) -> bool {

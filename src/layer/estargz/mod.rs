@@ -29,6 +29,8 @@ pub(super) use toc::unpack as unpack_toc;
 pub const LAYER_DIGEST_ANNOTATION: &str = "containerd.io/snapshot/stargz/layer.digest";
 /// The annotation of a layer's descriptor that promises the TOC's digest.
 pub const TOC_DIGEST_ANNOTATION: &str = "containerd.io/snapshot/stargz/toc.digest";
+/// The annotation with the size of the layer's tar, which readers that unpack it want to know before.
+pub const UNCOMPRESSED_SIZE_ANNOTATION: &str = "io.containers.estargz.uncompressed-size";
 /// The tar entry that holds the TOC.
 pub const TOC_NAME: &str = "stargz.index.json";
 /// The file that ends the part of a layer that is to be prefetched.

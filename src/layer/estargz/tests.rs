@@ -43,6 +43,7 @@ fn index_blob(blob: &[u8], toc_digest: Option<Digest>) -> Result<(Vec<u8>, Vec<R
         match indexer.step(wanted)? {
             Step::Need(range) => ranges.push(range),
             Step::Done(index) => return Ok((index, ranges)),
+            Step::Pass => return Err(Error::unsupported("layer", "it takes a pass")),
             other => panic!("{other:?}"),
         }
         assert!(ranges.len() <= 2, "more than two reads: {ranges:?}");

@@ -13,7 +13,7 @@ use super::*;
 use crate::digest::Digest;
 use crate::layer::entry::{Entry, Kind, Time};
 use crate::layer::index::Index;
-use crate::layer::{indexer, tar};
+use crate::layer::{ChunkSink, decoder, indexer, tar};
 
 mod hostile;
 
@@ -166,12 +166,83 @@ fn check(entries: &[File], tar: &[u8], ztoc: &[u8], blob: &[u8], bytes: &[u8]) {
         }
         assert!(content == *payload, "content of {:?}", expected.path);
     }
+    assert!(decode(&index, blob, 50_000).unwrap() == contents_of(entries));
     let summary = index.summary();
     assert_eq!(
         (summary.format, summary.toc_digest),
         (Format::Soci, Digest::of(ztoc))
     );
     assert!(summary.toc_promised && summary.passed().is_none() && summary.toc_bytes == 0);
+}
+
+/// The content of each entry, by its number.
+fn contents_of(entries: &[File]) -> Vec<Vec<u8>> {
+    entries.iter().map(|(_, payload)| payload.clone()).collect()
+}
+
+/// Keeps what is handed over.
+#[derive(Default)]
+struct Kept {
+    pieces: BTreeMap<u32, Vec<u8>>,
+    verified: u32,
+}
+
+impl ChunkSink for Kept {
+    fn piece(&mut self, chunk: u32, offset: u64, bytes: &[u8]) -> Result<()> {
+        let chunk = self.pieces.entry(chunk).or_default();
+        assert_eq!(chunk.len() as u64, offset);
+        chunk.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn verified(&mut self, _: u32) -> Result<()> {
+        self.verified += 1;
+        Ok(())
+    }
+}
+
+/// Decodes all members from their ranges of the blob alone, and puts the entries together.
+fn decode(index: &Index<&[u8]>, blob: &[u8], piece: usize) -> Result<Vec<Vec<u8>>> {
+    let mut kept = Kept::default();
+    for number in 0..index.member_count() {
+        let member = index.member(number)?;
+        let bytes = &blob[member.blob_start as usize..member.blob_end as usize];
+        let mut decoder = decoder(index, number)?;
+        let mut is_done = false;
+        for piece in bytes.chunks(piece) {
+            is_done = decoder.push(piece, &mut kept)?;
+        }
+        assert!(is_done, "span {number} ends before its chunks");
+    }
+    assert_eq!(kept.verified, index.chunk_count());
+    let content = |number| {
+        let chunks = index.entry(number)?.chunk_range();
+        Ok(chunks.flat_map(|chunk| kept.pieces[&chunk].clone()).collect())
+    };
+    (0..index.entry_count()).map(content).collect()
+}
+
+#[test]
+fn a_span_that_lies_is_refused_before_anything_is_decoded() {
+    let entries = entries();
+    let tar = tar_of(&entries);
+    for (layout, blob) in [(Layout::Gzip, gzip(&[&tar], 6)), (Layout::Uncompressed, tar)] {
+        let ztoc = write_ztoc(&blob, &entries, options(layout)).unwrap();
+        let bytes = index(&blob, &ztoc).unwrap();
+        let index = Index::open(&bytes[..]).unwrap();
+        for number in 0..index.member_count() {
+            let member = index.member(number).unwrap();
+            let mut bad = blob[member.blob_start as usize..member.blob_end as usize].to_vec();
+            *bad.last_mut().unwrap() ^= 1;
+            let mut kept = Kept::default();
+            let mut decoder = decoder(&index, number).unwrap();
+            let (first, rest) = bad.split_at(bad.len() / 2);
+            assert!(!decoder.push(first, &mut kept).unwrap());
+            let error = decoder.push(rest, &mut kept).unwrap_err();
+            assert!(matches!(error, Error::Verification { .. }), "{error}");
+            assert!(kept.pieces.is_empty());
+        }
+    }
 }
 
 #[test]
@@ -184,7 +255,7 @@ fn a_layer_is_indexed_in_every_layout() {
             let ztoc = write_ztoc(&blob, &entries, options(layout)).unwrap();
             let index = index(&blob, &ztoc).unwrap();
             check(&entries, &tar, &ztoc, &blob, &index);
-            assert!(Index::open(&index[..]).unwrap().member_count() > 2);
+            assert!(level < 6 || Index::open(&index[..]).unwrap().member_count() > 3);
         }
     }
     let ztoc = write_ztoc(&tar, &entries, options(Layout::Uncompressed)).unwrap();

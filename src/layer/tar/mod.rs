@@ -6,7 +6,7 @@
 
 mod header;
 mod pax;
-pub(in crate::layer) mod scan;
+pub mod scan;
 mod sparse;
 #[cfg(test)]
 pub(in crate::layer) mod tests;

@@ -13,7 +13,7 @@ use crate::layer::tar::{BLOCK_BYTES, Rule, SPECIAL_BYTES_MAX, padding};
 
 /// What comes out of a tar, in its order.
 #[derive(Debug)]
-pub(in crate::layer) enum Event<'a> {
+pub enum Event<'a> {
     /// The next entry. If it is a file that is not empty, its content follows, whole.
     Entry(&'a Entry),
     /// The next bytes of the file, which stand at `tar_offset` of the tar.
@@ -34,7 +34,7 @@ type Out<'a> = dyn FnMut(Event<'_>) -> Result<()> + 'a;
 
 /// The reader's place in the tar.
 #[derive(Debug, Default)]
-pub(in crate::layer) struct Scanner {
+pub struct Scanner {
     /// Bytes of the tar so far.
     position: u64,
     state: State,
@@ -134,7 +134,7 @@ struct Content {
 
 impl Scanner {
     /// Bytes of the tar so far.
-    pub(in crate::layer) fn position(&self) -> u64 {
+    pub fn position(&self) -> u64 {
         self.position
     }
 
@@ -143,7 +143,7 @@ impl Scanner {
     /// # Errors
     /// `Malformed` where Go refuses the tar, `Unsupported` for entries of types that engines do not unpack, and those of
     /// `out`; the scanner is of no use afterwards.
-    pub(in crate::layer) fn push(&mut self, mut tar: &[u8], out: &mut Out<'_>) -> Result<()> {
+    pub fn push(&mut self, mut tar: &[u8], out: &mut Out<'_>) -> Result<()> {
         while !tar.is_empty() {
             self.step(&mut tar, out)?;
         }
@@ -154,7 +154,7 @@ impl Scanner {
     ///
     /// # Errors
     /// `Malformed` when that was within an entry.
-    pub(in crate::layer) fn finish(&self) -> Result<()> {
+    pub fn finish(&self) -> Result<()> {
         match self.state {
             State::Header | State::AfterZero if self.block.filled == 0 => Ok(()),
             State::Padding(_) | State::End => Ok(()),

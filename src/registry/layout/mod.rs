@@ -4,8 +4,8 @@
 //! [`crate::registry::reference::layout_host`] makes of that. Nothing is kept of a layout but its parsed `index.json`,
 //! which is read again when the file changes; every blob is opened anew, so a layout may be replaced at any time.
 //!
-//! `write` adds images to a layout. What is read is not trusted more than what comes from a registry: manifests and configurations are checked against their
-//! digests here, chunks of layers above. What can block runs on threads for blocking work.
+//! What is read is not trusted more than what comes from a registry: manifests and configurations are checked against their
+//! digests here, chunks of layers above. What can block runs on threads for blocking work. `write` adds images to a layout.
 
 mod body;
 mod files;

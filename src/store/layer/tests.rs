@@ -148,7 +148,7 @@ fn holes_are_zeros_without_anything_being_fetched() {
         let member = layer.index().member(chunk.member).unwrap();
         let bytes = content(member.blob_start, chunk.bytes);
         layer.write(chunk.data_offset, &bytes).unwrap();
-        layer.mark(number).unwrap();
+        layer.mark_written(number, layer.evictions()).unwrap();
     }
     layer.note_progress();
     assert!(layer.is_complete());

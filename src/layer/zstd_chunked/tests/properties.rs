@@ -47,20 +47,20 @@ prop_compose! {
 prop_compose! {
     fn any_options()(
         version in prop::sample::select(Version::ALL.to_vec()),
-        chunk_bytes in prop_oneof![Just(None), (1..400usize).prop_map(Some), (4096..8192usize).prop_map(Some)],
-        level in 1..=4i32,
-        window_log in 17..=41u8,
+        chunk_bytes in prop_oneof![Just(None), (300..2000usize).prop_map(Some), (4096..8192usize).prop_map(Some)],
+        level in 1..=2i32,
+        window_log in 17..=31u8,
     ) -> Options {
         Options { version, chunk_bytes, level, window_log }
     }
 }
 
 fn any_layer() -> impl Strategy<Value = Vec<(Entry, Vec<u8>)>> {
-    prop::collection::vec(any_entry(), 0..7)
+    prop::collection::vec(any_entry(), 0..6)
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(100))]
+    #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
     fn a_layer_comes_back_as_it_was(layer in any_layer(), options in any_options(), piece in 1..5000usize) {
