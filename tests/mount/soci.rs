@@ -268,7 +268,10 @@ fn an_index_of_version_1_is_asked_for_only_where_it_is_configured() {
     assert_eq!(format, "soci\n");
     world.restart();
     let (_, requests) = world.requests(|| fs::metadata(world.at("team/app/soci/rootfs/large")).unwrap());
-    assert!(requests.is_empty(), "what was found holds over restarts: {requests:?}");
+    assert!(
+        requests.is_empty(),
+        "what was found holds over restarts: {requests:?}"
+    );
 }
 
 #[test]

@@ -28,7 +28,9 @@ impl Awaited {
     #[must_use]
     pub fn of(sources: &[Arc<Source>]) -> Self {
         // A layer whose zTOC is of no use is read without it.
-        let keys = sources.iter().flat_map(|source| [source.key(), source.plain().key()]);
+        let keys = sources
+            .iter()
+            .flat_map(|source| [source.key(), source.plain().key()]);
         Self::Of(keys.collect())
     }
 
