@@ -4,10 +4,12 @@
 use crate::error::Result;
 use crate::layer::entry::Entry;
 use crate::layer::estargz::writer::{Options, Variant};
+use crate::layer::soci::writer as soci;
 use crate::layer::zstd_chunked::writer::{self as zstd_chunked, Version};
 
 use super::content::Content;
 use super::images::{Image, ImageBuilder, Layer, toc_image};
+use super::soci::{LayerZtoc, SociIndex};
 use super::tree;
 
 /// Where the repositories are.
@@ -20,7 +22,7 @@ const CHUNK_BYTES: u64 = 64 << 10;
 const MIN_CHUNK_BYTES: u64 = 50_000;
 /// Fast rather than small, as all of the sample.
 const LEVEL: u32 = 1;
-/// Bytes of the tar in each of several gzip members or zstd frames.
+/// Bytes of the tar in each of several gzip members, zstd frames or SOCI spans.
 const MEMBER_BYTES: usize = 128 << 10;
 
 /// What a layer is made of.
@@ -100,15 +102,36 @@ fn zstd_chunked(layers: &[Entries], version: Version) -> Result<Image> {
     image(layers, |entries| Layer::zstd_chunked(entries, options))
 }
 
+/// An image of gzip layers with a SOCI index that its manifest names.
+fn with_soci(layers: &[Entries]) -> Result<(Image, SociIndex)> {
+    let options = soci::Options {
+        layout: soci::Layout::Gzip,
+        span_bytes: MEMBER_BYTES as u64,
+    };
+    let mut builder = ImageBuilder::new(Vec::new());
+    let mut ztocs = Vec::new();
+    for entries in layers {
+        let layer = Layer::gzip(entries)?;
+        ztocs.push(LayerZtoc::new(&layer, entries, options)?);
+        builder.layers.push(layer);
+    }
+    let index = SociIndex::v2(&ztocs);
+    builder.annotations.extend([index.annotation()]);
+    Ok((builder.build(), index))
+}
+
 /// Adds the repositories.
 ///
 /// # Errors
 /// Whatever the writers of the layers find wrong with the made-up trees.
 pub(super) fn add_formats(content: &mut Content) -> Result<()> {
     let layers = [tree::base(12, "amd64"), tree::application("formats", 2, "2.0")];
-    for (format, write) in FORMATS {
+    let images = FORMATS.map(|(format, write)| Ok((format, write(&layers)?)));
+    let (lazy, index) = with_soci(&layers)?;
+    index.add_to(content, &format!("{PREFIX}/soci"));
+    for made in images.into_iter().chain([Ok(("soci", lazy))]) {
+        let (format, image) = made?;
         let repository = format!("{PREFIX}/{format}");
-        let image = write(&layers)?;
         let digest = content.add_image(&repository, &image);
         let tocs = toc_image(&image.layers);
         for tag in TAGS {
