@@ -4,7 +4,7 @@
 use crate::error::Result;
 use crate::layer::entry::Entry;
 use crate::layer::estargz::writer::{Options, Variant};
-use crate::layer::soci::writer as soci;
+use crate::layer::soci::writer as ztoc;
 use crate::layer::zstd_chunked::writer::{self as zstd_chunked, Version};
 
 use super::content::Content;
@@ -22,8 +22,11 @@ const CHUNK_BYTES: u64 = 64 << 10;
 const MIN_CHUNK_BYTES: u64 = 50_000;
 /// Fast rather than small, as all of the sample.
 const LEVEL: u32 = 1;
-/// Bytes of the tar in each of several gzip members, zstd frames or SOCI spans.
+/// Bytes of the tar in each of several gzip members or zstd frames.
 const MEMBER_BYTES: usize = 128 << 10;
+
+/// Bytes of the tar in a span of a layer with a zTOC: small, so that there are several.
+const SPAN_BYTES: u64 = 64 << 10;
 
 /// What a layer is made of.
 type Entries = Vec<(Entry, Vec<u8>)>;
@@ -102,36 +105,15 @@ fn zstd_chunked(layers: &[Entries], version: Version) -> Result<Image> {
     image(layers, |entries| Layer::zstd_chunked(entries, options))
 }
 
-/// An image of gzip layers with a SOCI index that its manifest names.
-fn with_soci(layers: &[Entries]) -> Result<(Image, SociIndex)> {
-    let options = soci::Options {
-        layout: soci::Layout::Gzip,
-        span_bytes: MEMBER_BYTES as u64,
-    };
-    let mut builder = ImageBuilder::new(Vec::new());
-    let mut ztocs = Vec::new();
-    for entries in layers {
-        let layer = Layer::gzip(entries)?;
-        ztocs.push(LayerZtoc::new(&layer, entries, options)?);
-        builder.layers.push(layer);
-    }
-    let index = SociIndex::v2(&ztocs);
-    builder.annotations.extend([index.annotation()]);
-    Ok((builder.build(), index))
-}
-
 /// Adds the repositories.
 ///
 /// # Errors
 /// Whatever the writers of the layers find wrong with the made-up trees.
 pub(super) fn add_formats(content: &mut Content) -> Result<()> {
     let layers = [tree::base(12, "amd64"), tree::application("formats", 2, "2.0")];
-    let images = FORMATS.map(|(format, write)| Ok((format, write(&layers)?)));
-    let (lazy, index) = with_soci(&layers)?;
-    index.add_to(content, &format!("{PREFIX}/soci"));
-    for made in images.into_iter().chain([Ok(("soci", lazy))]) {
-        let (format, image) = made?;
+    for (format, write) in FORMATS {
         let repository = format!("{PREFIX}/{format}");
+        let image = write(&layers)?;
         let digest = content.add_image(&repository, &image);
         let tocs = toc_image(&image.layers);
         for tag in TAGS {
@@ -140,6 +122,30 @@ pub(super) fn add_formats(content: &mut Content) -> Result<()> {
                 content.add_tagged_image(&repository, format!("{tag}-esgztoc"), &tocs);
             }
         }
+    }
+    add_soci(content, &layers)
+}
+
+/// The same as plain gzip, with a SOCI index that the manifest names.
+fn add_soci(content: &mut Content, layers: &[Entries]) -> Result<()> {
+    let repository = format!("{PREFIX}/soci");
+    let options = ztoc::Options {
+        layout: ztoc::Layout::Gzip,
+        span_bytes: SPAN_BYTES,
+    };
+    let (mut made, mut ztocs) = (Vec::new(), Vec::new());
+    for entries in layers {
+        let layer = Layer::gzip(entries)?;
+        ztocs.push(LayerZtoc::new(&layer, entries, options)?);
+        made.push(layer);
+    }
+    let index = SociIndex::v2(&ztocs);
+    index.add_to(content, &repository);
+    let mut builder = ImageBuilder::new(made);
+    builder.annotations.extend([index.annotation()]);
+    let digest = content.add_image(&repository, &builder.build());
+    for tag in TAGS {
+        content.tag(&repository, tag, digest);
     }
     Ok(())
 }

@@ -23,6 +23,7 @@ mod sink;
 
 use std::num::NonZeroUsize;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -46,6 +47,7 @@ use crate::fetch::overflow::Overflow;
 use crate::fetch::pass::Passes;
 pub use crate::fetch::pass::{Awaited, Known, PassProgress};
 use crate::fetch::readahead::Streams;
+use crate::fetch::shared::SharedIndexes;
 use crate::layer::{self, Descriptor, Step};
 use crate::registry::Client;
 use crate::registry::reference::Repository;
@@ -182,6 +184,8 @@ pub struct FetchOptions {
     pub budget_bytes: Option<u64>,
     /// What is done about layers without a table of contents.
     pub plain: PlainLimits,
+    /// Where machines leave each other the indexes of such layers.
+    pub shared_index_dir: Option<PathBuf>,
 }
 
 impl Default for FetchOptions {
@@ -193,6 +197,7 @@ impl Default for FetchOptions {
                 plain_layers: PlainLayers::Index,
                 bytes_max: None,
             },
+            shared_index_dir: None,
         }
     }
 }
@@ -210,6 +215,7 @@ pub struct Fetcher {
     flights: Flights,
     indexing: Indexing,
     passes: Passes,
+    shared_indexes: Option<Arc<SharedIndexes>>,
     configs: Configs,
     failures: Mutex<LruCache<FailureKey, (Instant, Error)>>,
     /// The keys of layers that are read without the zTOC that they are said to have.
@@ -231,6 +237,7 @@ impl Fetcher {
             client,
             store,
             runtime,
+            shared_indexes: options.shared_index_dir.clone().map(SharedIndexes::new),
             options,
             flights: Flights::default(),
             indexing: Indexing::default(),

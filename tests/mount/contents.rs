@@ -44,7 +44,7 @@ fn an_image_shows_the_bytes_that_the_registry_has() {
         assert_eq!(fs::read(at.join("blob")).unwrap(), *layer.blob());
         assert_eq!(read(&at.join("digest")), format!("{}\n", layer.digest()));
         assert_eq!(read(&at.join("size")), format!("{}\n", layer.blob().len()));
-        assert_eq!(read(&at.join("format")), "estargz\n");
+        assert!(read(&at.join("format")).starts_with("estargz\n"));
         assert_eq!(
             read(&at.join("media_type")),
             "application/vnd.oci.image.layer.v1.tar+gzip\n"
@@ -279,7 +279,7 @@ fn a_layer_that_nobody_can_read_is_named_and_its_blob_can_be_had() {
     assert_eq!(errno(fs::metadata(at.join("rootfs"))), libc::EIO);
     let errors = world.errors();
     assert!(errors.contains("encrypted layers cannot be read"), "{errors}");
-    assert_eq!(read(&at.join("layers/1/format")), "gzip\n");
+    assert!(read(&at.join("layers/1/format")).starts_with("gzip\n"));
     assert!(!names(&at.join("layers/1")).contains(&"toc.json".to_owned()));
     let mut packed = Vec::new();
     let mut blob = fs::File::open(at.join("layers/1/blob")).unwrap();

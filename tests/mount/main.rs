@@ -29,6 +29,7 @@ mod sources;
 mod store;
 #[path = "../support/mod.rs"]
 mod support;
+mod tars;
 mod tools;
 mod users;
 mod users_stage;
