@@ -49,6 +49,7 @@ use crate::fetch::overflow::Overflow;
 use crate::fetch::pass::Passes;
 pub use crate::fetch::pass::{Awaited, Known, PassProgress};
 use crate::fetch::readahead::Streams;
+use crate::fetch::shared::SharedIndexes;
 use crate::layer::{self, Descriptor, Step};
 use crate::registry::Client;
 use crate::registry::reference::Repository;
@@ -173,6 +174,7 @@ pub struct Fetcher {
     flights: Flights,
     indexing: Indexing,
     passes: Passes,
+    shared_indexes: Option<Arc<SharedIndexes>>,
     configs: Configs,
     failures: Failures,
     /// The keys of layers that are read without the zTOC that they are said to have.
@@ -194,6 +196,7 @@ impl Fetcher {
             client,
             store,
             runtime,
+            shared_indexes: options.shared_index_dir.clone().map(SharedIndexes::new),
             options,
             flights: Flights::default(),
             indexing: Indexing::default(),

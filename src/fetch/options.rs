@@ -1,5 +1,6 @@
 //! What whoever starts a fetcher decides.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::config::PlainLayers;
@@ -22,6 +23,8 @@ pub struct FetchOptions {
     pub budget_bytes: Option<u64>,
     /// What is done about layers without a table of contents.
     pub plain: PlainLimits,
+    /// Where machines leave each other the indexes of such layers.
+    pub shared_index_dir: Option<PathBuf>,
 }
 
 impl Default for FetchOptions {
@@ -33,6 +36,7 @@ impl Default for FetchOptions {
                 plain_layers: PlainLayers::Index,
                 bytes_max: None,
             },
+            shared_index_dir: None,
         }
     }
 }

@@ -9,7 +9,7 @@
 
 use std::fs::File;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use reqwest::header::{
@@ -467,14 +467,12 @@ impl<'a> Operation<'a> {
 }
 
 fn part(upload: &BlobUpload, range: std::ops::Range<u64>) -> Payload {
-    match range.is_empty() {
-        true => Payload::Bytes(Bytes::new()),
-        false => Payload::Part(FilePart {
-            file: Arc::clone(&upload.file),
-            range,
-            taken: Arc::clone(&upload.sent_bytes),
-        }),
-    }
+    upload.sent_bytes.store(range.start, Ordering::Relaxed);
+    Payload::Part(FilePart {
+        file: Arc::clone(&upload.file),
+        range,
+        taken: Arc::clone(&upload.sent_bytes),
+    })
 }
 
 /// How many bytes have arrived, by an answer's `Range: 0-LAST`.

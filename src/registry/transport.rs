@@ -9,7 +9,7 @@ use bytes::Bytes;
 use reqwest::header::{AsHeaderName, HeaderMap, RETRY_AFTER};
 use reqwest::{Method, StatusCode, Url};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::answer::ErrorBody;
 use super::failure::{Cause, Failure, is_gateway_failure, is_retryable};
@@ -401,36 +401,31 @@ async fn exchange(host: &Arc<Host>, url: Url, call: &Call, until: Instant) -> Re
     Err(failure)
 }
 
-/// Waits for the head of an answer until `until`. While the connection takes more and more of a `part` the time does not
-/// run, and once it has all of it the registry may need a while to store it. An error is how long nothing happened.
+/// Waits for the head of an answer until `until`. For a `part` the time does not run while the connection takes more and
+/// more of it, and once it has all of it the registry may need a while to store it. An error is how long nothing happened.
 async fn answered<T>(
     host: &Host,
     sending: impl Future<Output = T>,
     part: Option<&FilePart>,
     until: Instant,
 ) -> Result<T, Duration> {
-    let mut began = Instant::now();
+    let began = Instant::now();
     let Some(part) = part else {
         let answer = timeout_at(until, sending).await;
         return answer.map_err(|_| began.elapsed());
     };
     let mut sending = std::pin::pin!(sending);
-    let (mut until, mut taken_to) = (until, part.taken_to());
     loop {
-        if let Ok(answer) = timeout_at(until, &mut sending).await {
-            return Ok(answer);
+        let taken_to = part.taken_to();
+        let wait = match part.is_taken() {
+            true => STORE_WAIT,
+            false => host.timing().stall,
+        };
+        match timeout(wait, &mut sending).await {
+            Ok(answer) => return Ok(answer),
+            Err(_) if part.taken_to() == taken_to => return Err(wait),
+            Err(_) => {}
         }
-        let now_at = part.taken_to();
-        if now_at == taken_to {
-            return Err(began.elapsed());
-        }
-        taken_to = now_at;
-        began = Instant::now();
-        until = began
-            + match part.is_taken() {
-                true => STORE_WAIT,
-                false => host.timing().stall,
-            };
     }
 }
 

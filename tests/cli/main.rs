@@ -4,6 +4,8 @@
 // Helper functions may fail a test too; clippy.toml allows it in test functions only.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod convert;
+mod converted;
 mod copies;
 mod credentials;
 mod daemon;

@@ -24,10 +24,9 @@ pub enum Awaited {
 }
 
 impl Awaited {
-    /// Those over these layers.
+    /// Those over these layers, also where one turns out to be read without its zTOC.
     #[must_use]
     pub fn of(sources: &[Arc<Source>]) -> Self {
-        // A layer whose zTOC is of no use is read without it.
         let keys = sources
             .iter()
             .flat_map(|source| [source.key(), source.plain().key()]);
