@@ -15,11 +15,14 @@ use std::path::Path;
 use std::process::Command;
 
 use flate2::read::MultiGzDecoder;
-use registryfs::demo::{Behaviour, Content, DemoRegistry, Image, ImageBuilder, Layer, toc_image};
+use registryfs::demo::{
+    Behaviour, Content, DemoRegistry, Image, ImageBuilder, Layer, LayerZtoc, SociIndex, toc_image,
+};
 use registryfs::layer::entry::{Entry, Kind};
 use registryfs::layer::estargz::writer::{Options, Variant};
 use registryfs::layer::index::Index;
 use registryfs::layer::scan::LayerScanner;
+use registryfs::layer::soci::writer as soci;
 use registryfs::layer::{ContentSink, Format};
 use serde_json::Value;
 
@@ -58,16 +61,45 @@ fn main() -> Result<()> {
         "stargz",
         &ImageBuilder::new(estargz(variant(Variant::Legacy))?).build(),
     )?;
+    let (image, index) = soci(&layers)?;
+    let index = demo.handle().edit(|content| index.add_to(content, REPOSITORY));
+    demo.handle()
+        .edit(|content| content.tag(REPOSITORY, "soci-index", index));
+    copy(
+        &format!("{}/{REPOSITORY}", demo.host()),
+        destination,
+        "soci-index",
+    )?;
+    put("soci", &image)?;
     let external = estargz(variant(Variant::ExternalToc))?;
     put("estargz-external-esgztoc", &toc_image(&external))?;
     put("estargz-external", &ImageBuilder::new(external).build())
 }
 
+/// Plain gzip layers and their index of version 2.
+fn soci(layers: &[Entries]) -> Result<(Image, SociIndex)> {
+    let options = soci::Options {
+        layout: soci::Layout::Gzip,
+        span_bytes: soci::SPAN_BYTES,
+    };
+    let (layers, ztocs): (Vec<Layer>, Vec<LayerZtoc>) = written(layers, |entries| {
+        let layer = Layer::gzip(entries)?;
+        let ztoc = LayerZtoc::new(&layer, entries, options)?;
+        Ok((layer, ztoc))
+    })?
+    .into_iter()
+    .unzip();
+    let index = SociIndex::v2(&ztocs);
+    let mut image = ImageBuilder::new(layers);
+    image.annotations = [index.annotation()].into();
+    Ok((image.build(), index))
+}
+
 /// All layers at once, for they take a while.
-fn written(
+fn written<T: Send>(
     layers: &[Entries],
-    write: impl Fn(&Entries) -> registryfs::error::Result<Layer> + Sync,
-) -> Result<Vec<Layer>> {
+    write: impl Fn(&Entries) -> registryfs::error::Result<T> + Sync,
+) -> Result<Vec<T>> {
     let write = &write;
     std::thread::scope(|scope| {
         let writers: Vec<_> = layers

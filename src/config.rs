@@ -19,6 +19,7 @@
 //! | `REGISTRYFS_BUDGET` | `budget`, such as `20GiB` |
 //! | `REGISTRYFS_PLAIN_LAYERS` | `plain_layers`: `index` or `refuse` |
 //! | `REGISTRYFS_PLAIN_LAYER_BYTES_MAX` | `plain_layer_bytes_max`, such as `5GB` |
+//! | `REGISTRYFS_SHARED_INDEX_DIR` | `shared_index_dir` |
 //! | `REGISTRYFS_CREDENTIAL` | `USER:PASS`, as `--credential`; there is no such key in files |
 
 mod bytes;
@@ -77,6 +78,8 @@ pub struct Config {
     pub plain_layers: PlainLayers,
     /// The largest of them that is read, in compressed bytes; nothing means no limit.
     pub plain_layer_bytes_max: Option<u64>,
+    /// The directory in which machines leave each other the indexes of plain layers.
+    pub shared_index_dir: Option<PathBuf>,
     /// How many failed operations are remembered for `errors` and `status`.
     pub journal_entries: usize,
     /// Patterns of the registry hosts that can be looked up (`*` stands for any text); empty means all.
@@ -193,6 +196,10 @@ impl Config {
                 "plain_layer_bytes_max",
                 given.plain_layer_bytes_max.is_some()
                     && given.plain_layer_bytes_max.map(|bytes| bytes.0) != self.plain_layer_bytes_max,
+            ),
+            (
+                "shared_index_dir",
+                given.shared_index_dir.is_some() && given.shared_index_dir != self.shared_index_dir,
             ),
             (
                 "journal_entries",

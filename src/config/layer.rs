@@ -53,6 +53,8 @@ pub struct Layer {
     pub plain_layers: Option<PlainLayers>,
     /// Largest layer that is read as a whole: as [`Self::budget`]. Default: no limit.
     pub plain_layer_bytes_max: Option<ByteSize>,
+    /// Directory in which machines leave each other the indexes of plain layers. Default: none.
+    pub shared_index_dir: Option<PathBuf>,
     /// Failed operations that are remembered. Default 256.
     pub journal_entries: Option<usize>,
     /// Patterns of hosts that can be looked up.
@@ -273,6 +275,7 @@ impl Layer {
         let mountpoints = self.mount.iter_mut().flatten().map(|mount| &mut mount.mountpoint);
         self.cache_dir
             .iter_mut()
+            .chain(self.shared_index_dir.iter_mut())
             .chain(files)
             .chain(certs_dirs)
             .chain(layouts)
@@ -315,6 +318,7 @@ impl Layer {
             budget: self.budget.or(below.budget),
             plain_layers: self.plain_layers.or(below.plain_layers),
             plain_layer_bytes_max: self.plain_layer_bytes_max.or(below.plain_layer_bytes_max),
+            shared_index_dir: self.shared_index_dir.or(below.shared_index_dir),
             journal_entries: self.journal_entries.or(below.journal_entries),
             allow: self.allow.or(below.allow),
             deny: self.deny.or(below.deny),
@@ -376,6 +380,7 @@ impl Layer {
             budget_bytes: self.budget.map(|budget| budget.0),
             plain_layers: self.plain_layers.unwrap_or_default(),
             plain_layer_bytes_max: self.plain_layer_bytes_max.map(|bytes| bytes.0),
+            shared_index_dir: self.shared_index_dir,
             journal_entries: self.journal_entries.unwrap_or(256),
             allow: host_patterns("allow", self.allow)?,
             deny: host_patterns("deny", self.deny)?,

@@ -10,7 +10,7 @@ use crate::convert::layer::Stop;
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Result};
 use crate::layer::entry::{Entry, clean_path};
-use crate::layer::estargz::{NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, TOC_NAME};
+use crate::layer::estargz::OWN_FILES;
 use crate::layer::tar::BLOCK_BYTES;
 use crate::layer::tar::scan::{Event, Scanner};
 use crate::layer::{Decoded, Decompressor, Descriptor, decompressor};
@@ -228,8 +228,7 @@ impl Found {
 
     fn entry(&mut self, entry: &Entry) -> Result<()> {
         let path = clean_path(&entry.path).path;
-        let own = [TOC_NAME, PREFETCH_LANDMARK, NO_PREFETCH_LANDMARK];
-        self.is_hidden = own.iter().any(|name| path == name.as_bytes());
+        self.is_hidden = OWN_FILES.iter().any(|name| path == name.as_bytes());
         if self.is_hidden {
             return Ok(());
         }

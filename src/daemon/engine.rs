@@ -54,6 +54,7 @@ impl Engine {
                 plain_layers: config.plain_layers,
                 bytes_max: config.plain_layer_bytes_max,
             },
+            shared_index_dir: config.shared_index_dir.clone(),
         };
         let fetcher = Fetcher::new(client, store.clone(), runtime.clone(), options);
         let resolver = Resolver::new(fetcher.clone(), config.tag_ttl);

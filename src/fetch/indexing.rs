@@ -10,8 +10,9 @@ use bytes::Bytes;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fetch::external_toc::ExternalTocs;
+use crate::fetch::failures::FailureKey;
 use crate::fetch::single_flight::SingleFlight;
-use crate::fetch::{FailureKey, Fetcher, Source, blocking};
+use crate::fetch::{Fetcher, Source, blocking};
 use crate::layer::index::Summary;
 use crate::layer::{self, Step};
 use crate::registry::reference::Repository;
@@ -90,13 +91,13 @@ impl Fetcher {
 
     /// Failures of an index are those of an image: another one may promise another tar for the same blob.
     fn recent_index_failure(&self, source: &Source) -> Result<()> {
-        self.recent_failure_under(&index_failure_key(source))
+        self.failures.recent(&index_failure_key(source))
     }
 
     fn remember_index_failure(&self, source: &Source, error: &Error) {
         // Nobody waited any more; whoever comes next begins anew.
         if *error != Error::Interrupted {
-            self.remember_failure_under(index_failure_key(source), error);
+            self.failures.remember(index_failure_key(source), error);
         }
     }
 

@@ -7,10 +7,12 @@
 mod cut;
 mod documents;
 mod external_toc;
+mod failures;
 mod file;
 mod flight;
 mod indexing;
 mod job;
+mod options;
 mod overflow;
 mod pass;
 pub mod plan;
@@ -25,7 +27,7 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -33,29 +35,27 @@ use serde::Serialize;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
-use crate::config::PlainLayers;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fetch::documents::Configs;
+use crate::fetch::failures::{FAILURES_MAX, FailureKey, Failures};
 pub use crate::fetch::file::FileAt;
 use crate::fetch::file::Span;
 use crate::fetch::flight::{Flights, Waiter};
 use crate::fetch::indexing::Indexing;
 use crate::fetch::job::Job;
+pub use crate::fetch::options::{FetchOptions, PlainLimits};
 use crate::fetch::overflow::Overflow;
 use crate::fetch::pass::Passes;
 pub use crate::fetch::pass::{Awaited, Known, PassProgress};
 use crate::fetch::readahead::Streams;
+use crate::fetch::shared::SharedIndexes;
 use crate::layer::{self, Descriptor, Step};
 use crate::registry::Client;
 use crate::registry::reference::Repository;
 use crate::store::Store;
 use crate::store::layer::Layer;
 
-/// What failed fails at once for this long, so that one `read()`, which the kernel repeats, costs one deadline.
-const FAILURE_MEMORY: Duration = Duration::from_secs(5);
-/// The most failures remembered.
-const FAILURES_MAX: usize = 4096;
 /// The most layers whose readers are followed for read-ahead.
 const FOLLOWED_LAYERS_MAX: usize = 256;
 /// The most windows that are read ahead at once, all layers together.
@@ -164,42 +164,6 @@ pub struct CounterValues {
     pub in_flight: usize,
 }
 
-/// What the configuration says about layers without a table of contents.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PlainLimits {
-    /// Whether they are read at all.
-    pub plain_layers: PlainLayers,
-    /// The largest blob that is read as a whole, in bytes.
-    pub bytes_max: Option<u64>,
-}
-
-/// How a fetcher works.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FetchOptions {
-    /// What a small read may take in total.
-    pub timeout: Duration,
-    /// The size that the cache is kept below, in bytes.
-    pub budget_bytes: Option<u64>,
-    /// What is done about layers without a table of contents.
-    pub plain: PlainLimits,
-}
-
-impl Default for FetchOptions {
-    fn default() -> Self {
-        Self {
-            timeout: Duration::from_secs(60),
-            budget_bytes: None,
-            plain: PlainLimits {
-                plain_layers: PlainLayers::Index,
-                bytes_max: None,
-            },
-        }
-    }
-}
-
-/// A member of a layer (by key) that a repository failed to give.
-type FailureKey = (Digest, u32, Repository);
-
 /// Brings chunks and indexes into the store. Shared by all images and mounts.
 #[derive(Debug)]
 pub struct Fetcher {
@@ -210,8 +174,9 @@ pub struct Fetcher {
     flights: Flights,
     indexing: Indexing,
     passes: Passes,
+    shared_indexes: Option<Arc<SharedIndexes>>,
     configs: Configs,
-    failures: Mutex<LruCache<FailureKey, (Instant, Error)>>,
+    failures: Failures,
     /// The keys of layers that are read without the zTOC that they are said to have.
     unusable_ztocs: Mutex<LruCache<Digest, ()>>,
     followed: Mutex<LruCache<Digest, Streams>>,
@@ -231,12 +196,13 @@ impl Fetcher {
             client,
             store,
             runtime,
+            shared_indexes: options.shared_index_dir.clone().map(SharedIndexes::new),
             options,
             flights: Flights::default(),
             indexing: Indexing::default(),
             passes: Passes::default(),
             configs: Configs::default(),
-            failures: Mutex::new(LruCache::new(NonZeroUsize::MIN.saturating_add(FAILURES_MAX - 1))),
+            failures: Failures::default(),
             unusable_ztocs: Mutex::new(LruCache::new(NonZeroUsize::MIN.saturating_add(FAILURES_MAX - 1))),
             followed: Mutex::new(LruCache::new(
                 NonZeroUsize::MIN.saturating_add(FOLLOWED_LAYERS_MAX - 1),
@@ -500,26 +466,11 @@ impl Fetcher {
 
     fn recent_failure(&self, source: &Source, members: &[u32]) -> Result<()> {
         let mut keys = members.iter().map(|&member| failure_key(source, member));
-        keys.try_for_each(|key| self.recent_failure_under(&key))
-    }
-
-    fn recent_failure_under(&self, key: &FailureKey) -> Result<()> {
-        let mut failures = self.failures.lock();
-        if let Some((at, error)) = failures.get(key) {
-            if at.elapsed() < FAILURE_MEMORY {
-                return Err(error.clone());
-            }
-            failures.pop(key);
-        }
-        Ok(())
+        keys.try_for_each(|key| self.failures.recent(&key))
     }
 
     fn remember_failure(&self, source: &Source, member: u32, error: &Error) {
-        self.remember_failure_under(failure_key(source, member), error);
-    }
-
-    fn remember_failure_under(&self, key: FailureKey, error: &Error) {
-        self.failures.lock().put(key, (Instant::now(), error.clone()));
+        self.failures.remember(failure_key(source, member), error);
     }
 
     /// Whether a layer comes over the network, not from a layout on disk.

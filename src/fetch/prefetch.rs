@@ -11,7 +11,8 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 use crate::error::{Error, Result};
-use crate::fetch::{FAILURE_MEMORY, Fetcher, FileAt, Reader, Source, blocking, plan};
+use crate::fetch::failures::FAILURE_MEMORY;
+use crate::fetch::{Fetcher, FileAt, Reader, Source, blocking, plan};
 use crate::store::layer::Layer;
 
 /// The first pause before something is tried again: what failed is remembered for less.

@@ -23,7 +23,7 @@ use crate::store::layer::Layer;
 
 impl Source {
     /// The same layer without a zTOC.
-    fn plain(&self) -> Self {
+    pub(super) fn plain(&self) -> Self {
         Self {
             ztoc: None,
             ..self.clone()
@@ -68,7 +68,7 @@ impl Fetcher {
         }
         let plain = Arc::new(source.plain());
         let keys = [source.key(), plain.key()];
-        if self.unusable_ztocs.lock().contains(&keys[0]) {
+        if self.is_without_ztoc(source) {
             return Ok(plain);
         }
         let store = Arc::clone(&self.store);
@@ -87,6 +87,11 @@ impl Fetcher {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether the zTOC of a layer turned out to be of no use.
+    pub(super) fn is_without_ztoc(&self, source: &Source) -> bool {
+        self.unusable_ztocs.lock().contains(&source.key())
     }
 
     /// All of another blob than a layer's, verified.

@@ -18,10 +18,11 @@ use tokio::runtime::Handle;
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::fetch::{Fetcher, blocking, key};
-use crate::layer::WHOLE_BLOB;
+use crate::fetch::{Fetcher, Source, blocking, key};
 use crate::layer::exchange::{self, Exchanged, PACKED_BYTES_MAX};
 use crate::layer::index::Index;
+use crate::layer::{Descriptor, WHOLE_BLOB};
+use crate::store::layer::Layer;
 
 /// How long the directory is waited for.
 const WAIT: Duration = Duration::from_secs(5);
@@ -52,12 +53,7 @@ impl SharedIndexes {
     }
 
     /// The index of a layer, if there is a good one. Whatever is wrong is said in the log.
-    pub(super) async fn find(
-        self: &Arc<Self>,
-        runtime: &Handle,
-        layer: Digest,
-        size: u64,
-    ) -> Option<Vec<u8>> {
+    async fn find(self: &Arc<Self>, runtime: &Handle, layer: Digest, size: u64) -> Option<Vec<u8>> {
         let path = self.path(&layer);
         let reading = path.clone();
         let found = self.bounded(runtime, move |_| read(&reading, &layer, size)).await;
@@ -71,11 +67,12 @@ impl SharedIndexes {
     }
 
     /// Leaves the index of a layer for others. Whatever goes wrong is said in the log.
-    pub(super) async fn leave(self: &Arc<Self>, runtime: &Handle, layer: Digest, index: Vec<u8>) {
-        let path = self.path(&layer);
+    async fn leave(self: &Arc<Self>, runtime: &Handle, digest: Digest, layer: Arc<Layer>) {
+        let path = self.path(&digest);
         let writing = path.clone();
         let left = self.bounded(runtime, move |shared| {
-            let record = exchange::pack(&layer, &index)?;
+            let index = layer.index().source();
+            let record = index.vouch("layer index", exchange::pack(&digest, index)?)?;
             write(&shared.dir, &writing, &record)
         });
         if let Err(error) = left.await {
@@ -114,6 +111,35 @@ impl SharedIndexes {
 }
 
 impl Fetcher {
+    /// A layer whose index another machine has left.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(super) async fn shared_layer(&self, source: &Source) -> Result<Option<Arc<Layer>>> {
+        let Some(shared) = &self.shared_indexes else {
+            return Ok(None);
+        };
+        let Descriptor { digest, size, .. } = source.descriptor;
+        let Some(index) = shared.find(&self.runtime, digest, size).await else {
+            return Ok(None);
+        };
+        tracing::info!(layer = %digest, "another machine has read this layer: its index is taken");
+        let (store, key) = (Arc::clone(&self.store), source.key());
+        let layer = blocking(&self.runtime, move || store.add_layer(&key, &index)).await?;
+        self.counters.layers_indexed.fetch_add(1, Ordering::Relaxed);
+        Ok(Some(layer))
+    }
+
+    /// Leaves the index of a layer for other machines. Nobody waits for that.
+    pub(super) fn share(&self, source: &Source, layer: &Arc<Layer>) {
+        let Some(shared) = self.shared_indexes.clone() else {
+            return;
+        };
+        let (runtime, digest, layer) = (self.runtime.clone(), source.descriptor.digest, Arc::clone(layer));
+        self.runtime
+            .spawn(async move { shared.leave(&runtime, digest, layer).await });
+    }
+
     /// Puts an index that came from somebody else into the store, who vouches for it. Answers whether it was missing.
     ///
     /// # Errors
@@ -215,6 +241,14 @@ mod tests {
         Digest::of(b"layer")
     }
 
+    /// The layer in a store of its own.
+    fn stored() -> (tempfile::TempDir, Arc<Layer>) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = crate::store::Store::open(dir.path()).unwrap();
+        let layer = store.add_layer(&Digest::of(b"key"), &index()).unwrap();
+        (dir, layer)
+    }
+
     fn index() -> Vec<u8> {
         let summary = Summary {
             diff_id: Digest::of(b"tar"),
@@ -234,7 +268,8 @@ mod tests {
         let (dir, shared) = directory();
         let runtime = Handle::current();
         assert_eq!(shared.find(&runtime, layer(), SIZE).await, None);
-        shared.leave(&runtime, layer(), index()).await;
+        let (_store, stored) = stored();
+        shared.leave(&runtime, layer(), stored).await;
         assert_eq!(shared.find(&runtime, layer(), SIZE).await, Some(index()));
         let names: Vec<_> = fs::read_dir(dir.path()).unwrap().collect();
         assert_eq!(names.len(), 1, "{names:?}");
@@ -244,7 +279,8 @@ mod tests {
     async fn what_is_not_this_layers_or_anyones_to_change_is_not_used() {
         let (dir, shared) = directory();
         let runtime = Handle::current();
-        shared.leave(&runtime, layer(), index()).await;
+        let (_store, stored) = stored();
+        shared.leave(&runtime, layer(), stored).await;
         let path = shared.path(&layer());
         assert_eq!(
             shared.find(&runtime, layer(), SIZE + 1).await,

@@ -123,6 +123,7 @@ mod tests {
                 .await
                 .is_err()
         );
+        assert_eq!(flights.waiters(&"key"), 0, "it goes on alone");
         let patient = flights.run(&runtime, "key", work());
         // `join!` polls in order: the patient one has joined when the gate opens.
         let (joined, ()) = tokio::join!(patient, async { gate.add_permits(1) });

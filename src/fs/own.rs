@@ -18,9 +18,9 @@ use crate::fs::nodes::{ImageAt, Kind, LayerName, Likeness, NameNode};
 use crate::fs::ops::{Answer, Caller, DirEntry, Entry, FOREVER, FileType, Lookup};
 use crate::fs::privacy::Privacy;
 use crate::fs::slots::Slot;
+use crate::image::answers::{IndexedLayer, LayerInfo};
 use crate::image::platform::Platform;
 use crate::image::{Image, Named, Rootfs};
-use crate::layer::{Format, format_of_media_type};
 
 impl Filesystem {
     /// One of an image's own names.
@@ -277,55 +277,57 @@ impl Filesystem {
             LayerName::Digest => line(source.descriptor.digest.to_string()),
             LayerName::MediaType => line(source.descriptor.media_type.clone()),
             LayerName::Size => line(source.descriptor.size.to_string()),
-            LayerName::Format | LayerName::Toc => {
-                return self.lookup_indexed(dir, at, number, own, source);
-            }
+            LayerName::Format => return self.lookup_format(dir, source),
+            LayerName::Toc => return self.lookup_toc(dir, at, number, source),
         };
         self.found(dir, &at, own.name(), kind)
     }
 
-    /// What is only known once the layer has been indexed. One that must be read as a whole for that is left alone.
-    fn lookup_indexed(
+    /// What is known of a layer now, without asking anybody.
+    fn lookup_format(&self, dir: &Arc<NameNode>, source: Arc<Source>) -> Answer<Lookup> {
+        let (filesystem, dir) = (self.clone(), Arc::clone(dir));
+        let path = dir.child_path(LayerName::Format.name());
+        let journal_path = path.clone();
+        self.journaled("lookup", move || journal_path, async move {
+            let known = filesystem.images().known_layer_info(&source).await?;
+            let text = Bytes::from(format_text(&known));
+            Ok(Lookup::Found(filesystem.snapshot(dir.ino, path, text)))
+        })
+    }
+
+    /// The table of contents of a layer that has one. A layer that must be read as a whole has none.
+    fn lookup_toc(
         &self,
         dir: &Arc<NameNode>,
         at: Arc<ImageAt>,
         number: usize,
-        own: LayerName,
         source: Arc<Source>,
     ) -> Answer<Lookup> {
         let (filesystem, dir) = (self.clone(), Arc::clone(dir));
-        let path = dir.child_path(own.name());
+        let path = dir.child_path(LayerName::Toc.name());
         let what = path.clone();
         let wait = self.options().lookup_wait;
         self.journaled("lookup", move || path, async move {
             let fetcher = filesystem.images().fetcher();
             let layer = match fetcher.known(&source).await? {
-                Known::Indexed(layer) => Ok(Some(layer)),
-                Known::Pass => Ok(None),
-                Known::Ranges => {
-                    let indexed = crate::fs::within(wait, || what, fetcher.layer(&source));
-                    indexed.await.map(Some)
-                }
+                Known::Indexed(layer) => layer,
+                Known::Pass => return Ok(Lookup::Absent(FOREVER)),
+                Known::Ranges => match crate::fs::within(wait, || what, fetcher.layer(&source)).await {
+                    Err(Error::Unsupported { .. }) => return Ok(Lookup::Absent(FOREVER)),
+                    layer => layer?,
+                },
             };
-            let kind = match (own, layer) {
-                (LayerName::Toc, Ok(Some(layer))) if layer.index().summary().toc_bytes > 0 => {
-                    let size = layer.index().summary().toc_bytes;
-                    Kind::Toc {
-                        at: Arc::clone(&at),
-                        number,
-                        size,
-                    }
-                }
-                (LayerName::Toc, Ok(_) | Err(Error::Unsupported { .. })) => {
-                    return Ok(Lookup::Absent(FOREVER));
-                }
-                (_, Ok(Some(layer))) => Kind::Text(format_line(layer.index().summary().format)),
-                (_, Ok(None) | Err(Error::Unsupported { .. })) => {
-                    Kind::Text(format_line(format_of_media_type(&source.descriptor.media_type)))
-                }
-                (_, Err(error)) => return Err(error),
+            let size = layer.index().summary().toc_bytes;
+            if size == 0 {
+                return Ok(Lookup::Absent(FOREVER));
+            }
+            let kind = Kind::Toc {
+                at: Arc::clone(&at),
+                number,
+                size,
             };
-            Ok(Lookup::Found(filesystem.count_own(&dir, &at, own.name(), kind)))
+            let entry = filesystem.count_own(&dir, &at, LayerName::Toc.name(), kind);
+            Ok(Lookup::Found(entry))
         })
     }
 
@@ -438,8 +440,21 @@ fn own_entry(dir: &NameNode, at: &ImageAt, name: &str, is_dir: bool) -> DirEntry
     }
 }
 
-fn format_line(format: Format) -> Bytes {
-    Bytes::from(format!("{}\n", format.name()))
+/// A layer's format on a line of its own, and below it how it is read and what that costs; `-` for what nobody knows yet.
+fn format_text(layer: &LayerInfo) -> String {
+    let of_index = |of: fn(&IndexedLayer) -> u64| match &layer.indexed {
+        Some(indexed) => of(indexed).to_string(),
+        None => "-".to_owned(),
+    };
+    let values = [
+        ("read", layer.reading.clone()),
+        ("blob_bytes", layer.blob_bytes.to_string()),
+        ("unpacked_bytes", of_index(|indexed| indexed.unpacked_bytes)),
+        ("index_bytes", of_index(|indexed| indexed.index_bytes)),
+        ("cached_bytes", of_index(|indexed| indexed.cached_bytes)),
+    ];
+    let lines = values.map(|(name, value)| format!("{name}: {value}\n"));
+    format!("{}\n{}", layer.format, lines.concat())
 }
 
 fn layer_count(at: &ImageAt) -> usize {

@@ -20,14 +20,19 @@ impl Filesystem {
             _ => return Lookup::Absent(FOREVER),
         };
         let path = dir.child_path(&String::from_utf8_lossy(name));
-        let node = self.nodes().snapshot(dir.ino, path, Bytes::from(content));
+        Lookup::Found(self.snapshot(dir.ino, path, Bytes::from(content)))
+    }
+
+    /// A file that is made anew for each lookup.
+    pub(super) fn snapshot(&self, parent_ino: u64, path: String, content: Bytes) -> Entry {
+        let node = self.nodes().snapshot(parent_ino, path, content);
         // The name means this snapshot for this one lookup; the snapshot itself does not change.
         let attr = self.name_attr(&node);
-        Lookup::Found(Entry {
+        Entry {
             attr,
             attr_ttl: FOREVER,
             entry_ttl: Duration::ZERO,
-        })
+        }
     }
 
     pub(super) fn state_entries(&self) -> Vec<DirEntry> {

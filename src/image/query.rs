@@ -6,14 +6,14 @@ use bytes::Bytes;
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::fetch::{Fetcher, FileAt, Source};
+use crate::fetch::{Fetcher, FileAt, Known, Source};
 use crate::image::answers::{FileInfo, ImageInfo, IndexedLayer, LayerInfo, Listing, Resolved};
 use crate::image::images::{Image, Images, Named, Rootfs};
 use crate::image::manifest::choose;
 use crate::image::platform::Platform;
 use crate::image::tree::Node;
+use crate::layer;
 use crate::layer::entry::Kind;
-use crate::layer::{self, Reading};
 use crate::registry::reference::{Reference, Repository, Target, canonical_host};
 use crate::store::layer::Layer;
 
@@ -202,11 +202,25 @@ impl Images {
         // What is wrong with a zTOC is said below.
         let settled = self.fetcher().settle(source).await;
         let source = settled.as_ref().unwrap_or(source);
-        let (format, reading) = layer::expected(&source.descriptor, source.ztoc.as_ref());
-        let known = match reading {
-            Reading::PassNeeded => Ok(self.fetcher().stored_layer(source).await?),
-            _ => self.fetcher().layer(source).await.map(Some),
+        let indexed = match self.fetcher().known(source).await? {
+            Known::Ranges => self.fetcher().layer(source).await.map(drop),
+            Known::Indexed(_) | Known::Pass => Ok(()),
         };
+        let mut info = self.known_layer_info(source).await?;
+        match indexed {
+            Err(error) if error.is_network() => return Err(error),
+            Err(error) => info.refused = Some(error.to_string()),
+            Ok(()) => {}
+        }
+        Ok(info)
+    }
+
+    /// What is known of a layer now, without asking anybody.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub async fn known_layer_info(&self, source: &Source) -> Result<LayerInfo> {
+        let (format, reading) = layer::expected(&source.descriptor, source.ztoc.as_ref());
         let mut info = LayerInfo {
             digest: source.descriptor.digest,
             media_type: source.descriptor.media_type.clone(),
@@ -216,11 +230,8 @@ impl Images {
             indexed: None,
             refused: None,
         };
-        match known {
-            Ok(None) => {}
-            Ok(Some(layer)) => describe_index(&mut info, &layer)?,
-            Err(error) if error.is_network() => return Err(error),
-            Err(error) => info.refused = Some(error.to_string()),
+        if let Some(layer) = self.fetcher().stored_layer(source).await? {
+            describe_index(&mut info, &layer)?;
         }
         Ok(info)
     }

@@ -3,10 +3,11 @@
 use std::ops::Deref;
 
 use crate::error::{Error, Result};
-use crate::layer::estargz::{EstargzIndexer, GzipMember, TOC_DIGEST_ANNOTATION, unpack_toc};
+use crate::layer::estargz::{EstargzIndexer, GzipMember, OWN_FILES, TOC_DIGEST_ANNOTATION, unpack_toc};
 use crate::layer::gzip::decompress::GzipPass;
 use crate::layer::gzip::span::Span;
 use crate::layer::index::{Coding, Index, Member};
+use crate::layer::scan::LayerScanner;
 use crate::layer::soci::SociIndexer;
 use crate::layer::stored::{StoredMember, Uncompressed};
 use crate::layer::zstd::{self, ZstdDecompressor, ZstdMember};
@@ -77,6 +78,18 @@ pub fn decompressor(first: &[u8]) -> Box<dyn Decompressor> {
 
 /// What [`index_promise`] says of a layer for which its blob's digest vouches.
 pub const WHOLE_BLOB: &str = "blob";
+
+/// What makes the index of a layer that is read in one pass. Where the manifest says that the layer's format put files of its
+/// own into the tar, they are left out, as by the indexer of that format.
+#[must_use]
+pub fn scanner(descriptor: &Descriptor, format: Format) -> LayerScanner {
+    let scanner = LayerScanner::new(format);
+    if descriptor.annotations.contains_key(TOC_DIGEST_ANNOTATION) {
+        scanner.leaving_out(&OWN_FILES)
+    } else {
+        scanner
+    }
+}
 
 /// What vouches for a layer's index, in words that are equal only where the content is: the digest that the manifest
 /// promises for its table of contents, or, as one pass checks it, the blob's own.

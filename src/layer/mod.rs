@@ -32,7 +32,7 @@ use crate::error::Result;
 
 pub use identify::{
     WHOLE_BLOB, decoder, decompressor, expected, format_of_media_type, index_promise, indexer, reading,
-    takes_ztoc, toc,
+    scanner, takes_ztoc, toc,
 };
 
 /// How a layer's bytes are laid out, as shown in `layers/N/format`.

@@ -8,6 +8,7 @@
 
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Result};
+use crate::layer::entry::{Kind, clean_path};
 use crate::layer::index::{Coding, Summary};
 use crate::layer::index_builder::{IndexBuilder, NewChunk, NewMember};
 use crate::layer::tar::scan::{Event, Scanner};
@@ -59,8 +60,17 @@ impl LayerScanner {
                 member: None,
                 chunk: None,
                 data_offset: 0,
+                left_out: &[],
+                is_left_out: false,
             },
         }
+    }
+
+    /// The same without the regular files of these names at the root.
+    #[must_use]
+    pub fn leaving_out(mut self, names: &'static [&'static str]) -> Self {
+        self.cutting.left_out = names;
+        self
     }
 
     /// Decoding can start here, in front of the bytes that come next.
@@ -115,6 +125,9 @@ struct Cutting {
     chunk: Option<OpenChunk>,
     /// Where the next byte of the current file belongs in the data file.
     data_offset: u64,
+    left_out: &'static [&'static str],
+    /// Whether the current entry is.
+    is_left_out: bool,
 }
 
 /// The member that decoding has reached.
@@ -140,10 +153,18 @@ impl Cutting {
         match event {
             Event::Entry(entry) => {
                 self.end_chunk()?;
+                self.is_left_out = entry.kind == Kind::File && !self.left_out.is_empty() && {
+                    let path = clean_path(&entry.path).path;
+                    self.left_out.iter().any(|name| path == name.as_bytes())
+                };
+                if self.is_left_out {
+                    return Ok(());
+                }
                 self.builder.entry(entry)?;
                 self.data_offset = self.builder.last_place().map_or(0, |(offset, _)| offset);
                 Ok(())
             }
+            Event::Hole(_) | Event::Data { .. } if self.is_left_out => Ok(()),
             Event::Hole(bytes) => {
                 self.end_chunk()?;
                 self.builder.hole(bytes)?;

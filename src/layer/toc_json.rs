@@ -17,7 +17,7 @@ use serde::de::{
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::layer::entry::{Entry, Kind, Time, clean_path};
-use crate::layer::estargz::{NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, TOC_NAME};
+use crate::layer::estargz::{OWN_FILES, PREFETCH_LANDMARK};
 use crate::layer::index::Coding;
 use crate::layer::index_builder::{IndexBuilder, NewChunk};
 use crate::layer::time::parse_rfc3339;
@@ -488,8 +488,7 @@ impl<'p> Collector<'p> {
 
     /// Whether a regular file is part of the format instead of the image; takes note of where prefetching ends.
     fn is_own_file(&mut self, record: &Record<'_>) -> bool {
-        let own = [PREFETCH_LANDMARK, NO_PREFETCH_LANDMARK, TOC_NAME];
-        if !own.iter().any(|name| record.name.0.ends_with(name))
+        if !OWN_FILES.iter().any(|name| record.name.0.ends_with(name))
             || !self.placement.has_own_files(record.end_offset)
         {
             return false;
@@ -498,7 +497,7 @@ impl<'p> Collector<'p> {
         if path == PREFETCH_LANDMARK.as_bytes() && self.toc.prefetch_end == 0 {
             self.toc.prefetch_end = record.offset;
         }
-        own.iter().any(|name| path == name.as_bytes())
+        OWN_FILES.iter().any(|name| path == name.as_bytes())
     }
 
     /// Adds what a record says of one chunk, which must go on where the one before ended.

@@ -27,7 +27,6 @@ const REFERRERS_MAX: usize = 4096;
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Page {
-    #[serde(default)]
     manifests: Option<Vec<Referrer>>,
 }
 

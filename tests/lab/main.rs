@@ -85,8 +85,11 @@ fn an_image_of_plain_gzip_layers_says_so() {
     let errors = std::fs::read_to_string(mounted.root().join(".registryfs/errors")).unwrap();
     assert!(errors.contains("plain gzip"), "{errors}");
     assert_eq!(
-        std::fs::read_to_string(image.join("layers/0/format")).unwrap(),
-        "gzip\n"
+        std::fs::read_to_string(image.join("layers/0/format"))
+            .unwrap()
+            .lines()
+            .next(),
+        Some("gzip")
     );
 }
 

@@ -4,10 +4,12 @@
 // Helper functions may fail a test too; clippy.toml allows it in test functions only.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod clothes;
 mod contents;
 mod estargz;
 mod faults;
 mod foreign;
+mod formats;
 mod freshness;
 #[path = "../support/layout.rs"]
 mod layout;
@@ -27,6 +29,7 @@ mod sources;
 mod store;
 #[path = "../support/mod.rs"]
 mod support;
+mod tars;
 mod tools;
 mod users;
 mod users_stage;

@@ -56,6 +56,12 @@ fn slow_world(bytes_per_s: u64, options: &str) -> (World, Digest) {
     (world.mounted(), digest)
 }
 
+/// The first line of a layer's `format`.
+fn format_of(path: &std::path::Path) -> String {
+    let text = fs::read_to_string(path).unwrap();
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
 fn of_layers(requests: &[Record], image: &Image) -> Vec<usize> {
     let asked = |layer: &Layer| {
         let digest = layer.digest().to_string();
@@ -175,10 +181,7 @@ fn what_can_be_said_of_a_layer_without_reading_it_is() {
                 names(&layer),
                 ["blob", "digest", "format", "fs", "media_type", "size"]
             );
-            assert_eq!(
-                fs::read_to_string(layer.join("format")).unwrap(),
-                format!("{format}\n")
-            );
+            assert_eq!(format_of(&layer.join("format")), format);
             assert_eq!(
                 fs::metadata(layer.join("toc.json")).unwrap_err().raw_os_error(),
                 Some(libc::ENOENT)
@@ -308,10 +311,7 @@ fn a_reader_waits_as_long_as_bytes_come_and_status_shows_it() {
     let text = world.text(&["status"]);
     assert!(text.contains("passes:") && text.contains("/s"), "{text}");
     // Nobody else has to wait.
-    assert_eq!(
-        fs::read_to_string(world.at("team/app/1.0/layers/0/format")).unwrap(),
-        "tar\n"
-    );
+    assert_eq!(format_of(&world.at("team/app/1.0/layers/0/format")), "tar");
     let output = finish(listing);
     assert!(output.status.success(), "{}", stderr(&output));
     assert_eq!(String::from_utf8_lossy(&output.stdout), "data\nlast\n");
@@ -398,6 +398,56 @@ fn what_the_budget_does_not_hold_is_not_kept_but_can_be_read() {
     }
 }
 
+/// Text that compresses as text does, so that its places to start at lie within bytes.
+fn prose(bytes: usize, seed: u64) -> Vec<u8> {
+    let words = noise(bytes / 4, seed);
+    let lines = words
+        .chunks(8)
+        .enumerate()
+        .map(|(n, word)| format!("line {n} of {seed}: {word:02x?}\n"));
+    let mut text: Vec<u8> = lines.flat_map(String::into_bytes).take(bytes).collect();
+    text.resize(bytes, b'.');
+    text
+}
+
+#[test]
+fn what_left_the_cache_comes_again_by_ranges() {
+    let files: Vec<File> = (0..5)
+        .map(|n| file(&format!("f{n}"), prose(3 << 20, n)))
+        .collect();
+    let image = ImageBuilder::new(vec![
+        Layer::gzip(&files).unwrap(),
+        Layer::tar(&[file("t", noise(BYTES, 9))]).unwrap(),
+    ])
+    .build();
+    let world = World::new(content(&image)).mounted();
+    let rootfs = world.at("team/app/1.0/rootfs");
+    names(&rootfs);
+    let name = format!("{}/team/app:1.0", world.registry.host());
+    world.text(&["cache", "evict", &name]);
+    let (all, requests) = world.requests(|| world.text(&["cat", &name, "f3"]).into_bytes());
+    assert!(all == prose(3 << 20, 3));
+    assert!(
+        requests.iter().all(|record| record.range.is_some()),
+        "{requests:#?}"
+    );
+    assert!(
+        requests.iter().map(|record| record.body_bytes).sum::<u64>() < image.layers[0].blob().len() as u64
+    );
+    // All of it at once: neighbours share bytes.
+    world.text(&["cache", "evict", &name]);
+    let ((), requests) = world.requests(|| drop(world.text(&["prefetch", &name])));
+    assert_eq!(of_layers(&requests, &image), [1, 1], "{requests:#?}");
+    for (n, file) in files.iter().enumerate() {
+        assert!(
+            fs::read(rootfs.join(format!("f{n}"))).unwrap() == file.1,
+            "f{n}: {}",
+            world.errors()
+        );
+    }
+    assert!(fs::read(rootfs.join("t")).unwrap() == noise(BYTES, 9));
+}
+
 #[test]
 fn the_configuration_can_refuse_to_read_whole_layers() {
     let image = plain_image();
@@ -420,10 +470,7 @@ fn the_configuration_can_refuse_to_read_whole_layers() {
         }
         // The documents can be read all the same.
         fs::read(world.at("team/app/1.0/config.json")).unwrap();
-        assert_eq!(
-            fs::read_to_string(world.at("team/app/1.0/layers/0/format")).unwrap(),
-            "gzip\n"
-        );
+        assert_eq!(format_of(&world.at("team/app/1.0/layers/0/format")), "gzip");
     }
 }
 

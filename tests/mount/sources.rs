@@ -212,9 +212,11 @@ fn the_platform_is_chosen_for_the_mount() {
 
 #[test]
 fn what_cannot_be_mounted_leaves_nothing_behind() {
-    let gzip = ImageBuilder::new(vec![registryfs::demo::Layer::gzip(&[file("a", "a")]).unwrap()]).build();
+    let mut encrypted = registryfs::demo::Layer::gzip(&[file("a", "a")]).unwrap();
+    encrypted.media_type = Some("application/vnd.oci.image.layer.v1.tar+gzip+encrypted".to_owned());
     let mut content = content();
-    content.add_tagged_image("team/gzip", "1.0", &gzip);
+    let encrypted = ImageBuilder::new(vec![encrypted]).build();
+    content.add_tagged_image("team/encrypted", "1.0", &encrypted);
     let broken = image(&[&[file("broken", "broken")]]);
     content.add_tagged_image("team/broken", "1.0", &broken);
     content.remove_blob("team/broken", &broken.layers[0].digest());
@@ -226,7 +228,7 @@ fn what_cannot_be_mounted_leaves_nothing_behind() {
         ("team/app:9", "ro", 4, "team/app:9"),
         ("team/none:1.0", "ro", 4, "team/none"),
         ("team/broken:1.0", "ro", 7, "does not have it"),
-        ("team/gzip:1.0", "ro", 1, "gzip"),
+        ("team/encrypted:1.0", "ro", 1, "encrypted"),
         ("team/app:1.0", &*denied, 3, "allow and deny"),
         ("", &*denied, 3, "allow and deny"),
         ("team/app:1.0", "allow=a.example", 3, &*host),

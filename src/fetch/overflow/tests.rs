@@ -79,10 +79,8 @@ fn parts_of_a_file_with_holes_come_from_store_and_memory_alike() {
             let chunk = file.layer.index().chunk(number as u32).unwrap();
             match place(number) {
                 0 => {
-                    file.layer.write(chunk.data_offset, &FILE[range]).unwrap();
-                    file.layer
-                        .mark_written(number as u32, file.layer.evictions())
-                        .unwrap();
+                    let kept = file.layer.keep(number as u32, chunk.data_offset, &FILE[range]);
+                    kept.unwrap();
                 }
                 1 => drop(overflow.put(file.layer.key(), number as u32, FILE[range].into())),
                 _ => {}

@@ -70,7 +70,7 @@ impl Fetcher {
     pub async fn known(&self, source: &Source) -> Result<Known> {
         Ok(match self.stored_layer(source).await? {
             Some(layer) => Known::Indexed(layer),
-            None if source.needs_pass() => Known::Pass,
+            None if source.needs_pass() || self.is_without_ztoc(source) => Known::Pass,
             None => Known::Ranges,
         })
     }
@@ -117,6 +117,9 @@ impl Fetcher {
         source: &Source,
         given: &mut Vec<Given>,
     ) -> Result<Arc<Layer>> {
+        if let Some(layer) = self.shared_layer(source).await? {
+            return Ok(layer);
+        }
         self.check_allowed(source)?;
         let under_way = self.passes.enter(source);
         let pass = &under_way.pass;
@@ -150,6 +153,7 @@ impl Fetcher {
         });
         let layer = layer.await?;
         self.counters.layers_indexed.fetch_add(1, Ordering::Relaxed);
+        self.share(source, &layer);
         Ok(layer)
     }
 

@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use crate::digest::Hasher;
 use crate::error::{Error, Result};
 use crate::fetch::blocking;
-use crate::layer::scan::{LayerScanner, Scanned};
+use crate::layer::scan::Scanned;
 use crate::layer::{self, Checkpoint, Decoded, Decompressor, Descriptor, Format};
 use crate::store::staged::Staged;
 
@@ -55,11 +55,10 @@ impl Pipeline {
         let (pieces, incoming) = mpsc::channel(PIECES_WAITING_MAX);
         let (events, to_scan) = sync_channel(EVENTS_WAITING_MAX);
         let (used, spare) = channel();
-        let descriptor = descriptor.clone();
-        let blob_bytes = descriptor.size;
+        let (descriptor, scanned) = (descriptor.clone(), descriptor.clone());
         let unpacking =
             runtime.spawn_blocking(move || unpack(incoming, &descriptor, Unpacked::new(events, spare)));
-        let scanning = runtime.spawn_blocking(move || scan(&to_scan, &used, staged, blob_bytes));
+        let scanning = runtime.spawn_blocking(move || scan(&to_scan, &used, staged, &scanned));
         (pieces, Self { unpacking, scanning })
     }
 
@@ -203,12 +202,12 @@ fn scan(
     events: &Receiver<Event>,
     used: &Sender<Vec<u8>>,
     mut staged: Staged,
-    blob_bytes: u64,
+    descriptor: &Descriptor,
 ) -> Result<Option<Passed>> {
     let Ok(Event::Format(format)) = events.recv() else {
         return Ok(None);
     };
-    let mut scanner = LayerScanner::new(format);
+    let mut scanner = layer::scanner(descriptor, format);
     while let Ok(event) = events.recv() {
         match event {
             Event::Checkpoint(checkpoint) => scanner.checkpoint(checkpoint)?,
@@ -218,7 +217,7 @@ fn scan(
                 let _ = used.send(tar);
             }
             Event::End => {
-                let scanned = scanner.finish(blob_bytes)?;
+                let scanned = scanner.finish(descriptor.size)?;
                 return Ok(Some(Passed { scanned, staged }));
             }
             Event::Format(_) => return Err(Error::malformed("pass", "a second format")),

@@ -24,10 +24,13 @@ pub enum Awaited {
 }
 
 impl Awaited {
-    /// Those over these layers.
+    /// Those over these layers, also where one turns out to be read without its zTOC.
     #[must_use]
     pub fn of(sources: &[Arc<Source>]) -> Self {
-        Self::Of(sources.iter().map(|source| source.key()).collect())
+        let keys = sources
+            .iter()
+            .flat_map(|source| [source.key(), source.plain().key()]);
+        Self::Of(keys.collect())
     }
 
     fn has(&self, key: &Digest) -> bool {

@@ -37,6 +37,8 @@ pub const TOC_NAME: &str = "stargz.index.json";
 pub const PREFETCH_LANDMARK: &str = ".prefetch.landmark";
 /// The file that says that nothing is to be prefetched.
 pub const NO_PREFETCH_LANDMARK: &str = ".no.prefetch.landmark";
+/// What is at the root of a layer's tar for the format's sake, and not part of the image.
+pub const OWN_FILES: [&str; 3] = [TOC_NAME, PREFETCH_LANDMARK, NO_PREFETCH_LANDMARK];
 /// The one byte of a landmark.
 pub const LANDMARK_BYTE: u8 = 0x0f;
 

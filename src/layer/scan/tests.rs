@@ -288,3 +288,36 @@ fn what_cannot_be_decoded_again_is_refused() {
     let error = scanner.finish(514).unwrap_err().to_string();
     assert!(error.contains("cut short"), "{error}");
 }
+
+#[test]
+fn files_that_are_left_out_leave_nothing_behind() {
+    let file = |path: &str, content: &[u8]| {
+        let mut entry = Entry::new(path, Kind::File);
+        entry.size = content.len() as u64;
+        [header(&entry).unwrap(), padded(content)].concat()
+    };
+    let dir = header(&Entry::new("own/", Kind::Dir)).unwrap();
+    let tar = [
+        file("a", b"a"),
+        file("./own", b"left out"),
+        dir,
+        file("own/own", b"stays"),
+        vec![0; END_BYTES],
+    ]
+    .concat();
+    let mut scanner = LayerScanner::new(Format::Tar).leaving_out(&["own"]);
+    let mut data = Data::default();
+    for piece in tar.chunks(7) {
+        scanner.push(piece, &mut data).unwrap();
+    }
+    let scanned = scanner.finish(tar.len() as u64).unwrap();
+    assert_eq!(scanned.diff_id, Digest::of(&tar));
+    let index = Index::open(scanned.index.as_slice()).unwrap();
+    let paths: Vec<&[u8]> = (0..index.entry_count())
+        .map(|number| index.entry(number).unwrap().path)
+        .collect();
+    assert_eq!(paths, [b"a".as_slice(), b"own", b"own/own"]);
+    assert_eq!(index.chunk_count(), 2);
+    let place = index.entry(2).unwrap().data_offset as usize;
+    assert_eq!(&data.bytes[place..], b"stays");
+}

@@ -112,7 +112,7 @@ pub(super) fn of_records(records: &Records) -> Result<RawMap, Rule> {
             .collect::<Result<_, _>>()?,
         None => Vec::new(),
     };
-    if numbers.len() % 2 != 0 || Some(numbers.len() / 2) != count {
+    if !numbers.len().is_multiple_of(2) || Some(numbers.len() / 2) != count {
         return Err("its sparse map has another number of segments than its PAX records say");
     }
     Ok(pairs(&numbers))

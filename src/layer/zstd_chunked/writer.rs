@@ -183,7 +183,7 @@ fn frame(content: &[u8], level: i32, window_log: u8) -> Result<Vec<u8>> {
     let mut frame = encoder.finish().map_err(failed)?;
     // Behind the magic number and the descriptor: without a content size there always is one.
     if let Some(window) = frame.get_mut(5) {
-        *window = window_log.clamp(17, 31) - 10 << 3;
+        *window = (window_log.clamp(17, 31) - 10) << 3;
     }
     Ok(frame)
 }

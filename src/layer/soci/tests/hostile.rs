@@ -33,17 +33,17 @@ fn a_ztoc_that_contradicts_itself_or_its_layer_is_refused() {
         ("a digest too many", |d| d.digests.push(d.digests[0].clone())),
         ("no digest", |d| d.digests[1] = "sha256:00".into()),
         ("checkpoints cut short", |d| {
-            d.checkpoints.truncate(d.checkpoints.len() - 1)
+            d.checkpoints.truncate(d.checkpoints.len() - 1);
         }),
         ("no checkpoints", |d| d.checkpoints.clear()),
         ("a count too large", |d| set(d, 0, &[255, 255, 255, 127])),
         ("a negative count", |d| set(d, 0, &[255; 4])),
         ("the tar starts late", |d| set(d, checkpoint(0) + 8, &[1])),
         ("a checkpoint in front of the one before", |d| {
-            set(d, checkpoint(2), &[11, 0, 0, 0])
+            set(d, checkpoint(2), &[11, 0, 0, 0]);
         }),
         ("a checkpoint beyond the blob", |d| {
-            set(d, checkpoint(2) + 4, &[1])
+            set(d, checkpoint(2) + 4, &[1]);
         }),
         ("a negative checkpoint", |d| set(d, checkpoint(2), &[255; 8])),
         ("a checkpoint before the blob", |d| {
@@ -53,7 +53,7 @@ fn a_ztoc_that_contradicts_itself_or_its_layer_is_refused() {
         ("a tar that goes back", |d| set(d, checkpoint(3) + 8, &[0; 8])),
         ("eight bits", |d| set(d, checkpoint(1) + 16, &[8])),
         ("content over content", |d| {
-            d.entries[8].offset = d.entries[2].offset + 512
+            d.entries[8].offset = d.entries[2].offset + 512;
         }),
         ("content in a header", |d| d.entries[2].offset = 100),
         ("content beyond all", |d| d.entries[11].size = i64::MAX),
