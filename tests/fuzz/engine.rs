@@ -40,6 +40,11 @@ impl Shape {
         what.hash(&mut self.0);
     }
 
+    /// What happened in a part of it.
+    pub(crate) fn part(&mut self, part: &Self) {
+        self.note(part.0.finish());
+    }
+
     /// A number that counts by its magnitude.
     pub(crate) fn count(&mut self, number: u64) {
         self.note(u64::BITS - number.leading_zeros());

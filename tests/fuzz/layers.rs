@@ -310,18 +310,23 @@ impl Content {
     }
 }
 
-/// Streams a layer once, in pieces of this size.
-pub(crate) fn pass(blob: &[u8], piece: usize) -> Result<(Scanned, Content)> {
+/// Streams a layer once, in pieces of this size. Tells how many bytes were decoded too.
+pub(crate) fn pass(blob: &[u8], piece: usize) -> (Result<(Scanned, Content)>, u64) {
+    let mut decoded_bytes = 0;
+    let passed = counted_pass(blob, piece, &mut decoded_bytes);
+    (passed, decoded_bytes)
+}
+
+fn counted_pass(blob: &[u8], piece: usize, decoded_bytes: &mut u64) -> Result<(Scanned, Content)> {
     let layer = descriptor("application/vnd.oci.image.layer.v1.tar", blob, BTreeMap::new());
     let mut decompressor = layer::decompressor(&blob[..blob.len().min(16)]);
     let mut scanner = layer::scanner(&layer, decompressor.format());
     let mut content = Content::default();
-    let mut decoded_bytes = 0;
     let mut out = |decoded: Decoded<'_>| match decoded {
         Decoded::Checkpoint(checkpoint) => scanner.checkpoint(checkpoint),
         Decoded::Bytes(tar) => {
-            decoded_bytes += tar.len() as u64;
-            if decoded_bytes > DECODED_BYTES_MAX {
+            *decoded_bytes += tar.len() as u64;
+            if *decoded_bytes > DECODED_BYTES_MAX {
                 return Err(Error::unsupported("layer", "it goes on for long"));
             }
             scanner.push(tar, &mut content)
@@ -338,8 +343,9 @@ pub(crate) fn pass(blob: &[u8], piece: usize) -> Result<(Scanned, Content)> {
 pub(crate) fn check_pass(blob: &[u8]) -> Shape {
     let mut shape = Shape::default();
     let [whole, small] = pieces(blob);
-    let first = pass(blob, whole);
-    match (&first, pass(blob, small)) {
+    let (first, decoded_bytes) = pass(blob, whole);
+    shape.count(decoded_bytes);
+    match (&first, pass(blob, small).0) {
         (Ok((scanned, content)), Ok((other, other_content))) => {
             assert!(
                 scanned.index == other.index && *content == other_content,

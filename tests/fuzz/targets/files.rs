@@ -24,6 +24,9 @@ const CRC_AT: usize = 12;
 const RECORDS_MAX: usize = 100;
 /// Size of the checksum at the end of a record.
 const DIGEST_BYTES: usize = 32;
+/// Where the bits of a chunk map begin. Of what is before, only the beginning is ever read.
+const BITS_AT: usize = 4096;
+const MAP_HEADER_BYTES: usize = 44;
 /// What the chunk map is of.
 const CHUNKS: u32 = 100;
 const INDEX_ID: u32 = 7;
@@ -244,7 +247,8 @@ fn chunk_map() -> Target {
         let map = ChunkMap::open(&path, CHUNKS, INDEX_ID).unwrap();
         marked.for_each(|chunk| map.mark(chunk).unwrap());
         drop(map);
-        std::fs::read(&path).unwrap()
+        let map = std::fs::read(&path).unwrap();
+        [&map[..MAP_HEADER_BYTES], &map[BITS_AT..]].concat()
     });
     Target {
         name: "chunk-map",
@@ -252,10 +256,12 @@ fn chunk_map() -> Target {
         words: &[b"RFSCHMAP", b"\x01\0\0\0"],
         run: Box::new(move |bytes| {
             let mut shape = Shape::default();
+            let (header, bits) = bytes.split_at(bytes.len().min(MAP_HEADER_BYTES));
+            let mut map = header.to_vec();
+            map.resize(BITS_AT, 0);
+            map.extend_from_slice(bits);
             let file = File::options().write(true).open(dir.path().join("map")).unwrap();
-            file.set_len(0)
-                .and_then(|()| file.write_all_at(bytes, 0))
-                .unwrap();
+            file.set_len(0).and_then(|()| file.write_all_at(&map, 0)).unwrap();
             shape.result(ChunkMap::open(&path, CHUNKS, INDEX_ID), |shape, map| {
                 let is_present = |chunk: &u32| map.is_present(*chunk);
                 let present = (0..CHUNKS).filter(is_present).count() as u32;

@@ -10,6 +10,8 @@ use crate::layers::{Content, check_index, check_pass, decode, pieces};
 use crate::samples::{File, entries, gzip, noise, tar_of, zstd};
 
 const BLOCK_BYTES: usize = 512;
+/// Members up to this size get right checksums: that is enough for the seeds.
+const MEMBER_BYTES_MAX: usize = 64 << 10;
 
 pub(crate) fn targets() -> Vec<Target> {
     let tar = tar_of(&entries());
@@ -35,7 +37,14 @@ pub(crate) fn targets() -> Vec<Target> {
                 b"\x01\x00\x00\xff\xff",
                 b"\x03\x00",
             ],
-            run: Box::new(check_pass),
+            run: Box::new(|blob| {
+                let sealed = with_trailers(blob);
+                let mut shape = check_pass(blob);
+                if sealed != blob {
+                    shape.part(&check_pass(&sealed));
+                }
+                shape
+            }),
         },
         Target {
             name: "zstd",
@@ -118,6 +127,27 @@ fn named(tar: &[u8]) -> Vec<u8> {
     let mut encoder = builder.write(Vec::new(), flate2::Compression::fast());
     encoder.write_all(tar).unwrap();
     encoder.finish().unwrap()
+}
+
+/// The gzip members, as far as they are plain ones, with the checksums and lengths of what is in them.
+fn with_trailers(blob: &[u8]) -> Vec<u8> {
+    let mut blob = blob.to_vec();
+    let mut start = 0;
+    while blob.get(start..start + 4) == Some(b"\x1f\x8b\x08\x00") {
+        let mut inflate = flate2::Decompress::new(false);
+        let mut decoded = Vec::with_capacity(MEMBER_BYTES_MAX);
+        let body = blob.get(start + 10..).unwrap_or_default();
+        let status = inflate.decompress_vec(body, &mut decoded, flate2::FlushDecompress::Finish);
+        let trailer = start + 10 + inflate.total_in() as usize;
+        let (Ok(flate2::Status::StreamEnd), Some(bytes)) = (status, blob.get_mut(trailer..trailer + 8))
+        else {
+            break;
+        };
+        bytes[..4].copy_from_slice(&crc32fast::hash(&decoded).to_le_bytes());
+        bytes[4..].copy_from_slice(&(decoded.len() as u32).to_le_bytes());
+        start = trailer + 8;
+    }
+    blob
 }
 
 /// A header by hand, for what our writer does not write. The checksum comes later.
