@@ -12,12 +12,14 @@ from bench_tools import drop_caches, median_in_turns, print_table, seconds
 # Small, and in the first layer.
 SMALL = "etc/debian_version"
 LISTING = f"ls -lR . && cat {SMALL}"
+# Longer than a measurement takes: whether the tag has moved is not to be among what is asked.
+TAG_TTL = "tag_ttl=3600"
 # How long after the last read something may still be asked for.
 QUIET_S = 0.3
 HEAD = ("format", "compressed", "index", "cold: requests", "MB", "in s", "after a restart: requests", "MB",
         "file evicted: requests", "KB")
-# A first touch that is one pass over each layer: tag, and what unpacks it for the comparison.
-PASSES = (("gzip", "gunzip | "), ("zstd", "zstd -dc | "), ("tar", ""))
+# A first touch that is one pass over each layer: tag, what unpacks it for the comparison, and the goal if there is one.
+PASSES = (("gzip", "gunzip | ", 1.1), ("zstd", "zstd -dc | ", None), ("tar", "", None))
 
 
 def asked(requests):
@@ -58,11 +60,11 @@ class Formats:
         """One row of the table of requests."""
         line = self.bench.new_line(0)
         mount = self.bench.new_mount(f"format-{tag}", ["--plain-http"], line)
-        mount.mount()
+        mount.mount("-o", TAG_TTL)
         cold, cold_bytes, elapsed = self.listing(mount, line, tag)
         info = json.loads(mount.command("info", self.reference(tag), "--format", "json"))["layers"]
         mount.umount()
-        mount.mount()
+        mount.mount("-o", TAG_TTL)
         line.take()
         again, again_bytes, _ = self.listing(mount, line, tag)
         mount.command("cache", "evict", self.reference(tag), "/" + SMALL)
@@ -78,7 +80,7 @@ class Formats:
         self.rows.append(row)
         self.bench.say("  ".join(row))
 
-    def first_touch(self, tag, unpack):
+    def first_touch(self, tag, unpack, goal):
         """The first `ls` of a root filesystem with an empty cache, against hashing what its layers unpack to."""
         mount = self.bench.new_mount(f"touch-{tag}")
         manifest = json.loads(mount.command("manifest", self.reference(tag)))
@@ -93,13 +95,14 @@ class Formats:
             return elapsed
 
         turns = median_in_turns(max(3, self.bench.runs), touch, lambda: seconds(pull, self.bench.scratch))
-        self.bench.row(f"{tag}: first ls, empty cache / curl | {unpack}sha256sum of each layer", *turns, goal=1.1, unit="s")
+        what = f"{tag}: first ls, empty cache / curl | {unpack}sha256sum of each layer"
+        self.bench.row(what, *turns, goal=goal, unit="s")
 
     def measure(self):
         for tag in self.tags:
             self.format(tag)
-        for tag, unpack in PASSES:
-            self.first_touch(tag, unpack)
+        for tag, unpack, goal in PASSES:
+            self.first_touch(tag, unpack, goal)
 
     def print(self):
         print_table(HEAD, self.rows)

@@ -108,7 +108,7 @@ impl Environment {
                 text.parse().map_err(|e: Error| e.to_string())
             })?,
             plain_layer_bytes_max: self.size("REGISTRYFS_PLAIN_LAYER_BYTES_MAX")?,
-            shared_index_dir: self.path("REGISTRYFS_SHARED_INDEX_DIR").map(PathBuf::from),
+            shared_index_dir: self.path("REGISTRYFS_SHARED_INDEX_DIR"),
             allow: self.list("REGISTRYFS_ALLOW")?,
             deny: self.list("REGISTRYFS_DENY")?,
             credential: self.parsed("REGISTRYFS_CREDENTIAL", |text| {

@@ -278,6 +278,7 @@ impl Layer {
         let mountpoints = self.mount.iter_mut().flatten().map(|mount| &mut mount.mountpoint);
         self.cache_dir
             .iter_mut()
+            .chain(self.shared_index_dir.iter_mut())
             .chain(files)
             .chain(certs_dirs)
             .chain(layouts)

@@ -11,6 +11,7 @@ use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Result};
 use crate::layer::entry::{Entry, clean_path};
 use crate::layer::estargz::OWN_FILES;
+use crate::layer::tar::BLOCK_BYTES;
 use crate::layer::tar::scan::{Event, Scanner};
 use crate::layer::{Decoded, Decompressor, Descriptor, decompressor};
 
@@ -20,6 +21,8 @@ const ENTRIES_MAX: usize = 2_000_000;
 const HOLES_BYTES_MAX: u64 = 64 << 30;
 /// So many bytes of a blob tell how it is compressed.
 const HEAD_BYTES: usize = 16;
+/// The most blocks of zeros at the end of a tar: two, and what fills the last record of 20.
+const END_BLOCKS_MAX: usize = 21;
 /// Bytes of the tar that are written at a time.
 const BUFFER_BYTES: usize = 1 << 20;
 
@@ -130,11 +133,7 @@ impl Intake {
             decompressor.finish(&mut |decoded| self.tar.take(&decoded))?;
         }
         self.tar.scanner.finish()?;
-        let actual = self.tar.hasher.finish();
-        if actual != *diff_id {
-            let what = format!("DiffID of layer {}", descriptor.digest);
-            return Err(Error::mismatch(what, diff_id, actual));
-        }
+        check_tar(descriptor, self.tar.hasher, diff_id)?;
         let file = self.tar.out.into_inner();
         Ok(Spool {
             file: file.map_err(|error| write_failed(error.error()))?,
@@ -159,6 +158,20 @@ pub(super) fn check_blob(descriptor: &Descriptor, bytes: u64, hasher: Hasher) ->
         true => Ok(()),
         false => Err(Error::mismatch(what, descriptor.digest, actual)),
     }
+}
+
+/// Checks the DiffID. Some writers of zstd:chunked leave out the zeros at the end of a tar, which engines do not miss: the
+/// tar may be the one that is promised without them.
+fn check_tar(descriptor: &Descriptor, tar: Hasher, diff_id: &Digest) -> Result<()> {
+    let mut longer = tar.clone();
+    for _ in 0..=END_BLOCKS_MAX {
+        if longer.clone().finish() == *diff_id {
+            return Ok(());
+        }
+        longer.update(&[0; BLOCK_BYTES]);
+    }
+    let what = format!("DiffID of layer {}", descriptor.digest);
+    Err(Error::mismatch(what, diff_id, tar.finish()))
 }
 
 fn write_failed(error: &io::Error) -> Error {
@@ -290,5 +303,135 @@ impl Read for Content<'_> {
         }
         self.read_bytes.fetch_add(wanted as u64, Ordering::Relaxed);
         Ok(wanted)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn descriptor(blob: &[u8]) -> Descriptor {
+        Descriptor {
+            media_type: String::new(),
+            digest: Digest::of(blob),
+            size: blob.len() as u64,
+            annotations: BTreeMap::new(),
+            urls: Vec::new(),
+        }
+    }
+
+    /// Takes a blob in pieces of this size.
+    fn take(blob: &[u8], piece_bytes: usize, diff_id: &Digest) -> Result<Spool> {
+        let mut intake = Intake::new(tempfile::tempfile().unwrap());
+        for piece in blob.chunks(piece_bytes) {
+            intake.push(piece)?;
+        }
+        intake.finish(&descriptor(blob), diff_id)
+    }
+
+    fn contents(spool: &Spool) -> Vec<(String, Vec<u8>)> {
+        let read_bytes = AtomicU64::new(0);
+        let content = |spooled: &Spooled| {
+            let mut content = Vec::new();
+            let stop = Stop::default();
+            spool
+                .content(spooled, &read_bytes, &stop)
+                .read_to_end(&mut content)
+                .unwrap();
+            assert_eq!(content.len() as u64, spooled.entry.size);
+            (String::from_utf8(spooled.entry.path.clone()).unwrap(), content)
+        };
+        let all: Vec<_> = spool.entries.iter().map(content).collect();
+        assert_eq!(read_bytes.load(Ordering::Relaxed), spool.content_bytes);
+        all
+    }
+
+    /// A tar with a file, one that is nothing but a map of holes, and what eStargz adds to a tar.
+    fn tar() -> Vec<u8> {
+        let mut tar = ::tar::Builder::new(Vec::new());
+        let mut add = |records: &[(&str, &str)], path: &str, content: &[u8]| {
+            let records = records.iter().map(|(key, value)| (*key, value.as_bytes()));
+            tar.append_pax_extensions(records).unwrap();
+            let mut header = ::tar::Header::new_ustar();
+            header.set_size(content.len() as u64);
+            header.set_mode(0o644);
+            tar.append_data(&mut header, path, content).unwrap();
+        };
+        add(&[], ".no.prefetch.landmark", b"\x0f");
+        add(&[], "file", &[7; 1000]);
+        let sparse = [
+            ("GNU.sparse.major", "0"),
+            ("GNU.sparse.minor", "1"),
+            ("GNU.sparse.name", "sparse"),
+            ("GNU.sparse.size", "10"),
+            ("GNU.sparse.numblocks", "2"),
+            ("GNU.sparse.map", "1,2,6,1"),
+        ];
+        add(&sparse, "stored", b"abc");
+        add(&[], "sub/stargz.index.json", b"{}");
+        add(&[], "./stargz.index.json", b"{}");
+        tar.into_inner().unwrap()
+    }
+
+    #[test]
+    fn contents_come_out_with_their_holes_and_without_what_is_estargz() {
+        let tar = tar();
+        let expected = [
+            ("file".to_owned(), vec![7; 1000]),
+            ("sparse".to_owned(), b"\0ab\0\0\0c\0\0\0".to_vec()),
+            ("sub/stargz.index.json".to_owned(), b"{}".to_vec()),
+        ];
+        for piece_bytes in [1, 13, 512, 100_000] {
+            let spool = take(&tar, piece_bytes, &Digest::of(&tar)).unwrap();
+            assert_eq!(contents(&spool), expected, "{piece_bytes}");
+        }
+        let zstd = zstd::encode_all(tar.as_slice(), 1).unwrap();
+        let spool = take(&zstd, 100, &Digest::of(&tar)).unwrap();
+        assert_eq!(contents(&spool), expected);
+    }
+
+    #[test]
+    fn a_tar_may_lack_the_zeros_at_its_end_and_nothing_else() {
+        let tar = tar();
+        let bare = &tar[..tar.len() - 2 * BLOCK_BYTES];
+        let record = [bare, &vec![0; 10 << 10]].concat();
+        for promised in [bare, &tar, &record] {
+            take(bare, 1000, &Digest::of(promised)).unwrap();
+        }
+        let other = [bare, &[1; BLOCK_BYTES]].concat();
+        let error = take(bare, 1000, &Digest::of(&other)).unwrap_err();
+        assert_eq!(error.exit_code(), 7, "{error}");
+        assert!(
+            error.to_string().contains(&Digest::of(bare).to_string()),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_blob_that_is_not_the_promised_one_is_refused() {
+        let tar = tar();
+        let mut intake = Intake::new(tempfile::tempfile().unwrap());
+        intake.push(&tar).unwrap();
+        let error = intake
+            .finish(&descriptor(b"other"), &Digest::of(&tar))
+            .unwrap_err();
+        assert_eq!(error.exit_code(), 7, "{error}");
+        let within = tar.iter().position(|byte| *byte == 7).unwrap() + 10;
+        let cut = &tar[..within];
+        assert!(take(cut, 100, &Digest::of(cut)).is_err());
+        assert!(take(b"", 1, &Digest::of(b"")).unwrap().entries.is_empty());
+    }
+
+    #[test]
+    fn a_conversion_that_was_given_up_reads_nothing_more() {
+        let tar = tar();
+        let spool = take(&tar, 1000, &Digest::of(&tar)).unwrap();
+        let (read_bytes, stop) = (AtomicU64::new(0), Stop::default());
+        let mut content = spool.content(&spool.entries[0], &read_bytes, &stop);
+        assert_eq!(content.read(&mut [0; 10]).unwrap(), 10);
+        stop.now();
+        assert!(content.read(&mut [0; 10]).is_err());
     }
 }

@@ -273,20 +273,7 @@ pub(super) async fn answer(
             let (reference, platform) = image.parse()?;
             send_bytes(&images.config(&reference, &platform).await?, to).await
         }
-        Query::Cat { image, path } => {
-            let (reference, platform) = image.parse()?;
-            let file = images.open_file(&reference, &platform, &path).await?;
-            let mut offset = 0;
-            while offset < file.size() {
-                let bytes = file.read(offset, PIECE_BYTES_MAX).await?;
-                if bytes.is_empty() {
-                    return Err(Error::malformed(image.reference, "a file ended before its size"));
-                }
-                offset += bytes.len() as u64;
-                send(bytes, to).await?;
-            }
-            Ok(())
-        }
+        Query::Cat { image, path } => cat(images, &image, &path, to).await,
         Query::Plan { image, patterns } => {
             let (reference, platform) = image.parse()?;
             images.plan(&reference, &platform, &patterns, to).await
@@ -310,17 +297,33 @@ pub(super) async fn answer(
             let evicted = images.evict(&reference, &platform, &patterns).await?;
             send_document(&evicted, to).await
         }
-        Query::ExportIndexes { image } => {
-            let (reference, platform) = image.parse()?;
-            let exported = images.export_indexes(&reference, &platform).await?;
-            for layer in exported {
-                send_bytes(&layer.record().await?, to).await?;
-            }
-            Ok(())
-        }
+        Query::ExportIndexes { image } => export_indexes(images, &image, to).await,
         Query::ImportIndexes { file } => send_document(&images.import_indexes(file).await?, to).await,
         Query::Status => send_document(&status(), to).await,
     }
+}
+
+async fn cat(images: &Arc<Images>, image: &ImageName, path: &[u8], to: &Pieces) -> Result<()> {
+    let (reference, platform) = image.parse()?;
+    let file = images.open_file(&reference, &platform, path).await?;
+    let mut offset = 0;
+    while offset < file.size() {
+        let bytes = file.read(offset, PIECE_BYTES_MAX).await?;
+        if bytes.is_empty() {
+            return Err(Error::malformed(&image.reference, "a file ended before its size"));
+        }
+        offset += bytes.len() as u64;
+        send(bytes, to).await?;
+    }
+    Ok(())
+}
+
+async fn export_indexes(images: &Arc<Images>, image: &ImageName, to: &Pieces) -> Result<()> {
+    let (reference, platform) = image.parse()?;
+    for layer in images.export_indexes(&reference, &platform).await? {
+        send_bytes(&layer.record().await?, to).await?;
+    }
+    Ok(())
 }
 
 /// Sends a JSON document.

@@ -35,12 +35,12 @@ type Entries = Vec<(Entry, Vec<u8>)>;
 type Format = (&'static str, fn(&[Entries]) -> Result<Image>);
 
 const FORMATS: [Format; 12] = [
-    ("tar", |layers| image(layers, |entries| Layer::tar(entries))),
-    ("gzip", |layers| image(layers, |entries| Layer::gzip(entries))),
+    ("tar", |layers| image(layers, Layer::tar)),
+    ("gzip", |layers| image(layers, Layer::gzip)),
     ("gzip-members", |layers| {
         image(layers, |entries| Layer::gzip_members(entries, MEMBER_BYTES))
     }),
-    ("zstd", |layers| image(layers, |entries| Layer::zstd(entries))),
+    ("zstd", |layers| image(layers, Layer::zstd)),
     ("zstd-frames", |layers| {
         image(layers, |entries| Layer::zstd_frames(entries, MEMBER_BYTES))
     }),

@@ -176,7 +176,6 @@ mod tests {
                 .unwrap();
         }
         let summary = Summary {
-            toc_promised: true,
             toc_start: 900,
             toc_end: 1000,
             toc_bytes: 1,

@@ -55,8 +55,6 @@ pub struct Summary {
     pub unpacked_bytes: u64,
     /// Digest of the table of contents (for eStargz: of its uncompressed JSON), all zeros where there is none.
     pub toc_digest: Digest,
-    /// Whether the manifest promised that digest. If not, only the chunk digests in the TOC itself vouch for the data.
-    pub toc_promised: bool,
     /// Where the compressed TOC stands in the blob; at `toc_end` where it is none of it, or there is none.
     pub toc_start: u64,
     /// End of the compressed TOC in the blob.
@@ -82,7 +80,6 @@ impl Summary {
             data_bytes: 0,
             unpacked_bytes: 0,
             toc_digest: NO_DIGEST,
-            toc_promised: false,
             toc_start: 0,
             toc_end: 0,
             toc_bytes: 0,
@@ -309,7 +306,6 @@ impl<B: Deref<Target = [u8]>> Index<B> {
             tar_bytes: header.u64(),
             toc_digest: Digest::from_bytes(header.take()),
             diff_id: Digest::from_bytes(header.take()),
-            toc_promised: header.u8() != 0,
             format: Format::from_byte(header.u8()).ok_or_else(|| damaged("unknown format"))?,
         };
         if sections.end() != bytes.len() as u64 || counts[..4].iter().any(|&n| n > u64::from(u32::MAX)) {

@@ -456,7 +456,6 @@ fn write_header(out: &mut Vec<u8>, sections: &Sections, summary: &Summary) {
     );
     out.extend_from_slice(summary.toc_digest.as_bytes());
     out.extend_from_slice(summary.diff_id.as_bytes());
-    out.push(u8::from(summary.toc_promised));
     out.push(summary.format as u8);
     out.resize(HEADER_BYTES, 0);
 }

@@ -108,7 +108,8 @@ impl Pages<'_> {
                     .answer
                     .header(CONTENT_TYPE)
                     .is_some_and(|text| is_index(text.to_string())) => {}
-                200 | 404 | 405 | 501 => return Ok(None),
+                // What registries answer that do not have the API.
+                200 | 400 | 404 | 405 | 406 | 501 => return Ok(None),
                 _ => return Err(self.core.refuse(&self.endpoint.host, &what, &mut reached).await),
             }
             referrers.extend(read(&what, &body, self.artifact_type)?);

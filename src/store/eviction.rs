@@ -198,6 +198,10 @@ mod tests {
         layer.keep(chunk, place, &content(chunk)).unwrap();
     }
 
+    fn evict(layer: &Layer, chunks: Range<u32>) -> u64 {
+        layer.evict(std::slice::from_ref(&chunks)).unwrap()
+    }
+
     fn read(layer: &Layer, chunk: u32) -> Option<Vec<u8>> {
         let place = layer.index().chunk(chunk).unwrap().data_offset;
         layer
@@ -221,7 +225,7 @@ mod tests {
             let expected = (!matches!(chunk, 2 | 3 | 10)).then(|| content(chunk));
             assert_eq!(read(&layer, chunk), expected, "chunk {chunk}");
         }
-        assert_eq!(layer.evict(&[2..4]).unwrap(), 0, "they are gone already");
+        assert_eq!(evict(&layer, 2..4), 0, "they are gone already");
         keep(&layer, 3);
         assert_eq!(read(&layer, 3), Some(content(3)), "and come again");
     }
@@ -229,10 +233,10 @@ mod tests {
     #[test]
     fn a_chunk_that_comes_piece_by_piece_over_an_eviction_is_not_marked() {
         let (_dir, _store, layer) = world(2);
-        layer.evict(&[0..1]).unwrap();
+        evict(&layer, 0..1);
         let evictions = layer.evictions();
         layer.write(0, &content(0)).unwrap();
-        layer.evict(&[1..2]).unwrap();
+        evict(&layer, 1..2);
         layer.mark_written(0, evictions).unwrap();
         assert_eq!(read(&layer, 0), None);
         layer.write(0, &content(0)).unwrap();
@@ -244,7 +248,7 @@ mod tests {
     fn a_restart_does_not_bring_evicted_chunks_back() {
         let (dir, store, layer) = world(4);
         store.close();
-        layer.evict(&[1..2]).unwrap();
+        evict(&layer, 1..2);
         drop((layer, store));
         let store = Store::open(dir.path()).unwrap();
         let layer = store.layer(&Digest::of(b"key")).unwrap().unwrap();
@@ -280,7 +284,7 @@ mod tests {
             });
             for round in 0..200 {
                 let chunk = round % 8;
-                layer.evict(&[chunk..chunk + 1]).unwrap();
+                evict(&layer, chunk..chunk + 1);
             }
             over.store(true, Ordering::Relaxed);
         });

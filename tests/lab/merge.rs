@@ -25,7 +25,6 @@ fn layers_of_plain_tar_merge_by_the_rules() {
         String::from_utf8_lossy(&checked.stdout),
         String::from_utf8_lossy(&checked.stderr)
     );
-    println!("{said}");
     assert!(checked.status.success(), "{said}");
     for case in WARNED_OF {
         let reference = format!("{repository}:{case}");

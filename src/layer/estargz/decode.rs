@@ -164,7 +164,6 @@ mod tests {
                 .unwrap();
         }
         let summary = Summary {
-            toc_promised: true,
             toc_start: 1 << 29,
             toc_end: 1 << 29,
             ..Summary::of(Format::Estargz, 1 << 30)

@@ -196,7 +196,6 @@ impl EstargzIndexer {
         }
         let summary = Summary {
             toc_digest: self.promised,
-            toc_promised: true,
             toc_start: place.start,
             toc_end: place.end,
             toc_bytes: json.len() as u64,

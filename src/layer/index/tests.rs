@@ -7,7 +7,6 @@ use crate::layer::index_builder::{INNER_OFFSET_MAX, IndexBuilder, NewChunk, NewM
 fn summary() -> Summary {
     Summary {
         toc_digest: Digest::of(b"toc"),
-        toc_promised: true,
         toc_start: 900,
         toc_end: 990,
         toc_bytes: 400,

@@ -81,7 +81,6 @@ impl SociIndexer {
         }
         let summary = Summary {
             toc_digest: self.ztoc.digest,
-            toc_promised: true,
             ..Summary::of(Format::Soci, self.blob_bytes)
         };
         builder.finish(summary, self.blob_bytes)

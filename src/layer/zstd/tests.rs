@@ -44,8 +44,11 @@ fn noise(len: usize, seed: u64) -> Vec<u8> {
     (0..len).map(|_| next()).collect()
 }
 
-/// What comes out of a blob pushed in pieces of `piece` bytes: the tar, and each checkpoint with its place in the tar.
-fn decompress(blob: &[u8], piece: usize) -> Result<(Vec<u8>, Vec<(usize, Checkpoint)>)> {
+/// A tar, and its checkpoints by their place in it.
+type Decompressed = (Vec<u8>, Vec<(usize, Checkpoint)>);
+
+/// What comes out of a blob pushed in pieces of `piece` bytes.
+fn decompress(blob: &[u8], piece: usize) -> Result<Decompressed> {
     let mut decompressor = decompressor(blob);
     assert_eq!(decompressor.format(), Format::Zstd);
     let (mut tar, mut checkpoints) = (Vec::new(), Vec::new());

@@ -114,7 +114,6 @@ impl ZstdChunkedIndexer {
         }
         let summary = Summary {
             toc_digest: actual,
-            toc_promised: true,
             toc_start: position.start,
             toc_end: position.end,
             toc_bytes: position.bytes,

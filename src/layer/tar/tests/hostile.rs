@@ -180,7 +180,9 @@ fn sparse_files_of_other_formats_and_types_are_refused() {
 
 #[test]
 fn sparse_maps_that_lie_are_refused() {
-    let cases: [(u64, &[(u64, u64)], &[u8], &str); 9] = [
+    /// Size, segments, payload, and the rule that they break.
+    type Case<'a> = (u64, &'a [(u64, u64)], &'a [u8], &'a str);
+    let cases: [Case<'_>; 9] = [
         (10, &[(0, 3), (2, 3)], b"abcdef", "overlap or are out of order"),
         (10, &[(5, 1), (0, 1)], b"ab", "overlap or are out of order"),
         (10, &[(8, 3)], b"abc", "beyond the end of the file"),

@@ -160,7 +160,7 @@ fn frames_that_do_not_make_up_their_file_are_refused() {
     let refused: [Case; 22] = [
         ("ends before it starts", |e| e[6]["endOffset"] = json!(1)),
         ("ends where it starts", |e| {
-            e[6]["endOffset"] = e[6]["offset"].clone()
+            e[6]["endOffset"] = e[6]["offset"].clone();
         }),
         ("negative end", |e| e[6]["endOffset"] = json!(-1)),
         ("ends in the TOC", |e| e[6]["endOffset"] = json!(1_000_000)),
@@ -174,7 +174,7 @@ fn frames_that_do_not_make_up_their_file_are_refused() {
             e[2]["offset"] = first;
         }),
         ("chunk behind the end", |e| {
-            e[5]["offset"] = e[6]["offset"].clone()
+            e[5]["offset"] = e[6]["offset"].clone();
         }),
         ("zeros behind the end", |e| e[4]["offset"] = json!(1u64 << 40)),
         ("one frame, two ends", |e| {
@@ -226,7 +226,7 @@ fn records_that_estargz_refuses_are_refused() {
     let of_stargz: [Case; 3] = [
         ("zeros without ends", |e| e[1]["chunkType"] = json!("zeros")),
         ("an end among none", |e| {
-            e.last_mut().unwrap()["endOffset"] = json!(900)
+            e.last_mut().unwrap()["endOffset"] = json!(900);
         }),
         ("data in the TOC", |e| e[1]["offset"] = json!(1_000_000)),
     ];
