@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::fetch::{Fetcher, Source, blocking, key};
 use crate::layer::exchange::{self, Exchanged, PACKED_BYTES_MAX};
 use crate::layer::index::Index;
-use crate::layer::{Descriptor, WHOLE_BLOB};
+use crate::layer::{Descriptor, WHOLE_BLOB, is_plain};
 use crate::store::layer::Layer;
 
 /// How long the directory is waited for.
@@ -111,12 +111,20 @@ impl SharedIndexes {
 }
 
 impl Fetcher {
+    /// The directory, for a layer that only its blob's digest vouches for. Indexes are found there by that digest, and where
+    /// a manifest promises more, that has a say in what an index leaves out.
+    fn shared_for(&self, source: &Source) -> Option<&Arc<SharedIndexes>> {
+        self.shared_indexes
+            .as_ref()
+            .filter(|_| is_plain(&source.descriptor))
+    }
+
     /// A layer whose index another machine has left.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub(super) async fn shared_layer(&self, source: &Source) -> Result<Option<Arc<Layer>>> {
-        let Some(shared) = &self.shared_indexes else {
+        let Some(shared) = self.shared_for(source) else {
             return Ok(None);
         };
         let Descriptor { digest, size, .. } = source.descriptor;
@@ -132,7 +140,7 @@ impl Fetcher {
 
     /// Leaves the index of a layer for other machines. Nobody waits for that.
     pub(super) fn share(&self, source: &Source, layer: &Arc<Layer>) {
-        let Some(shared) = self.shared_indexes.clone() else {
+        let Some(shared) = self.shared_for(source).cloned() else {
             return;
         };
         let (runtime, digest, layer) = (self.runtime.clone(), source.descriptor.digest, Arc::clone(layer));

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::fetch::blocking;
 use crate::image::images::Images;
 use crate::image::platform::Platform;
-use crate::layer::exchange;
+use crate::layer::{exchange, is_plain};
 use crate::registry::reference::Reference;
 use crate::store::layer::Layer;
 
@@ -69,6 +69,10 @@ impl Images {
         self.rootfs(&image).await?;
         let mut exported: Vec<Exported> = Vec::new();
         for source in image.sources() {
+            // An index is handed on by the blob's digest: what it leaves out must not depend on more.
+            if !is_plain(&source.descriptor) {
+                continue;
+            }
             let layer = self.fetcher().layer(source).await?;
             let digest = source.descriptor.digest;
             let is_known = exported.iter().any(|known| known.digest == digest);

@@ -79,12 +79,14 @@ pub fn decompressor(first: &[u8]) -> Box<dyn Decompressor> {
 /// What [`index_promise`] says of a layer for which its blob's digest vouches.
 pub const WHOLE_BLOB: &str = "blob";
 
-/// What makes the index of a layer that is read in one pass. Where the manifest says that the layer's format put files of its
-/// own into the tar, they are left out, as by the indexer of that format.
+/// What makes the index of a layer that is read in one pass. Where the manifest promises a TOC of a format that puts files of
+/// its own into the tar, they are left out, as by the indexer of that format. Of a layer for which only its blob's digest
+/// vouches nothing is left out: what else a manifest says of it must not change what others find under that digest.
 #[must_use]
 pub fn scanner(descriptor: &Descriptor, format: Format) -> LayerScanner {
     let scanner = LayerScanner::new(format);
-    if descriptor.annotations.contains_key(TOC_DIGEST_ANNOTATION) {
+    let has_own_files = descriptor.annotations.contains_key(TOC_DIGEST_ANNOTATION);
+    if has_own_files && !is_plain(descriptor) {
         scanner.leaving_out(&OWN_FILES)
     } else {
         scanner
@@ -104,12 +106,18 @@ pub fn index_promise(descriptor: &Descriptor, ztoc: Option<&Descriptor>) -> Stri
     estargz_promise(descriptor).map_or_else(|| WHOLE_BLOB.to_owned(), |toc| format!("index {toc}"))
 }
 
+/// Whether a manifest promises nothing of a layer but its blob's digest. The index that one pass makes of such a layer is that
+/// of everyone who has the digest.
+#[must_use]
+pub fn is_plain(descriptor: &Descriptor) -> bool {
+    index_promise(descriptor, None) == WHOLE_BLOB
+}
+
 /// Whether a zTOC is of use for a layer: not where the manifest promises an index of its own, which has a digest for every
 /// chunk, nor for a compression that zTOCs do not know.
 #[must_use]
 pub fn takes_ztoc(descriptor: &Descriptor) -> bool {
-    index_promise(descriptor, None) == WHOLE_BLOB
-        && format_of_media_type(&descriptor.media_type) != Format::Zstd
+    is_plain(descriptor) && format_of_media_type(&descriptor.media_type) != Format::Zstd
 }
 
 /// A decoder for member `member` of a layer. It holds what it needs of the index. When a member's range is used up before
@@ -141,15 +149,13 @@ pub fn toc(format: Format, compressed: &[u8]) -> Result<Vec<u8>> {
 /// The format of a layer that is not indexed, as far as its manifest says it, and what reading it will cost.
 #[must_use]
 pub fn expected(descriptor: &Descriptor, ztoc: Option<&Descriptor>) -> (Format, Reading) {
-    let media_type = descriptor.media_type.to_ascii_lowercase();
     let is_promised = index_promise(descriptor, ztoc) != WHOLE_BLOB;
-    let format = match () {
-        () if ztoc.is_some() => Format::Soci,
-        () if media_type.contains("zstd") && is_promised => Format::ZstdChunked,
-        () if media_type.contains("zstd") => Format::Zstd,
-        () if media_type.contains("gzip") && is_promised => Format::Estargz,
-        () if media_type.contains("gzip") => Format::Gzip,
-        () => Format::Tar,
+    let format = match format_of_media_type(&descriptor.media_type) {
+        _ if ztoc.is_some() => Format::Soci,
+        Format::Zstd if is_promised => Format::ZstdChunked,
+        // Media types are often wrong, also that of an eStargz layer that says to be a tar.
+        _ if is_promised => Format::Estargz,
+        format => format,
     };
     let reading = match indexer(descriptor, ztoc) {
         Err(_) => Reading::Refused,
@@ -195,20 +201,27 @@ pub fn format_of_media_type(media_type: &str) -> Format {
 mod tests {
     use super::*;
     use crate::digest::Digest;
+    use crate::layer::entry::{Entry, Kind};
+    use crate::layer::estargz::PREFETCH_LANDMARK;
+    use crate::layer::{ContentSink, tar};
 
-    #[test]
-    fn the_manifest_says_what_reading_will_cost() {
-        let layer = |media_type: &str, promise: Option<&str>| Descriptor {
+    const OCI: &str = "application/vnd.oci.image.layer.v1.tar";
+
+    /// A layer with this annotation, which is a digest.
+    fn layer(media_type: &str, promise: Option<&str>) -> Descriptor {
+        let annotation = |key: &str| (key.to_owned(), Digest::of(b"").to_string());
+        Descriptor {
             media_type: media_type.to_owned(),
             digest: Digest::of(b""),
             size: 1,
-            annotations: promise
-                .map(|key| (key.to_owned(), Digest::of(b"").to_string()))
-                .into_iter()
-                .collect(),
+            annotations: promise.map(annotation).into_iter().collect(),
             urls: Vec::new(),
-        };
-        let oci = "application/vnd.oci.image.layer.v1.tar";
+        }
+    }
+
+    #[test]
+    fn the_manifest_says_what_reading_will_cost() {
+        let oci = OCI;
         let gzip = layer(&format!("{oci}+gzip"), None);
         let lazy = layer(&format!("{oci}+gzip"), Some(TOC_DIGEST_ANNOTATION));
         let docker = layer("application/vnd.docker.image.rootfs.diff.tar.gzip", None);
@@ -224,12 +237,51 @@ mod tests {
             ),
             (&layer(oci, None), None, (Format::Tar, Reading::PassNeeded)),
             (
+                &layer(oci, Some(TOC_DIGEST_ANNOTATION)),
+                None,
+                (Format::Estargz, Reading::Ranges),
+            ),
+            (
                 &layer(&format!("{oci}+gzip+encrypted"), None),
                 None,
                 (Format::Gzip, Reading::Refused),
             ),
         ] {
             assert_eq!(expected(descriptor, ztoc), said, "{descriptor:?}");
+        }
+    }
+
+    /// The names that a pass over a tar with a landmark finds.
+    fn names(descriptor: &Descriptor) -> Vec<Vec<u8>> {
+        struct Nowhere;
+        impl ContentSink for Nowhere {
+            fn content(&mut self, _: u64, _: &[u8]) -> Result<()> {
+                Ok(())
+            }
+        }
+        let header = |name: &str| tar::header(&Entry::new(name, Kind::File)).unwrap();
+        let tar = [header("a"), header(PREFETCH_LANDMARK), vec![0; tar::END_BYTES]].concat();
+        let mut scanner = scanner(descriptor, Format::Tar);
+        scanner.push(&tar, &mut Nowhere).unwrap();
+        let index = scanner.finish(tar.len() as u64).unwrap().index;
+        let index = Index::open(index.as_slice()).unwrap();
+        let name = |number| index.entry(number).unwrap().path.to_vec();
+        (0..index.entry_count()).map(name).collect()
+    }
+
+    #[test]
+    fn what_a_pass_leaves_out_depends_on_the_promise_alone() {
+        let annotation = Some(TOC_DIGEST_ANNOTATION);
+        for (compression, promise, is_left_out) in [
+            ("+gzip", None, false),
+            ("+gzip", annotation, true),
+            ("+zstd", None, false),
+            // Nothing but the blob's digest vouches for this one, and it shares its index with the one above.
+            ("+zstd", annotation, false),
+        ] {
+            let descriptor = layer(&format!("{OCI}{compression}"), promise);
+            assert_eq!(is_plain(&descriptor), !is_left_out);
+            assert_eq!(names(&descriptor).len() == 1, is_left_out, "{descriptor:?}");
         }
     }
 }

@@ -328,6 +328,7 @@ fn landmarks_and_the_toc_are_hidden_at_the_root_only() {
     entries.push(file("d/.prefetch.landmark", b"x"));
     entries.push((Entry::new(".no.prefetch.landmark/", Kind::Dir), Vec::new()));
     entries.push(file("./stargz.index.json", b"{}"));
+    entries.push(file("x/../stargz.index.json/.", b"{}"));
     for (landmark, ends) in [
         (Landmark::Prefetch(2), true),
         (Landmark::Prefetch(99), true),
