@@ -295,7 +295,8 @@ impl Filesystem {
         })
     }
 
-    /// The table of contents of a layer that has one. A layer that must be read as a whole has none.
+    /// The table of contents of a layer that has one. A layer that must be read as a whole has none, nor has one with a zTOC,
+    /// of which reading that would tell whether it must be.
     fn lookup_toc(
         &self,
         dir: &Arc<NameNode>,
@@ -312,6 +313,7 @@ impl Filesystem {
             let layer = match fetcher.known(&source).await? {
                 Known::Indexed(layer) => layer,
                 Known::Pass => return Ok(Lookup::Absent(FOREVER)),
+                Known::Ranges if source.ztoc.is_some() => return Ok(Lookup::Absent(FOREVER)),
                 Known::Ranges => match crate::fs::within(wait, || what, fetcher.layer(&source)).await {
                     Err(Error::Unsupported { .. }) => return Ok(Lookup::Absent(FOREVER)),
                     layer => layer?,
@@ -365,6 +367,7 @@ impl Filesystem {
         let layer = match fetcher.known(source).await? {
             Known::Indexed(layer) => layer,
             Known::Pass => return Ok(false),
+            Known::Ranges if source.ztoc.is_some() => return Ok(false),
             Known::Ranges => match fetcher.layer(source).await {
                 Ok(layer) => layer,
                 Err(Error::Unsupported { .. }) => return Ok(false),

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
@@ -12,12 +13,12 @@ use crate::error::{Error, Result};
 use crate::fetch::blocking;
 use crate::image::images::Images;
 use crate::image::platform::Platform;
-use crate::layer::{exchange, is_plain};
+use crate::layer::exchange;
 use crate::registry::reference::Reference;
 use crate::store::layer::Layer;
 
 /// Largest file with indexes in bytes: it is held while it is looked at.
-const FILE_BYTES_MAX: u64 = 2 << 30;
+pub const FILE_BYTES_MAX: u64 = 2 << 30;
 
 /// A layer whose index is handed on.
 #[derive(Debug)]
@@ -69,14 +70,11 @@ impl Images {
         self.rootfs(&image).await?;
         let mut exported: Vec<Exported> = Vec::new();
         for source in image.sources() {
-            // An index is handed on by the blob's digest: what it leaves out must not depend on more.
-            if !is_plain(&source.descriptor) {
-                continue;
-            }
-            let layer = self.fetcher().layer(source).await?;
+            let source = self.fetcher().settle(source).await?;
             let digest = source.descriptor.digest;
             let is_known = exported.iter().any(|known| known.digest == digest);
-            if layer.index().summary().passed().is_some() && !is_known {
+            if source.is_plain() && !is_known {
+                let layer = self.fetcher().layer_as_it_is(&source).await?;
                 let runtime = self.fetcher().runtime().clone();
                 exported.push(Exported {
                     runtime,
@@ -99,18 +97,29 @@ impl Images {
     /// As [`exchange::unpack`]; [`Error::Io`].
     pub async fn import_indexes(self: &Arc<Self>, file: PathBuf) -> Result<Imported> {
         let store = Arc::clone(self.fetcher().store());
+        let runtime = self.fetcher().runtime();
         let read = move || {
-            let bytes = store.take_incoming(&file, FILE_BYTES_MAX)?;
-            let (mut rest, mut all) = (bytes.as_slice(), Vec::new());
-            // At least one: an empty file is none.
-            while all.is_empty() || !rest.is_empty() {
-                all.push(exchange::unpack(&mut rest)?);
+            let bytes = Bytes::from(store.take_incoming(&file, FILE_BYTES_MAX)?);
+            let mut rest = bytes.as_ref();
+            // At least one: an empty file is none. They are unpacked once more below, because together they may be much
+            // larger than the file.
+            exchange::unpack(&mut rest)?;
+            while !rest.is_empty() {
+                exchange::unpack(&mut rest)?;
             }
-            Ok(all)
+            Ok(bytes)
         };
-        let all = blocking(self.fetcher().runtime(), read).await?;
+        let mut bytes = blocking(runtime, read).await?;
         let (mut imported, mut known) = (Vec::new(), Vec::new());
-        for exchanged in all {
+        while !bytes.is_empty() {
+            let unpack = move || {
+                let mut rest = bytes.as_ref();
+                let exchanged = exchange::unpack(&mut rest)?;
+                let taken = bytes.len() - rest.len();
+                Ok((exchanged, bytes.slice(taken..)))
+            };
+            let (exchanged, rest) = blocking(runtime, unpack).await?;
+            bytes = rest;
             let layer = exchanged.layer;
             match self.fetcher().adopt_index(exchanged).await? {
                 true => imported.push(layer),

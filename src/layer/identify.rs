@@ -79,14 +79,14 @@ pub fn decompressor(first: &[u8]) -> Box<dyn Decompressor> {
 /// What [`index_promise`] says of a layer for which its blob's digest vouches.
 pub const WHOLE_BLOB: &str = "blob";
 
-/// What makes the index of a layer that is read in one pass. Where the manifest promises a TOC of a format that puts files of
-/// its own into the tar, they are left out, as by the indexer of that format. Of a layer for which only its blob's digest
-/// vouches nothing is left out: what else a manifest says of it must not change what others find under that digest.
+/// What makes the index of a layer that is read in one pass. Where the manifest promises a table of contents of a format that
+/// puts files of its own into the tar, they are left out, as by the indexer of that format. Without the promise they are
+/// files like others: what the blob's digest alone vouches for must be the same for every image with that blob.
 #[must_use]
 pub fn scanner(descriptor: &Descriptor, format: Format) -> LayerScanner {
     let scanner = LayerScanner::new(format);
-    let has_own_files = descriptor.annotations.contains_key(TOC_DIGEST_ANNOTATION);
-    if has_own_files && !is_plain(descriptor) {
+    let is_promised = index_promise(descriptor, None) != WHOLE_BLOB;
+    if is_promised && descriptor.annotations.contains_key(TOC_DIGEST_ANNOTATION) {
         scanner.leaving_out(&OWN_FILES)
     } else {
         scanner
@@ -106,18 +106,12 @@ pub fn index_promise(descriptor: &Descriptor, ztoc: Option<&Descriptor>) -> Stri
     estargz_promise(descriptor).map_or_else(|| WHOLE_BLOB.to_owned(), |toc| format!("index {toc}"))
 }
 
-/// Whether a manifest promises nothing of a layer but its blob's digest. The index that one pass makes of such a layer is that
-/// of everyone who has the digest.
-#[must_use]
-pub fn is_plain(descriptor: &Descriptor) -> bool {
-    index_promise(descriptor, None) == WHOLE_BLOB
-}
-
 /// Whether a zTOC is of use for a layer: not where the manifest promises an index of its own, which has a digest for every
 /// chunk, nor for a compression that zTOCs do not know.
 #[must_use]
 pub fn takes_ztoc(descriptor: &Descriptor) -> bool {
-    is_plain(descriptor) && format_of_media_type(&descriptor.media_type) != Format::Zstd
+    index_promise(descriptor, None) == WHOLE_BLOB
+        && format_of_media_type(&descriptor.media_type) != Format::Zstd
 }
 
 /// A decoder for member `member` of a layer. It holds what it needs of the index. When a member's range is used up before
@@ -201,27 +195,66 @@ pub fn format_of_media_type(media_type: &str) -> Format {
 mod tests {
     use super::*;
     use crate::digest::Digest;
-    use crate::layer::entry::{Entry, Kind};
-    use crate::layer::estargz::PREFETCH_LANDMARK;
-    use crate::layer::{ContentSink, tar};
 
-    const OCI: &str = "application/vnd.oci.image.layer.v1.tar";
+    /// The index that a pass makes of a tar with a landmark in it.
+    fn index_of_pass(descriptor: &Descriptor) -> Vec<u8> {
+        let mut tar = tar::Builder::new(Vec::new());
+        for name in [".prefetch.landmark", "file"] {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(1);
+            header.set_cksum();
+            tar.append_data(&mut header, name, &b"x"[..]).unwrap();
+        }
+        let mut scanner = scanner(descriptor, Format::Tar);
+        struct Nowhere;
+        impl crate::layer::ContentSink for Nowhere {
+            fn content(&mut self, _: u64, _: &[u8]) -> Result<()> {
+                Ok(())
+            }
+        }
+        let tar = tar.into_inner().unwrap();
+        scanner.push(&tar, &mut Nowhere).unwrap();
+        scanner.finish(tar.len() as u64).unwrap().index
+    }
 
-    /// A layer with this annotation, which is a digest.
-    fn layer(media_type: &str, promise: Option<&str>) -> Descriptor {
-        let annotation = |key: &str| (key.to_owned(), Digest::of(b"").to_string());
-        Descriptor {
-            media_type: media_type.to_owned(),
+    #[test]
+    fn what_the_blobs_digest_alone_vouches_for_is_the_same_for_every_image() {
+        let layer = |media_type: &str, promise: bool| Descriptor {
+            media_type: format!("application/vnd.oci.image.layer.v1.tar{media_type}"),
             digest: Digest::of(b""),
             size: 1,
-            annotations: promise.map(annotation).into_iter().collect(),
+            annotations: promise
+                .then(|| (TOC_DIGEST_ANNOTATION.to_owned(), Digest::of(b"").to_string()))
+                .into_iter()
+                .collect(),
             urls: Vec::new(),
-        }
+        };
+        let plain = layer("+gzip", false);
+        // An annotation that promises nothing in this format.
+        let odd = layer("+zstd", true);
+        let lazy = layer("+gzip", true);
+        assert_eq!(index_promise(&plain, None), index_promise(&odd, None));
+        assert!(index_of_pass(&plain) == index_of_pass(&odd));
+        assert_ne!(index_promise(&plain, None), index_promise(&lazy, None));
+        assert!(
+            index_of_pass(&plain) != index_of_pass(&lazy),
+            "its own files are left out"
+        );
     }
 
     #[test]
     fn the_manifest_says_what_reading_will_cost() {
-        let oci = OCI;
+        let layer = |media_type: &str, promise: Option<&str>| Descriptor {
+            media_type: media_type.to_owned(),
+            digest: Digest::of(b""),
+            size: 1,
+            annotations: promise
+                .map(|key| (key.to_owned(), Digest::of(b"").to_string()))
+                .into_iter()
+                .collect(),
+            urls: Vec::new(),
+        };
+        let oci = "application/vnd.oci.image.layer.v1.tar";
         let gzip = layer(&format!("{oci}+gzip"), None);
         let lazy = layer(&format!("{oci}+gzip"), Some(TOC_DIGEST_ANNOTATION));
         let docker = layer("application/vnd.docker.image.rootfs.diff.tar.gzip", None);
@@ -248,40 +281,6 @@ mod tests {
             ),
         ] {
             assert_eq!(expected(descriptor, ztoc), said, "{descriptor:?}");
-        }
-    }
-
-    /// The names that a pass over a tar with a landmark finds.
-    fn names(descriptor: &Descriptor) -> Vec<Vec<u8>> {
-        struct Nowhere;
-        impl ContentSink for Nowhere {
-            fn content(&mut self, _: u64, _: &[u8]) -> Result<()> {
-                Ok(())
-            }
-        }
-        let header = |name: &str| tar::header(&Entry::new(name, Kind::File)).unwrap();
-        let tar = [header("a"), header(PREFETCH_LANDMARK), vec![0; tar::END_BYTES]].concat();
-        let mut scanner = scanner(descriptor, Format::Tar);
-        scanner.push(&tar, &mut Nowhere).unwrap();
-        let index = scanner.finish(tar.len() as u64).unwrap().index;
-        let index = Index::open(index.as_slice()).unwrap();
-        let name = |number| index.entry(number).unwrap().path.to_vec();
-        (0..index.entry_count()).map(name).collect()
-    }
-
-    #[test]
-    fn what_a_pass_leaves_out_depends_on_the_promise_alone() {
-        let annotation = Some(TOC_DIGEST_ANNOTATION);
-        for (compression, promise, is_left_out) in [
-            ("+gzip", None, false),
-            ("+gzip", annotation, true),
-            ("+zstd", None, false),
-            // Nothing but the blob's digest vouches for this one, and it shares its index with the one above.
-            ("+zstd", annotation, false),
-        ] {
-            let descriptor = layer(&format!("{OCI}{compression}"), promise);
-            assert_eq!(is_plain(&descriptor), !is_left_out);
-            assert_eq!(names(&descriptor).len() == 1, is_left_out, "{descriptor:?}");
         }
     }
 }

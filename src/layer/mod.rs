@@ -31,8 +31,8 @@ use crate::digest::Digest;
 use crate::error::Result;
 
 pub use identify::{
-    WHOLE_BLOB, decoder, decompressor, expected, format_of_media_type, index_promise, indexer, is_plain,
-    reading, scanner, takes_ztoc, toc,
+    WHOLE_BLOB, decoder, decompressor, expected, format_of_media_type, index_promise, indexer, reading,
+    scanner, takes_ztoc, toc,
 };
 
 /// How a layer's bytes are laid out, as shown in `layers/N/format`.

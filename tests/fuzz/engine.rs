@@ -74,6 +74,9 @@ impl Shape {
     }
 }
 
+/// Parses an input; panics where a rule is broken.
+type Run = Box<dyn Fn(&[u8]) -> Shape>;
+
 /// A parser with what is needed to try it.
 pub(crate) struct Target {
     pub(crate) name: &'static str,
@@ -81,8 +84,7 @@ pub(crate) struct Target {
     pub(crate) seeds: Vec<Vec<u8>>,
     /// What the format is made of.
     pub(crate) words: &'static [&'static [u8]],
-    /// Parses an input; panics where a rule is broken.
-    pub(crate) run: Box<dyn Fn(&[u8]) -> Shape>,
+    pub(crate) run: Run,
 }
 
 /// Writes a line to standard error, also where tests' output is held back.
@@ -98,7 +100,11 @@ thread_local! {
 pub(crate) fn note_panics() {
     std::panic::set_hook(Box::new(|info| {
         let place = info.location().map(ToString::to_string).unwrap_or_default();
-        let message = info.payload_as_str().unwrap_or_default().to_owned();
+        let payload = info.payload();
+        let message = match payload.downcast_ref::<String>() {
+            Some(message) => message.as_str(),
+            None => payload.downcast_ref::<&str>().copied().unwrap_or_default(),
+        };
         PANIC.with_borrow_mut(|panic| *panic = Some(format!("{place}: {message}")));
     }));
 }

@@ -226,7 +226,7 @@ pub(crate) fn decode(index: &Index<&[u8]>, blob: &[u8], shape: &mut Shape) -> BT
                 assert_eq!(is_done, *was_done, "pieces of {piece}: {outcome:?}");
                 assert!(!is_done || verified == *before, "pieces of {piece}");
             } else {
-                shape.result(outcome, |shape, done| shape.note(done));
+                shape.result(outcome, Shape::note);
                 whole = Some((is_done, verified.clone()));
             }
             all.extend(verified);

@@ -37,6 +37,8 @@ impl Random {
 
 /// The largest input that mutations make.
 const INPUT_BYTES_MAX: usize = 256 << 10;
+/// How much of an input is near its end.
+const ENDS_BYTES: usize = 4096;
 const BYTES: [u8; 12] = [0, 1, 7, 0x0a, 0x20, b'/', b'"', 0x7f, 0x80, 0xfe, 0xff, b'.'];
 const NUMBERS: [u64; 21] = [
     0,
@@ -88,7 +90,7 @@ pub(crate) fn mutate(input: &mut Vec<u8>, others: &[Vec<u8>], words: &[&[u8]], r
 }
 
 fn once(input: &mut Vec<u8>, others: &[Vec<u8>], words: &[&[u8]], random: &mut Random) {
-    let at = random.below(input.len());
+    let at = place(input.len(), random);
     match random.below(14) {
         0 if !input.is_empty() => input[at] ^= 1 << random.below(8),
         1 if !input.is_empty() => input[at] = *random.pick(&BYTES),
@@ -126,6 +128,16 @@ fn once(input: &mut Vec<u8>, others: &[Vec<u8>], words: &[&[u8]], random: &mut R
             let piece = input[from..from + bytes].to_vec();
             input[at..at + bytes].copy_from_slice(&piece);
         }
+    }
+}
+
+/// Anywhere, but more often near an end: that is where formats say what is in between.
+fn place(bytes: usize, random: &mut Random) -> usize {
+    let end = bytes.min(ENDS_BYTES);
+    match random.below(4) {
+        0 => random.below(end),
+        1 => bytes - end + random.below(end),
+        _ => random.below(bytes),
     }
 }
 

@@ -11,6 +11,7 @@ mod faults;
 mod foreign;
 mod formats;
 mod freshness;
+mod indexes;
 #[path = "../support/layout.rs"]
 mod layout;
 mod layouts;

@@ -68,7 +68,7 @@ pub(crate) fn targets() -> Vec<Target> {
                 let mut shape = Shape::default();
                 shape.result(parsers::token(body), Shape::count);
                 shape.result(parsers::names(body), |shape, names| {
-                    shape.count(names.len() as u64)
+                    shape.count(names.len() as u64);
                 });
                 let of_type = parsers::referrers(body, "application/vnd.amazon.soci.index.v1+json");
                 shape.result(of_type, |shape, found| shape.count(found.len() as u64));
@@ -124,7 +124,7 @@ fn manifest(body: &[u8]) -> Shape {
     let mut shape = Shape::default();
     for header in [None, Some("application/vnd.oci.image.manifest.v1+json")] {
         shape.result(parsers::manifest_type(header, body), |shape, media_type| {
-            shape.note(media_type)
+            shape.note(media_type);
         });
     }
     let of = |descriptor: &Descriptor, shape: &mut Shape| {

@@ -130,7 +130,7 @@ fn decode_all(index: &Index<&[u8]>, blob: &[u8], shape: &mut Shape) {
             let bytes = bytes.ok_or_else(|| Error::malformed("member", "beyond the blob"))?;
             layer::decoder(index, number)?.push(bytes, &mut Anything)
         });
-        shape.result(decoded, |shape, done| shape.note(done));
+        shape.result(decoded, Shape::note);
     }
 }
 
@@ -157,7 +157,7 @@ fn merged_tree(indexes: &[Vec<u8>]) -> Target {
                 for number in 0..tree.node_count() {
                     shape.result(tree.path_of(number), |shape, path| shape.count(path.len() as u64));
                     shape.result(tree.lookup(number, b"text"), |shape, found| {
-                        shape.note(found.is_some())
+                        shape.note(found.is_some());
                     });
                     let node = tree.node(number);
                     shape.result(node, |shape, node| {

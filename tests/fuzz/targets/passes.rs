@@ -186,80 +186,78 @@ fn pax(records: &[&str], typeflag: u8) -> Vec<u8> {
     .concat()
 }
 
+/// Headers of every dialect, and what stands in front of them.
 fn tars(tar: Vec<u8>) -> Vec<Vec<u8>> {
-    let file = |name: &[u8], payload: &[u8]| {
-        [header(name, b'0', payload.len(), USTAR), padded(payload.to_vec())].concat()
-    };
-    let end = vec![0; 2 * BLOCK_BYTES];
     let long = b"a/long/name".repeat(20);
-    let mut sparse = header(b"sparse", b'S', 1024, GNU);
-    sparse[386..398].copy_from_slice(b"00000001000\0");
-    sparse[398..410].copy_from_slice(b"00000001000\0");
-    sparse[410..422].copy_from_slice(b"00000010000\0");
-    sparse[422..434].copy_from_slice(b"00000001000\0");
-    sparse[483..495].copy_from_slice(b"00000100000\0");
-    let pax_sparse = pax(
-        &[
-            "GNU.sparse.major=1",
-            "GNU.sparse.minor=0",
-            "GNU.sparse.name=s",
-            "GNU.sparse.realsize=9000",
-        ],
-        b'x',
-    );
-    let map = padded(b"2\n0\n5\n8000\n5\n".to_vec());
+    let long_names = [
+        header(b"././@LongLink", b'L', long.len(), GNU),
+        padded(long.clone()),
+        header(b"././@LongLink", b'K', long.len(), GNU),
+        padded(long),
+        header(b"short", b'2', 0, GNU),
+    ];
+    let records = [
+        pax(&["path=global", "mtime=1.5"], b'g'),
+        pax(
+            &["path=p\u{e4}", "SCHILY.xattr.user.x=y", "mtime=-1.25", "uid=7"],
+            b'x',
+        ),
+        file(b"short", &noise(600)),
+    ];
     let mut timed = Entry::new("timed", Kind::Dir);
     timed.mtime = Time {
         seconds: -5,
         nanos: 123_000_000,
     };
-    let mut v7 = header(b"v7", b'\0', 3, &[0; 8]);
-    v7[257..265].fill(0);
-    vec![
+    let old = [header(b"v7", b'\0', 3, &[0; 8]), padded(b"abc".to_vec())];
+    let with_end = |parts: &[Vec<u8>]| [parts.concat(), vec![0; 2 * BLOCK_BYTES]].concat();
+    let mut tars = vec![
         tar,
-        [
-            header(b"././@LongLink", b'L', long.len(), GNU),
-            padded(long.clone()),
-            header(b"././@LongLink", b'K', long.len(), GNU),
-            padded(long),
-            header(b"short", b'2', 0, GNU),
-            end.clone(),
-        ]
-        .concat(),
-        [sparse, vec![7; 1024], file(b"behind", b"it"), end.clone()].concat(),
-        [
-            pax_sparse,
+        with_end(&long_names),
+        with_end(&records),
+        tar_of(&[(timed, Vec::new())]),
+        with_end(&old),
+    ];
+    tars.extend(sparse_files().iter().map(|parts| with_end(parts)));
+    tars
+}
+
+fn file(name: &[u8], payload: &[u8]) -> Vec<u8> {
+    [header(name, b'0', payload.len(), USTAR), padded(payload.to_vec())].concat()
+}
+
+/// Sparse files: of GNU, of PAX 1.0, of PAX 0.1.
+fn sparse_files() -> [Vec<Vec<u8>>; 3] {
+    let mut sparse = header(b"sparse", b'S', 1024, GNU);
+    for (at, number) in [
+        (386, b"00000001000\0"),
+        (398, b"00000001000\0"),
+        (410, b"00000010000\0"),
+        (422, b"00000001000\0"),
+        (483, b"00000100000\0"),
+    ] {
+        sparse[at..at + number.len()].copy_from_slice(number);
+    }
+    let newest = [
+        "GNU.sparse.major=1",
+        "GNU.sparse.minor=0",
+        "GNU.sparse.name=s",
+        "GNU.sparse.realsize=9000",
+    ];
+    let older = [
+        "GNU.sparse.map=0,5,80,5",
+        "GNU.sparse.size=100",
+        "GNU.sparse.name=old",
+    ];
+    [
+        vec![sparse, vec![7; 1024], file(b"behind", b"it")],
+        vec![
+            pax(&newest, b'x'),
             header(b"GNUSparseFile.0/s", b'0', 522, USTAR),
-            map,
+            padded(b"2\n0\n5\n8000\n5\n".to_vec()),
             vec![8; 512],
-            end.clone(),
-        ]
-        .concat(),
-        [
-            pax(
-                &[
-                    "GNU.sparse.map=0,5,80,5",
-                    "GNU.sparse.size=100",
-                    "GNU.sparse.name=old",
-                ],
-                b'x',
-            ),
-            file(b"old", b"0123456789"),
-            end.clone(),
-        ]
-        .concat(),
-        [
-            pax(&["path=global", "mtime=1.5"], b'g'),
-            pax(
-                &["path=p\u{e4}", "SCHILY.xattr.user.x=y", "mtime=-1.25", "uid=7"],
-                b'x',
-            ),
-            file(b"short", &noise(600)),
-            end.clone(),
-        ]
-        .concat(),
-        [tar_of(&[(timed, Vec::new())]), end.clone()].concat(),
-        [padded(v7), padded(b"abc".to_vec()), end].concat(),
+        ],
+        vec![pax(&older, b'x'), file(b"old", b"0123456789")],
     ]
 }
 

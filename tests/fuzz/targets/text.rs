@@ -12,6 +12,61 @@ use registryfs::registry::reference::{Reference, Repository, is_component, is_ho
 use crate::engine::{Shape, Target};
 use crate::samples::digest;
 
+const REFERENCE_WORDS: &[&[u8]] = &[
+    b":",
+    b"/",
+    b"@",
+    b"sha256:",
+    b"..",
+    b"__",
+    b"-",
+    b"[",
+    b"]",
+    b"docker.io",
+    b"library/",
+    b"localhost",
+    b"\xc3\xa4",
+];
+const HEADER_WORDS: &[&[u8]] = &[
+    b"Bearer ",
+    b"Basic ",
+    b"realm=",
+    b"service=",
+    b"scope=",
+    b"error=",
+    b"\"",
+    b"\\",
+    b",",
+    b";",
+    b"=",
+    b" ",
+    b"<",
+    b">",
+    b"rel=\"next\"",
+    b"bytes ",
+    b"-",
+    b"/*",
+    b"\n",
+    b"http://",
+    b"169.254.169.254",
+    b"[::1]",
+];
+const PATTERN_WORDS: &[&[u8]] = &[
+    b"**", b"*", b"?", b"[", b"]", b"[!", b"{", b"}", b"\\", b"/", b"..", b"-", b"\xff",
+];
+const FIELD_WORDS: &[&[u8]] = &[
+    b"Z",
+    b"+",
+    b"-",
+    b"T",
+    b":",
+    b".",
+    b"0000",
+    b"9999",
+    b"user.",
+    b"\xff\xff\xff\xff",
+];
+
 pub(crate) fn targets() -> Vec<Target> {
     let bytes = |texts: &[&str]| {
         texts
@@ -34,21 +89,7 @@ pub(crate) fn targets() -> Vec<Target> {
                 "20 GiB",
                 "user:pass",
             ]),
-            words: &[
-                b":",
-                b"/",
-                b"@",
-                b"sha256:",
-                b"..",
-                b"__",
-                b"-",
-                b"[",
-                b"]",
-                b"docker.io",
-                b"library/",
-                b"localhost",
-                b"\xc3\xa4",
-            ],
+            words: REFERENCE_WORDS,
             run: Box::new(reference),
         },
         Target {
@@ -61,38 +102,13 @@ pub(crate) fn targets() -> Vec<Target> {
                 "bytes 5-9/*",
                 "socks5h://u:p@proxy.example:1080",
             ]),
-            words: &[
-                b"Bearer ",
-                b"Basic ",
-                b"realm=",
-                b"service=",
-                b"scope=",
-                b"error=",
-                b"\"",
-                b"\\",
-                b",",
-                b";",
-                b"=",
-                b" ",
-                b"<",
-                b">",
-                b"rel=\"next\"",
-                b"bytes ",
-                b"-",
-                b"/*",
-                b"\n",
-                b"http://",
-                b"169.254.169.254",
-                b"[::1]",
-            ],
+            words: HEADER_WORDS,
             run: Box::new(headers),
         },
         Target {
             name: "patterns",
             seeds: bytes(&["usr/**/*.so", "/etc/[a-z]*", "a\\*b", "?x/..", "[!a]"]),
-            words: &[
-                b"**", b"*", b"?", b"[", b"]", b"[!", b"{", b"}", b"\\", b"/", b"..", b"-", b"\xff",
-            ],
+            words: PATTERN_WORDS,
             run: Box::new(|input| {
                 let mut shape = Shape::default();
                 shape.result(Pattern::parse(input), |shape, pattern| {
@@ -108,18 +124,7 @@ pub(crate) fn targets() -> Vec<Target> {
                 vec![encoded.unwrap()],
             ]
             .concat(),
-            words: &[
-                b"Z",
-                b"+",
-                b"-",
-                b"T",
-                b":",
-                b".",
-                b"0000",
-                b"9999",
-                b"user.",
-                b"\xff\xff\xff\xff",
-            ],
+            words: FIELD_WORDS,
             run: Box::new(fields),
         },
     ]
@@ -154,7 +159,7 @@ fn reference(input: &[u8]) -> Shape {
         shape.note(platform.variant.is_some());
     });
     shape.result(text.parse::<Digest>(), |_, digest| {
-        assert_eq!(digest.to_string(), text)
+        assert_eq!(digest.to_string(), text);
     });
     shape.result(text.parse::<Credential>(), |shape, _| shape.note("credential"));
     shape.result(parse_bytes(text), Shape::count);

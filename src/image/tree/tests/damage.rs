@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::error::{Error, Result};
-use crate::image::tree::format::{CRC_AT, HEADER_BYTES};
+use crate::image::tree::format::{CRC_AT, HEADER_BYTES, NODE_BYTES};
 use crate::layer::index;
 
 /// A tree with something of everything.
@@ -85,6 +85,21 @@ fn every_changed_byte_and_every_cut_is_noticed() {
     for len in 0..good.len() {
         assert!(Tree::open(&good[..len], &key()).is_err(), "cut to {len}");
     }
+}
+
+#[test]
+fn a_root_that_is_in_itself_is_found_out() {
+    let mut bad = good();
+    // The first name leads to the root, and the root says that this is its name: the first dirent's inode, behind the
+    // inodes, and the root's own field, at 56 of its record.
+    let nodes = Tree::open(bad.as_slice(), &key()).unwrap().node_count() as usize;
+    let dirent = HEADER_BYTES + nodes * NODE_BYTES;
+    bad[dirent..dirent + 4].fill(0);
+    bad[HEADER_BYTES + 56..HEADER_BYTES + 60].fill(0);
+    assert!(matches!(
+        read_all(&with_right_checksum(bad)),
+        Err(Error::Malformed { .. })
+    ));
 }
 
 #[test]
