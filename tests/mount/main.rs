@@ -11,6 +11,7 @@ mod faults;
 mod foreign;
 mod formats;
 mod freshness;
+mod indexes;
 #[path = "../support/layout.rs"]
 mod layout;
 mod layouts;
@@ -20,6 +21,7 @@ mod names;
 mod names_more;
 mod oddities;
 mod outage;
+mod pass_faults;
 mod passes;
 mod readers;
 mod secrets;
