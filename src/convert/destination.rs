@@ -147,7 +147,7 @@ impl Destination {
                 client, reference, ..
             } => {
                 let to = &reference.repository;
-                if client.has_blob(to, digest).await? {
+                if client.has_blob(to, digest, size).await? {
                     return Ok(Some(Stored::Present));
                 }
                 let same = to.host() == source.host() && to != source;

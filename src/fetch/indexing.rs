@@ -325,6 +325,8 @@ fn name(layer: &str, error: Error) -> Error {
     let named = |what: String| {
         if what.starts_with("layer sha256:") {
             layer.to_owned()
+        } else if what.starts_with(layer) {
+            what
         } else {
             format!("{layer}, {what}")
         }

@@ -295,7 +295,8 @@ impl Filesystem {
         })
     }
 
-    /// The table of contents of a layer that has one. A layer that must be read as a whole has none.
+    /// The table of contents of a layer that has one. A layer that must be read as a whole has none, nor has one with a zTOC,
+    /// of which reading that would tell whether it must be.
     fn lookup_toc(
         &self,
         dir: &Arc<NameNode>,
@@ -309,6 +310,9 @@ impl Filesystem {
         let wait = self.options().lookup_wait;
         self.journaled("lookup", move || path, async move {
             let fetcher = filesystem.images().fetcher();
+            if source.ztoc.is_some() {
+                return Ok(Lookup::Absent(FOREVER));
+            }
             let layer = match crate::fs::within(wait, || what, fetcher.layer_without_pass(&source)).await {
                 Err(Error::Unsupported { .. }) => return Ok(Lookup::Absent(FOREVER)),
                 layer => layer?,
@@ -360,6 +364,10 @@ impl Filesystem {
 
     /// Whether a layer has a table of contents. To find out, none is read as a whole.
     async fn has_toc(&self, source: &Arc<Source>) -> Result<bool> {
+        // What is read by a zTOC has no table of contents of its own.
+        if source.ztoc.is_some() {
+            return Ok(false);
+        }
         match self.images().fetcher().layer_without_pass(source).await {
             Ok(layer) => Ok(layer.is_some_and(|layer| layer.index().summary().toc_bytes > 0)),
             Err(Error::Unsupported { .. }) => Ok(false),

@@ -18,7 +18,7 @@ use crate::registry::reference::Reference;
 use crate::store::layer::Layer;
 
 /// Largest file with indexes in bytes: it is held while it is looked at.
-const FILE_BYTES_MAX: u64 = 2 << 30;
+pub const FILE_BYTES_MAX: u64 = 2 << 30;
 
 /// A layer whose index is handed on.
 #[derive(Debug)]

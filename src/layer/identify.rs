@@ -153,10 +153,12 @@ pub fn expected(descriptor: &Descriptor, ztoc: Option<&Descriptor>) -> (Format, 
         () if media_type.contains("gzip") => Format::Gzip,
         () => Format::Tar,
     };
-    match is_promised {
-        true => (format, Reading::Ranges),
-        false => (format, Reading::PassNeeded),
-    }
+    let reading = match indexer(descriptor, ztoc) {
+        Err(_) => Reading::Refused,
+        Ok(_) if is_promised => Reading::Ranges,
+        Ok(_) => Reading::PassNeeded,
+    };
+    (format, reading)
 }
 
 /// What reading a layer costs that is indexed.
@@ -269,6 +271,11 @@ mod tests {
                 (Format::Zstd, Reading::PassNeeded),
             ),
             (&layer(oci, None), None, (Format::Tar, Reading::PassNeeded)),
+            (
+                &layer(&format!("{oci}+gzip+encrypted"), None),
+                None,
+                (Format::Gzip, Reading::Refused),
+            ),
         ] {
             assert_eq!(expected(descriptor, ztoc), said, "{descriptor:?}");
         }

@@ -540,7 +540,7 @@ fn check(what: &str, answer: Answer, range: Range<u64>, blob_bytes: u64) -> Resu
 }
 
 /// Parses `bytes FIRST-LAST/LENGTH` (RFC 9110); the length is `None` where it is `*`.
-fn parse_content_range(text: &str) -> Option<(Range<u64>, Option<u64>)> {
+pub(super) fn parse_content_range(text: &str) -> Option<(Range<u64>, Option<u64>)> {
     let (unit, rest) = text.trim().split_once(' ')?;
     let (range, length) = rest.trim().split_once('/')?;
     let (first, last) = range.split_once('-')?;

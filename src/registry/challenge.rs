@@ -2,7 +2,7 @@
 //! the distribution project's token specification. The realm in it is chosen by a foreign server and decides where
 //! credentials go, so it is judged here.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr};
 
 use http_auth::ChallengeParser;
 use reqwest::Url;
@@ -99,18 +99,22 @@ fn is_loopback_ip(address: IpAddr) -> bool {
 /// Whether `url` names a cloud's metadata service (169.254.0.0/16, fd00:ec2::254 and their names). A foreign server
 /// that names one as its realm or redirects there wants this machine's role, not a token.
 pub(super) fn is_metadata_service(url: &Url) -> bool {
-    const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x0254);
-    let link_local = |address: Ipv4Addr| address.is_link_local();
     match url.host() {
-        Some(Host::Ipv4(address)) => link_local(address),
-        Some(Host::Ipv6(address)) => match IpAddr::V6(address).to_canonical() {
-            IpAddr::V4(address) => link_local(address),
-            IpAddr::V6(address) => address == METADATA_V6,
-        },
+        Some(Host::Ipv4(address)) => is_metadata_address(address.into()),
+        Some(Host::Ipv6(address)) => is_metadata_address(address.into()),
         Some(Host::Domain(name)) => name
             .trim_end_matches('.')
             .eq_ignore_ascii_case("metadata.google.internal"),
         None => false,
+    }
+}
+
+/// Whether `address` is one of those.
+pub(super) fn is_metadata_address(address: IpAddr) -> bool {
+    const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x0254);
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address == METADATA_V6,
     }
 }
 

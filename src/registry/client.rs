@@ -308,15 +308,15 @@ impl Client {
         }
     }
 
-    /// Whether a repository has a blob. Layouts are written with [`super::LayoutWriter`].
+    /// Whether a repository has a blob of `blob_bytes` bytes. Layouts are written with [`super::LayoutWriter`].
     ///
     /// # Errors
     /// As [`Self::push_blob`].
-    pub async fn has_blob(&self, repository: &Repository, digest: &Digest) -> Result<bool> {
-        push::has_blob(&self.core, repository, digest).await
+    pub async fn has_blob(&self, repository: &Repository, digest: &Digest, blob_bytes: u64) -> Result<bool> {
+        push::has_blob(&self.core, repository, digest, blob_bytes).await
     }
 
-    /// Mounts a blob of `from`, a repository of the same registry, in `to`; whether that was possible.
+    /// Mounts a blob of `from`, a repository of the same registry, in `to`, which does not have it; whether that was possible.
     ///
     /// # Errors
     /// As [`Self::push_blob`].

@@ -20,6 +20,7 @@ use super::options::Timing;
 use super::proxy::Way;
 use super::retry::unasked_hold;
 use super::secret::{authority, one_line};
+use super::stranger::Stranger;
 use crate::error::{Error, Result};
 
 /// Longest time that a host is left alone because it said so; then it is asked again.
@@ -143,6 +144,8 @@ pub(super) struct Host {
     name: String,
     label: String,
     mirror_for: Option<String>,
+    /// What holds for it if only a manifest has named it, or has sent us to who did.
+    pub(super) stranger: Option<Stranger>,
     authority: String,
     probe_path: String,
     way: Way,
@@ -178,6 +181,8 @@ pub(super) struct HostSetup {
     pub(super) scheme: Option<Scheme>,
     /// The registry that it is a mirror of.
     pub(super) mirror_for: Option<String>,
+    /// Whether only a manifest has led to it.
+    pub(super) stranger: Option<Stranger>,
     /// What it is asked after an outage; any answer will do.
     pub(super) probe_path: String,
     pub(super) concurrency: usize,
@@ -188,15 +193,17 @@ impl Host {
     /// `name` is whose credentials count; `authority` is what requests are sent to.
     pub(super) fn new(name: &str, authority: &str, setup: HostSetup) -> Self {
         let scheme = setup.scheme;
-        let label = match &setup.mirror_for {
-            Some(registry) => format!("{name} (for {registry})"),
-            None => name.to_owned(),
+        let label = match (&setup.mirror_for, setup.stranger) {
+            (Some(registry), _) => format!("{name} (for {registry})"),
+            (None, Some(_)) => format!("{name} (named by a manifest)"),
+            (None, None) => name.to_owned(),
         };
         let concurrency = setup.concurrency.clamp(1, Semaphore::MAX_PERMITS);
         Self {
             name: name.to_owned(),
             label,
             mirror_for: setup.mirror_for,
+            stranger: setup.stranger,
             authority: authority.to_owned(),
             probe_path: setup.probe_path,
             way: setup.way,
@@ -233,7 +240,7 @@ impl Host {
         self.mirror_for.is_some()
     }
 
-    /// The name for people, which tells a mirror of one registry from the same host elsewhere.
+    /// The name for people, which tells a mirror of one registry, or whom a manifest names, from the same host elsewhere.
     pub(super) fn label(&self) -> &str {
         &self.label
     }

@@ -6,7 +6,7 @@
 //! From top to bottom: `client` is what others use; it answers from a `layout` on disk where one has the host's name, and
 //! `source` is what both kinds of answers have in common; `manifest`, `blob`, `paging`, `referrers` and `push` know what to
 //! ask for and how to judge what comes; they ask the `endpoint`s of a registry one after the other, which `hosts` finds in the
-//! settings, and for blobs that it does not have the URLs that their descriptor names (`foreign`);
+//! settings, and for blobs that it does not have the URLs that their descriptor names (`foreign`), at hosts that are `stranger`s;
 //! `request` adds authorization (`auth`, `token`, `credentials`, `challenge`) and follows redirects (`redirect`);
 //! `transport` sends, again if need be (`retry`), to one `host` with its `breaker`; `peers` has all of these.
 
@@ -30,6 +30,7 @@ mod layout;
 mod manifest;
 mod options;
 mod paging;
+pub mod parsers;
 mod patterns;
 mod payload;
 mod peers;
@@ -41,6 +42,7 @@ mod request;
 mod retry;
 mod secret;
 mod source;
+mod stranger;
 mod tls;
 mod token;
 mod transport;

@@ -18,6 +18,7 @@ use super::hosts::{self, EndpointSpec, PemFile, Settings};
 use super::options::ClientOptions;
 use super::proxy::{Way, check_environment};
 use super::secret::authority;
+use super::stranger::{Elsewhere, Stranger};
 use super::tls::{Trust, add_authorities, client_keys, http_client};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
@@ -38,8 +39,18 @@ struct Resolved {
     endpoints: Arc<[Arc<Endpoint>]>,
 }
 
-/// A host that is no endpoint, and the authorities that were trusted by whoever sent us there.
-type PeerKey = (String, Digest);
+/// A host that is no endpoint, the authorities that were trusted by whoever sent us there, and whether that was a manifest.
+type PeerKey = (String, Digest, Option<Stranger>);
+
+/// What a host is to us.
+enum Role {
+    /// A registry, or one whom a registry sends us to.
+    Own,
+    /// A mirror of the registry with this name.
+    MirrorFor(String),
+    /// One whom only a manifest names.
+    Stranger(Stranger),
+}
 
 /// The hosts, and the HTTP clients that talk to them.
 pub(super) struct Transport {
@@ -73,8 +84,8 @@ impl Transport {
             registries: Mutex::new(LruCache::new(REGISTRIES_MAX)),
             peers: Mutex::new(LruCache::new(PEERS_MAX)),
             roots,
-            proxied: http_client(general.clone(), None, &Way::Environment, connect)?,
-            direct: http_client(general, None, &Way::Direct, connect)?,
+            proxied: http_client(general.clone(), None, &Way::Environment, connect, None)?,
+            direct: http_client(general, None, &Way::Direct, connect, None)?,
             options: Arc::new(options),
         })
     }
@@ -121,9 +132,27 @@ impl Transport {
     /// # Errors
     /// As [`Self::endpoints`].
     pub(super) async fn peer(&self, from: &Arc<Host>, url: &Url) -> Result<Arc<Host>> {
-        if from.is_at(url) {
-            return Ok(Arc::clone(from));
+        match from.is_at(url) {
+            true => Ok(Arc::clone(from)),
+            false => self.met_host(from, url, from.stranger).await,
         }
+    }
+
+    /// The host of a URL that a manifest names, which came from the registry at `from`. It is told nothing of who we are, be
+    /// it that registry itself.
+    ///
+    /// # Errors
+    /// As [`Self::endpoints`].
+    pub(super) async fn stranger(
+        &self,
+        from: &Arc<Host>,
+        url: &Url,
+        stranger: Stranger,
+    ) -> Result<Arc<Host>> {
+        self.met_host(from, url, Some(stranger)).await
+    }
+
+    async fn met_host(&self, from: &Arc<Host>, url: &Url, stranger: Option<Stranger>) -> Result<Arc<Host>> {
         let authority = authority(url);
         let name = if authority == HUB.1 {
             HUB.0.to_owned()
@@ -131,12 +160,16 @@ impl Transport {
             authority
         };
         let inherited: Vec<u8> = from.ca.iter().flat_map(|file| file.pem.clone()).collect();
-        let key = (name.clone(), Digest::of(&inherited));
+        let key = (name.clone(), Digest::of(&inherited), stranger);
         if let Some(known) = self.peers.lock().get(&key) {
             return Ok(Arc::clone(known));
         }
         let options = Arc::clone(&self.options);
         let settings = reading(move || hosts::of_peer(&options, &name)).await?;
+        let (settings, role) = match stranger {
+            Some(stranger) => (settings.without_identity(), Role::Stranger(stranger)),
+            None => (settings, Role::Own),
+        };
         let above = Settings {
             ca: from.ca.to_vec(),
             ..Settings::default()
@@ -145,7 +178,7 @@ impl Transport {
         if let Some(known) = peers.get(&key) {
             return Ok(Arc::clone(known));
         }
-        let host = Arc::new(self.new_host(&key.0, &key.0, None, above.over(settings), None, "/v2/")?);
+        let host = Arc::new(self.new_host(&key.0, &key.0, None, above.over(settings), role, "/v2/")?);
         peers.put(key, Arc::clone(&host));
         Ok(host)
     }
@@ -158,7 +191,10 @@ impl Transport {
     }
 
     fn new_endpoint_host(&self, spec: &EndpointSpec, registry: &str) -> Result<Host> {
-        let mirror_for = (!spec.is_registry).then(|| registry.to_owned());
+        let role = match spec.is_registry {
+            true => Role::Own,
+            false => Role::MirrorFor(registry.to_owned()),
+        };
         let probe_path = format!("{}/", spec.base.path);
         let settings = spec.settings.clone();
         self.new_host(
@@ -166,7 +202,7 @@ impl Transport {
             &spec.base.host,
             spec.base.scheme,
             settings,
-            mirror_for,
+            role,
             &probe_path,
         )
     }
@@ -178,9 +214,14 @@ impl Transport {
         host: &str,
         scheme: Option<Scheme>,
         settings: Settings,
-        mirror_for: Option<String>,
+        role: Role,
         probe_path: &str,
     ) -> Result<Host> {
+        let (mirror_for, stranger) = match role {
+            Role::Own => (None, None),
+            Role::MirrorFor(registry) => (Some(registry), None),
+            Role::Stranger(stranger) => (None, Some(stranger)),
+        };
         let authority = if name == HUB.0 { HUB.1 } else { host };
         let loopback = Url::parse(&format!("https://{authority}/")).is_ok_and(|url| is_loopback(&url));
         let asked = self.options.hosts.get(name).is_some_and(|host| host.plain_http);
@@ -196,11 +237,15 @@ impl Transport {
             None => Way::Environment,
         };
         let setup = HostSetup {
-            http: self.http_client(&settings, &way)?,
+            http: match stranger.and_then(|stranger| stranger.resolver(authority)) {
+                Some(resolver) => self.own_http_client(&settings, &way, Some(resolver))?,
+                None => self.http_client(&settings, &way)?,
+            },
             way,
             ca: settings.ca.into(),
             scheme,
             mirror_for,
+            stranger,
             probe_path: probe_path.to_owned(),
             concurrency: self.options.concurrency,
             timing: self.options.timing,
@@ -216,10 +261,20 @@ impl Transport {
             && settings.client.is_empty()
             && settings.connect.is_none();
         match way {
-            Way::Environment if ordinary => return Ok(self.proxied.clone()),
-            Way::Direct if ordinary => return Ok(self.direct.clone()),
-            _ => {}
+            Way::Environment if ordinary => Ok(self.proxied.clone()),
+            Way::Direct if ordinary => Ok(self.direct.clone()),
+            _ => self.own_http_client(settings, way, None),
         }
+    }
+
+    /// A client that no other host has.
+    fn own_http_client(
+        &self,
+        settings: &Settings,
+        way: &Way,
+        resolver: Option<Arc<Elsewhere>>,
+    ) -> Result<reqwest::Client> {
+        let insecure = self.options.insecure || settings.insecure == Some(true);
         let mut roots = self.roots.clone();
         for file in &settings.ca {
             add_authorities(&mut roots, file)?;
@@ -229,7 +284,7 @@ impl Transport {
             false => Trust::SystemAnd(roots),
         };
         let connect = settings.connect.unwrap_or(self.options.timing.connect);
-        http_client(trust, client_keys(&settings.client)?, way, connect)
+        http_client(trust, client_keys(&settings.client)?, way, connect, resolver)
     }
 
     /// Every host that was talked to, the last one first, and the endpoints that were not needed yet.

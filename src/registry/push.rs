@@ -32,6 +32,8 @@ use crate::error::{Error, Result};
 
 /// How often one blob is begun: again after the registry has lost what it had of it, or with smaller pieces.
 const STARTS_MAX: u32 = 8;
+/// How many steps of an upload may leave the registry with no more of the blob than it has had already.
+const STEPS_IN_VAIN_MAX: u32 = 8;
 /// The first pieces of a blob that does not go through at once: less than any proxy's limit that is known to be set.
 const PIECE_BYTES: u64 = 64 << 20;
 /// The smallest pieces. 1 MiB is the least limit that a proxy has without anybody setting it (nginx).
@@ -99,20 +101,23 @@ struct Place {
     piece_min: u64,
 }
 
-/// Whether the repository has the blob.
-pub(super) async fn has_blob(core: &Core, repository: &Repository, digest: &Digest) -> Result<bool> {
+/// Whether the repository has the blob, which has `blob_bytes` bytes.
+pub(super) async fn has_blob(
+    core: &Core,
+    repository: &Repository,
+    digest: &Digest,
+    blob_bytes: u64,
+) -> Result<bool> {
     let what = format!("{repository}@{digest}");
     let mut operation = Operation::new(core, repository, what, Patience::Total).await?;
-    operation.has(digest).await
+    operation.has(digest, blob_bytes).await
 }
 
-/// Mounts a blob from another repository of the registry, without having it at hand; whether that was possible.
+/// Mounts a blob, which is not there yet, from another repository of the registry, without having it at hand; whether that was
+/// possible.
 pub(super) async fn mount(core: &Core, to: &Repository, digest: &Digest, from: &Repository) -> Result<bool> {
     let what = format!("mount of {from}@{digest} in {to}");
     let mut operation = Operation::new(core, to, what, Patience::Total).await?;
-    if operation.has(digest).await? {
-        return Ok(true);
-    }
     let Some(place) = operation.begin(digest, Some(from)).await? else {
         return Ok(true);
     };
@@ -124,7 +129,7 @@ pub(super) async fn mount(core: &Core, to: &Repository, digest: &Digest, from: &
 pub(super) async fn blob(core: &Core, repository: &Repository, upload: &BlobUpload) -> Result<Pushed> {
     let what = format!("push of {repository}@{}", upload.digest);
     let mut operation = Operation::new(core, repository, what, Patience::Stream).await?;
-    if operation.has(&upload.digest).await? {
+    if operation.has(&upload.digest, upload.size).await? {
         return Ok(Pushed::Present);
     }
     let mut mount_from = upload.mount_from.as_ref();
@@ -230,14 +235,18 @@ impl<'a> Operation<'a> {
         }
     }
 
-    /// Whether the repository has the blob.
-    async fn has(&mut self, digest: &Digest) -> Result<bool> {
+    /// Whether the repository has the blob. One of another size is a broken one, and is sent again.
+    async fn has(&mut self, digest: &Digest, blob_bytes: u64) -> Result<bool> {
         let path = format!("/{}/blobs/{digest}", self.repository.path());
         let mut reached = self
             .ask(Method::HEAD, Target::Path(path), HeaderMap::new(), None)
             .await?;
         match reached.answer.status().as_u16() {
-            200..=299 => Ok(true),
+            200..=299 => {
+                // Some proxies take the length out of the answer to HEAD, or say 0.
+                let said = reached.answer.length_stated().filter(|said| *said > 0);
+                Ok(said.is_none_or(|said| said == blob_bytes))
+            }
             // It redirects to where the blob is; that place need not like HEAD.
             401 | 403 | 405 if reached.elsewhere => Ok(true),
             401 | 403 => Err(self.refuse(&mut reached).await),
@@ -319,6 +328,7 @@ impl<'a> Operation<'a> {
         mut place: Place,
         piece_bytes: &mut Option<u64>,
     ) -> Result<bool> {
+        let (mut furthest, mut in_vain) = (place.offset, 0);
         loop {
             let step = match (*piece_bytes, place.offset) {
                 (None, 0) => self.put(upload, &place, 0..upload.size).await?,
@@ -335,8 +345,17 @@ impl<'a> Operation<'a> {
             match step {
                 Step::Done => return Ok(true),
                 Step::At(next) => {
-                    let arrived = next.offset.saturating_sub(place.offset);
+                    let arrived = next.offset.saturating_sub(furthest);
                     self.attempts.progressed(arrived);
+                    furthest = furthest.max(next.offset);
+                    in_vain = if arrived == 0 { in_vain + 1 } else { 0 };
+                    if in_vain > STEPS_IN_VAIN_MAX {
+                        let why = format!(
+                            "{} has {furthest} bytes of the blob and takes no more",
+                            self.endpoint.host.peer()
+                        );
+                        return Err(Error::network(&self.attempts.what, why));
+                    }
                     place = next;
                 }
                 Step::TooLarge => {
@@ -437,7 +456,7 @@ impl<'a> Operation<'a> {
         reached.answer.drain().await;
         drop(reached);
         // The request that broke off may have been the last one and done its work.
-        if self.has(&upload.digest).await? {
+        if self.has(&upload.digest, upload.size).await? {
             return Ok(Step::Done);
         }
         if is_open {

@@ -88,7 +88,8 @@ pub(super) fn is_redirect(status: StatusCode) -> bool {
 ///
 /// # Errors
 /// [`Error::Malformed`] if it names no URL, [`Error::Denied`] if it is one that must not be followed: from https to
-/// http (but on this machine, or where plain HTTP was asked for), or to a cloud's metadata service.
+/// http (but on this machine, or where plain HTTP was asked for), to a cloud's metadata service, or from a stranger to where
+/// no manifest may lead.
 pub(super) fn target(transport: &Transport, what: &str, answer: &Answer) -> Result<Url> {
     let host = answer.host.peer();
     let location = answer.header(LOCATION);
@@ -110,6 +111,11 @@ pub(super) fn allowed(transport: &Transport, what: &str, answer: &Answer, url: U
     };
     if is_metadata_service(&url) {
         return refused("a cloud metadata service");
+    }
+    if let Some(stranger) = answer.host.stranger
+        && let Err(why) = stranger.check_redirect(&transport.options, &url)
+    {
+        return refused(why);
     }
     match (answer.url().scheme(), url.scheme()) {
         (_, "https") | ("http", "http") => Ok(url),

@@ -108,7 +108,8 @@ impl Pages<'_> {
                     .answer
                     .header(CONTENT_TYPE)
                     .is_some_and(|text| is_index(text.to_string())) => {}
-                200 | 404 | 405 | 501 => return Ok(None),
+                // What registries answer that do not have the API.
+                200 | 400 | 404 | 405 | 406 | 501 => return Ok(None),
                 _ => return Err(self.core.refuse(&self.endpoint.host, &what, &mut reached).await),
             }
             referrers.extend(read(&what, &body, self.artifact_type)?);
@@ -146,7 +147,7 @@ async fn by_tag(
 }
 
 /// The entries that are wanted. Whether the registry has filtered them (`OCI-Filters-Applied`) is not relied upon.
-fn read(what: &str, body: &[u8], artifact_type: &str) -> Result<Vec<Digest>> {
+pub(super) fn read(what: &str, body: &[u8], artifact_type: &str) -> Result<Vec<Digest>> {
     let page: Page = serde_json::from_slice(body)
         .map_err(|_| Error::malformed(what, "the registry's answer is no list of what refers to it"))?;
     let wanted = |referrer: &Referrer| referrer.artifact_type.as_deref() == Some(artifact_type);

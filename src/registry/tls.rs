@@ -20,6 +20,7 @@ use rustls::{
 
 use super::hosts::{ClientCertificate, PemFile};
 use super::proxy::Way;
+use super::stranger::Elsewhere;
 use crate::error::{Error, Result};
 
 /// How long an idle connection is kept. Registries behind load balancers close theirs after 60 s and more.
@@ -124,7 +125,8 @@ impl ResolvesClientCert for ClientKeys {
     }
 }
 
-/// An HTTP client with its own pool of connections, which go `way`.
+/// An HTTP client with its own pool of connections, which go `way`. `resolver` looks up names where that is not the system's
+/// business alone.
 ///
 /// # Errors
 /// [`Error::Network`] if the TLS library cannot be set up.
@@ -133,6 +135,7 @@ pub(super) fn http_client(
     keys: Option<Arc<ClientKeys>>,
     way: &Way,
     connect: Duration,
+    resolver: Option<Arc<Elsewhere>>,
 ) -> Result<reqwest::Client> {
     let broken = |why: String| Error::network("HTTP client", why);
     let provider = Arc::new(ring::default_provider());
@@ -159,6 +162,9 @@ pub(super) fn http_client(
         .connect_timeout(connect)
         .pool_idle_timeout(IDLE)
         .tcp_nodelay(true);
+    if let Some(resolver) = resolver {
+        client = client.dns_resolver(resolver);
+    }
     match way {
         Way::Direct => client = client.no_proxy(),
         Way::Environment => {}

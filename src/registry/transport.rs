@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use reqwest::header::{AsHeaderName, HeaderMap, RETRY_AFTER};
+use reqwest::header::{AsHeaderName, CONTENT_LENGTH, HeaderMap, RETRY_AFTER};
 use reqwest::{Method, StatusCode, Url};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -101,6 +101,11 @@ impl Answer {
     /// The length that the body is said to have.
     pub(super) fn content_length(&self) -> Option<u64> {
         self.response.content_length()
+    }
+
+    /// The length that the head states: of an answer to HEAD that is not the length of its body.
+    pub(super) fn length_stated(&self) -> Option<u64> {
+        self.header(CONTENT_LENGTH)?.parse().ok()
     }
 
     /// The next piece of the body, `None` at its end.

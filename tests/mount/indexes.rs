@@ -1,157 +1,147 @@
-//! Indexes of plain layers that machines leave each other: one has read a layer, the others need not.
+//! Indexes of plain layers that go from machine to machine in a file.
 
-use std::fs;
-use std::path::Path;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::process::Stdio;
 
-use registryfs::demo::{Behaviour, Content, Image, ImageBuilder, Layer};
-use registryfs::layer::exchange;
-use registryfs::layer::scan::LayerScanner;
-use registryfs::layer::{ContentSink, Format};
+use nix::sys::stat::Mode;
+use registryfs::demo::{Content, Image, ImageBuilder, Layer, Record};
 
-use crate::passes::of_layers;
 use crate::support::file;
-use crate::world::{World, errno, names, noise, stderr};
-
-const BYTES: usize = 1_500_000;
+use crate::world::{World, finish, names, noise, start, stderr};
 
 fn image() -> Image {
-    let files = [file("data", noise(BYTES, 1)), file("last", "z")];
-    ImageBuilder::new(vec![Layer::tar(&files).unwrap()]).build()
+    let base = [file("data", noise(600_000, 1)), file("small", "base")];
+    let top = [file("small", "top")];
+    ImageBuilder::new(vec![Layer::gzip(&base).unwrap(), Layer::tar(&top).unwrap()]).build()
 }
 
-fn world(image: &Image, settings: &str) -> World {
+fn world() -> World {
     let mut content = Content::new();
-    content.add_tagged_image("team/app", "1.0", image);
-    World::with(content, Behaviour::default(), &[]).configured(settings)
+    content.add_tagged_image("team/app", "1.0", &image());
+    World::new(content)
 }
 
-fn check(world: &World) {
-    let rootfs = world.at("team/app/1.0/rootfs");
-    let listed = fs::read_dir(&rootfs).map(Iterator::count);
-    assert_eq!(listed.ok(), Some(2), "{}", world.errors());
-    assert_eq!(names(&rootfs), ["data", "last"]);
-    assert_eq!(fs::read(rootfs.join("last")).unwrap(), b"z");
-    assert!(fs::read(rootfs.join("data")).unwrap() == noise(BYTES, 1));
+fn reference(world: &World) -> String {
+    format!("{}/team/app:1.0", world.registry.host())
 }
 
-fn settings(dir: &Path, more: &str) -> String {
-    format!("shared_index_dir = {:?}\n{more}", dir.to_str().unwrap())
+/// The indexes of the image, as the command prints them.
+fn exported(world: &World) -> Vec<u8> {
+    let output = world.run(&["index", "export", &reference(world), "-"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(output.stdout.len() > 200);
+    output.stdout
 }
 
-/// The requests for the layer, each with its range.
-fn ranges(world: &World, image: &Image, work: impl FnOnce()) -> Vec<bool> {
-    let digest = image.layers[0].digest().to_string();
-    let ((), requests) = world.requests(work);
-    let of_layer = requests.iter().filter(|record| record.path.contains(&digest));
-    of_layer.map(|record| record.range.is_some()).collect()
-}
-
-/// The index of a tar with one file of this name, said to be of the image's layer.
-fn forged(image: &Image, name: &str) -> Vec<u8> {
-    struct Nowhere;
-    impl ContentSink for Nowhere {
-        fn content(&mut self, _: u64, _: &[u8]) -> registryfs::error::Result<()> {
-            Ok(())
+#[test]
+fn with_the_indexes_of_another_machine_no_layer_is_read_as_a_whole() {
+    let giver = world();
+    let indexes = exported(&giver);
+    // With a daemon and without one, from a file and from a pipe.
+    for is_mounted in [true, false] {
+        let world = world();
+        if is_mounted {
+            world.mount();
         }
-    }
-    let other = Layer::tar(&[file(name, "forged")]).unwrap();
-    let mut scanner = LayerScanner::new(Format::Tar);
-    scanner.push(other.blob(), &mut Nowhere).unwrap();
-    let index = scanner.finish(image.layers[0].blob().len() as u64).unwrap().index;
-    exchange::pack(&image.layers[0].digest(), &index).unwrap()
-}
-
-fn path_in(dir: &Path, image: &Image) -> std::path::PathBuf {
-    dir.join(format!("sha256-{}.index", image.layers[0].digest().hex()))
-}
-
-#[test]
-fn a_directory_in_common_saves_all_but_one_the_reading() {
-    let image = image();
-    let dir = tempfile::tempdir().unwrap();
-    let first = world(&image, &settings(dir.path(), "")).mounted();
-    assert_eq!(ranges(&first, &image, || check(&first)), [false]);
-    crate::world::until("the index is left for others", || {
-        path_in(dir.path(), &image).exists()
-    });
-    // What may not be read as a whole need not be.
-    let second = world(&image, &settings(dir.path(), "plain_layers = \"refuse\"\n")).mounted();
-    let ranges = ranges(&second, &image, || check(&second));
-    assert!(
-        !ranges.is_empty() && ranges.iter().all(|&is_range| is_range),
-        "{ranges:?}"
-    );
-    assert_eq!(names(dir.path()).len(), 1);
-}
-
-#[test]
-fn an_index_of_another_tar_is_passed_over_and_replaced() {
-    let image = image();
-    let dir = tempfile::tempdir().unwrap();
-    let path = path_in(dir.path(), &image);
-    fs::write(&path, forged(&image, "forged")).unwrap();
-    let world = world(&image, &settings(dir.path(), "")).mounted();
-    assert_eq!(ranges(&world, &image, || check(&world)), [false]);
-    assert!(
-        world.log().contains("a shared index is not used"),
-        "{}",
-        world.log()
-    );
-    crate::world::until("the right one is left for others", || {
-        fs::read(&path).is_ok_and(|bytes| bytes != forged(&image, "forged"))
-    });
-}
-
-#[test]
-fn a_directory_that_is_missing_costs_the_reading_only() {
-    let image = image();
-    let dir = tempfile::tempdir().unwrap();
-    let world = world(&image, &settings(&dir.path().join("none"), "")).mounted();
-    assert_eq!(ranges(&world, &image, || check(&world)), [false]);
-}
-
-#[test]
-fn an_index_is_carried_to_another_machine_in_a_file() {
-    let image = image();
-    let first = world(&image, "").mounted();
-    let name = |world: &World| format!("{}/team/app:1.0", world.registry.host());
-    let dir = tempfile::tempdir().unwrap();
-    let exported = dir.path().join("indexes");
-    let exported = exported.to_str().unwrap();
-    first.text(&["index", "export", &name(&first), exported]);
-    let second = world(&image, "plain_layers = \"refuse\"\n").mounted();
-    let rootfs = second.at("team/app/1.0/rootfs");
-    assert_eq!(errno(fs::read_dir(&rootfs)), libc::EACCES);
-    assert!(second.text(&["index", "import", exported]).contains("imported 1"));
-    assert!(
-        second
-            .text(&["index", "import", exported])
-            .contains("1 were known")
-    );
-    // The refusal is remembered for a moment, but not for what is known.
-    let ranges = ranges(&second, &image, || check(&second));
-    assert!(ranges.iter().all(|&is_range| is_range), "{ranges:?}");
-    // One that is damaged is taken in no part.
-    let mut bytes = fs::read(exported).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    fs::write(exported, bytes).unwrap();
-    let output = second.run(&["index", "import", exported]);
-    assert_eq!(output.status.code(), Some(7), "{}", stderr(&output));
-}
-
-#[test]
-fn an_index_that_is_imported_must_be_of_the_tar_that_the_image_promises() {
-    let image = image();
-    let world = world(&image, "").mounted();
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("forged");
-    fs::write(&file, forged(&image, "forged")).unwrap();
-    world.text(&["index", "import", file.to_str().unwrap()]);
-    let ((), requests) = world.requests(|| {
+        let path = world.mountpoint("..").join("indexes");
+        fs::write(&path, &indexes).unwrap();
+        let mut import = world.command(&[
+            "index",
+            "import",
+            if is_mounted { "-" } else { path.to_str().unwrap() },
+        ]);
+        import.stdin(File::open(&path).unwrap());
+        let output = finish(start(&mut import));
+        assert_eq!(
+            output.stdout,
+            b"imported 2, 0 were known\n",
+            "{}",
+            stderr(&output)
+        );
+        assert_eq!(
+            world.text(&["index", "import", path.to_str().unwrap()]),
+            "imported 0, 2 were known\n"
+        );
+        assert!(names(&world.store().join("incoming")).is_empty());
+        if !is_mounted {
+            world.mount();
+        }
         let rootfs = world.at("team/app/1.0/rootfs");
-        assert_eq!(errno(fs::read_dir(rootfs)), libc::EIO);
-    });
-    assert!(world.errors().contains("DiffID"), "{}", world.errors());
-    assert_eq!(of_layers(&requests, &image), [0], "{requests:#?}");
+        let ((), requests) = world.requests(|| {
+            assert_eq!(names(&rootfs), ["data", "small"]);
+            assert_eq!(fs::metadata(rootfs.join("data")).unwrap().len(), 600_000);
+        });
+        let layers = image().layers;
+        let is_layer = |request: &&Record| {
+            let mut digests = layers.iter().map(|layer| layer.digest().to_string());
+            digests.any(|digest| request.path.contains(&digest))
+        };
+        assert_eq!(requests.iter().filter(is_layer).count(), 0, "{requests:#?}");
+        assert_eq!(fs::read(rootfs.join("small")).unwrap(), b"top");
+        assert!(fs::read(rootfs.join("data")).unwrap() == noise(600_000, 1));
+    }
+}
+
+#[test]
+fn an_export_takes_the_place_of_what_is_there() {
+    let world = world();
+    let expected = exported(&world);
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let export = |name: &str| {
+        let path = path(name);
+        world.run(&["index", "export", &reference(&world), path.to_str().unwrap()])
+    };
+    // A private file stays private, and a link a link.
+    fs::write(path("private"), "old").unwrap();
+    fs::set_permissions(path("private"), fs::Permissions::from_mode(0o600)).unwrap();
+    symlink("private", path("link")).unwrap();
+    assert!(export("link").status.success());
+    assert!(fs::symlink_metadata(path("link")).unwrap().is_symlink());
+    assert_eq!(fs::metadata(path("private")).unwrap().mode() & 0o777, 0o600);
+    assert!(fs::read(path("private")).unwrap() == expected);
+    // What is no file is written to.
+    nix::unistd::mkfifo(&path("pipe"), Mode::from_bits_truncate(0o600)).unwrap();
+    let mut reader = std::process::Command::new("cat");
+    let reader = start(reader.arg(path("pipe")).stdout(Stdio::piped()));
+    assert!(export("pipe").status.success());
+    assert!(finish(reader).stdout == expected);
+    assert!(fs::symlink_metadata(path("pipe")).unwrap().file_type().is_fifo());
+    // What fails changes nothing.
+    let absent = format!("{}/team/app:2.0", world.registry.host());
+    let output = world.run(&["index", "export", &absent, path("private").to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(4), "{}", stderr(&output));
+    assert!(fs::read(path("private")).unwrap() == expected);
+    assert_eq!(export("no/such/place").status.code(), Some(1));
+    assert_eq!(names(dir.path()), ["link", "pipe", "private"]);
+}
+
+#[test]
+fn what_is_no_file_of_indexes_is_refused_whole() {
+    let giver = world();
+    let good = exported(&giver);
+    let world = world();
+    let mut broken = good.clone();
+    let last = broken.len() - 1;
+    broken[last] ^= 1;
+    for bytes in [
+        &b""[..],
+        b"nothing of the kind",
+        &good[..last],
+        &broken,
+        &[&good[..], b"x"].concat(),
+    ] {
+        let mut import = world.command(&["index", "import", "-"]);
+        let mut import = start(import.stdin(Stdio::piped()));
+        import.stdin.take().unwrap().write_all(bytes).unwrap();
+        let output = finish(import);
+        assert_eq!(output.status.code(), Some(7), "{}", stderr(&output));
+        assert!(names(&world.store().join("layers")).is_empty());
+    }
+    let output = world.run(&["index", "import", "/no/such/file"]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stderr(&output).contains("/no/such/file"), "{}", stderr(&output));
+    assert!(names(&world.store().join("incoming")).is_empty());
 }

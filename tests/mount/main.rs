@@ -25,6 +25,7 @@ mod pass_faults;
 mod passes;
 mod readers;
 mod secrets;
+mod shared_indexes;
 mod sharing;
 mod soci;
 mod sources;

@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 use registryfs::digest::Digest;
 use registryfs::error::Error;
 use registryfs::layer::Descriptor;
-use registryfs::registry::{Client, ClientOptions, HostPatterns, Secret};
+use registryfs::registry::{Client, ClientOptions, HostOptions, HostPatterns, Secret};
 
+use super::certificates::{Authority, acceptor};
 use super::server::{Reply, Request, Server, Then};
 use super::{blob, client, quick, repository};
 
@@ -137,6 +138,60 @@ async fn a_redirect_of_a_url_is_followed_once_for_all_ranges() {
         assert_eq!(read.unwrap().0, bytes[start as usize..start as usize + 10]);
     }
     assert_eq!((other.requests().len(), store.requests().len()), (1, 2));
+}
+
+#[tokio::test]
+async fn a_redirect_does_not_lead_where_no_manifest_may() {
+    let (bytes, _) = blob(1000);
+    let registry = Server::start(absent).await;
+    let internal = blobs(&bytes).await;
+    let to = url(&internal);
+    let other = Server::start(move |_| Reply::new(307).header("Location", to.clone())).await;
+    let layer = descriptor(LAYER, &bytes, &[url(&other)]);
+    let options = ClientOptions {
+        deny: HostPatterns::new(&[internal.host()]),
+        ..quick()
+    };
+    let read = Client::new(options).unwrap();
+    let read = read.layer_bytes(&repository(&registry, "a"), &layer, 0..10).await;
+    let error = read.unwrap_err();
+    assert!(matches!(error, Error::Denied { .. }), "{error}");
+    assert!(!error.to_string().contains("S3CRET"), "{error}");
+    assert!(internal.requests().is_empty());
+}
+
+#[tokio::test]
+async fn our_certificate_is_not_for_whom_a_manifest_names() {
+    let authority = Authority::new();
+    let (bytes, _) = blob(1000);
+    let registry = Server::start(absent).await;
+    let tls = acceptor(&authority, "127.0.0.1", Some(&authority));
+    let body = bytes.clone();
+    let internal = Server::start_tls(tls, move |request| Reply::blob(request, &body)).await;
+    let (certificate, key) = authority.pems("me.example");
+    let dir = tempfile::tempdir().unwrap();
+    let ours = dir.path().join("me.pem");
+    std::fs::write(&ours, format!("{key}{certificate}")).unwrap();
+    let host = HostOptions {
+        client_cert: Some(ours),
+        ..HostOptions::default()
+    };
+    let client = Client::new(ClientOptions {
+        ca_files: vec![authority.path()],
+        hosts: [(internal.host(), host)].into(),
+        ..quick()
+    })
+    .unwrap();
+    let there = format!("https://{}/blob", internal.host());
+    let layer = descriptor(LAYER, &bytes, &[there]);
+    let read = client
+        .layer_bytes(&repository(&registry, "a"), &layer, 0..10)
+        .await;
+    read.unwrap_err();
+    assert!(
+        internal.requests().is_empty(),
+        "it gives nothing without a certificate"
+    );
 }
 
 #[tokio::test]

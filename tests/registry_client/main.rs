@@ -18,6 +18,7 @@ mod paging;
 mod proxies;
 mod proxy;
 mod pushes;
+mod pushes_odd;
 mod referrers;
 mod secrets;
 mod server;

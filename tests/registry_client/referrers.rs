@@ -91,6 +91,8 @@ async fn a_registry_without_the_api_is_asked_for_the_tag() {
     for unknown in [
         Reply::error(404, "NOT_FOUND"),
         Reply::error(405, "UNSUPPORTED"),
+        Reply::error(400, "INVALID"),
+        Reply::new(406),
         Reply::new(200).header("Content-Type", "text/html").body("<html>"),
     ] {
         let path = tag.clone();
