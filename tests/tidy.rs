@@ -19,7 +19,7 @@ const LAYERS: [&str; 14] = [
 /// What `demo`, which stands beside the layers, may import. Only the command imports it.
 const OF_DEMO: [&str; 5] = ["demo", "layer", "registry::reference", "digest", "error"];
 /// The only files with `unsafe`. Each says at every use why it is sound.
-const WITH_UNSAFE: [&str; 7] = [
+const WITH_UNSAFE: [&str; 8] = [
     "src/daemon/memory.rs",
     "src/fuse/fd_passing.rs",
     "src/layer/gzip/zlib.rs",
@@ -27,6 +27,7 @@ const WITH_UNSAFE: [&str; 7] = [
     "src/store/layer.rs",
     "src/store/mapped.rs",
     "src/store/sigbus.rs",
+    "tests/fuzz/counting.rs",
 ];
 /// Files have fewer lines than this.
 const LINES_MAX: usize = 600;

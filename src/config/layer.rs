@@ -236,7 +236,10 @@ impl Layer {
     }
 
     /// Reads the text of a file; `name` is for the error, which quotes the key at fault.
-    pub(super) fn parse(text: &str, name: &str) -> Result<Self> {
+    ///
+    /// # Errors
+    /// [`Error::Usage`] naming file, line and key.
+    pub fn parse(text: &str, name: &str) -> Result<Self> {
         toml::from_str(text).map_err(|error| {
             let (number, why, key) = explain(&error, text);
             Error::usage(format!("{name}:{number}: {why} in `{key}`"))

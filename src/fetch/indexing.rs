@@ -39,12 +39,13 @@ pub(super) fn key_of(source: &Source) -> IndexingKey {
 
 impl Fetcher {
     /// The layer as its source says, indexed: from the store if it was indexed before, else with the requests that its
-    /// format needs. Where that is one pass over all of it, this takes as long as bytes come.
+    /// format needs. Where that is one pass over all of it, this takes as long as bytes come. What a merged tree says of a
+    /// layer holds for the way that was settled when it was merged and for no other.
     ///
     /// # Errors
     /// [`Error::Unsupported`] for what is no layer of files; [`Error::Denied`] for a pass that the configuration refuses;
     /// what the registry or the layer's bytes did wrong.
-    pub(super) async fn layer_as_it_is(self: &Arc<Self>, source: &Arc<Source>) -> Result<Arc<Layer>> {
+    pub async fn layer_as_it_is(self: &Arc<Self>, source: &Arc<Source>) -> Result<Arc<Layer>> {
         let mut attempt = 1;
         loop {
             let is_own = Arc::new(AtomicBool::new(false));
@@ -219,7 +220,7 @@ impl Fetcher {
                 Step::Pass => {
                     // Boxed, because it is large and most layers do without.
                     let passed = Box::pin(self.pass(source, given)).await;
-                    return passed.map_err(|error| name(&what, of_registry(error)));
+                    return passed.map_err(|error| name(&what, error));
                 }
                 Step::Done(index) => {
                     self.counters.layers_indexed.fetch_add(1, Ordering::Relaxed);
@@ -247,6 +248,11 @@ pub(super) type Given = (Range<u64>, Provenance);
 /// Whether `error` may come from what mirrors gave, which are then left out.
 fn distrust(given: &[Given], error: &Error) -> bool {
     let given = given.iter();
+    // What is found while a layer is read once is found in bytes that nobody has verified yet.
+    let error = &match error {
+        Error::Unsupported { what, why } => Error::malformed(what, why),
+        other => other.clone(),
+    };
     // All of them are told: which range was wrong only the index that it should have been would say.
     given.fold(false, |found, (range, provenance)| {
         provenance.distrust(range, error) || found
@@ -274,6 +280,8 @@ fn name(layer: &str, error: Error) -> Error {
     let named = |what: String| {
         if what.starts_with("layer sha256:") {
             layer.to_owned()
+        } else if what.starts_with(layer) {
+            what
         } else {
             format!("{layer}, {what}")
         }

@@ -79,12 +79,14 @@ pub fn decompressor(first: &[u8]) -> Box<dyn Decompressor> {
 /// What [`index_promise`] says of a layer for which its blob's digest vouches.
 pub const WHOLE_BLOB: &str = "blob";
 
-/// What makes the index of a layer that is read in one pass. Where the manifest says that the layer's format put files of its
-/// own into the tar, they are left out, as by the indexer of that format.
+/// What makes the index of a layer that is read in one pass. Where the manifest promises a table of contents of a format that
+/// puts files of its own into the tar, they are left out, as by the indexer of that format. Without the promise they are
+/// files like others: what the blob's digest alone vouches for must be the same for every image with that blob.
 #[must_use]
 pub fn scanner(descriptor: &Descriptor, format: Format) -> LayerScanner {
     let scanner = LayerScanner::new(format);
-    if descriptor.annotations.contains_key(TOC_DIGEST_ANNOTATION) {
+    let is_promised = index_promise(descriptor, None) != WHOLE_BLOB;
+    if is_promised && descriptor.annotations.contains_key(TOC_DIGEST_ANNOTATION) {
         scanner.leaving_out(&OWN_FILES)
     } else {
         scanner
@@ -151,10 +153,12 @@ pub fn expected(descriptor: &Descriptor, ztoc: Option<&Descriptor>) -> (Format, 
         () if media_type.contains("gzip") => Format::Gzip,
         () => Format::Tar,
     };
-    match is_promised {
-        true => (format, Reading::Ranges),
-        false => (format, Reading::PassNeeded),
-    }
+    let reading = match indexer(descriptor, ztoc) {
+        Err(_) => Reading::Refused,
+        Ok(_) if is_promised => Reading::Ranges,
+        Ok(_) => Reading::PassNeeded,
+    };
+    (format, reading)
 }
 
 /// What reading a layer costs that is indexed.
@@ -194,6 +198,52 @@ mod tests {
     use super::*;
     use crate::digest::Digest;
 
+    /// The index that a pass makes of a tar with a landmark in it.
+    fn index_of_pass(descriptor: &Descriptor) -> Vec<u8> {
+        let mut tar = tar::Builder::new(Vec::new());
+        for name in [".prefetch.landmark", "file"] {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(1);
+            header.set_cksum();
+            tar.append_data(&mut header, name, &b"x"[..]).unwrap();
+        }
+        let mut scanner = scanner(descriptor, Format::Tar);
+        struct Nowhere;
+        impl crate::layer::ContentSink for Nowhere {
+            fn content(&mut self, _: u64, _: &[u8]) -> Result<()> {
+                Ok(())
+            }
+        }
+        let tar = tar.into_inner().unwrap();
+        scanner.push(&tar, &mut Nowhere).unwrap();
+        scanner.finish(tar.len() as u64).unwrap().index
+    }
+
+    #[test]
+    fn what_the_blobs_digest_alone_vouches_for_is_the_same_for_every_image() {
+        let layer = |media_type: &str, promise: bool| Descriptor {
+            media_type: format!("application/vnd.oci.image.layer.v1.tar{media_type}"),
+            digest: Digest::of(b""),
+            size: 1,
+            annotations: promise
+                .then(|| (TOC_DIGEST_ANNOTATION.to_owned(), Digest::of(b"").to_string()))
+                .into_iter()
+                .collect(),
+            urls: Vec::new(),
+        };
+        let plain = layer("+gzip", false);
+        // An annotation that promises nothing in this format.
+        let odd = layer("+zstd", true);
+        let lazy = layer("+gzip", true);
+        assert_eq!(index_promise(&plain, None), index_promise(&odd, None));
+        assert!(index_of_pass(&plain) == index_of_pass(&odd));
+        assert_ne!(index_promise(&plain, None), index_promise(&lazy, None));
+        assert!(
+            index_of_pass(&plain) != index_of_pass(&lazy),
+            "its own files are left out"
+        );
+    }
+
     #[test]
     fn the_manifest_says_what_reading_will_cost() {
         let layer = |media_type: &str, promise: Option<&str>| Descriptor {
@@ -221,6 +271,11 @@ mod tests {
                 (Format::Zstd, Reading::PassNeeded),
             ),
             (&layer(oci, None), None, (Format::Tar, Reading::PassNeeded)),
+            (
+                &layer(&format!("{oci}+gzip+encrypted"), None),
+                None,
+                (Format::Gzip, Reading::Refused),
+            ),
         ] {
             assert_eq!(expected(descriptor, ztoc), said, "{descriptor:?}");
         }

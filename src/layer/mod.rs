@@ -94,6 +94,8 @@ pub enum Reading {
     PassDone,
     /// One pass has been made. Its content cannot be read from the middle: what has left the cache costs another pass.
     KeptWhole,
+    /// It cannot be read: it is encrypted, no layer of files, or its annotations contradict each other.
+    Refused,
 }
 
 impl Reading {
@@ -105,6 +107,7 @@ impl Reading {
             Self::PassNeeded => "one pass needed",
             Self::PassDone => "pass done",
             Self::KeptWhole => "kept whole",
+            Self::Refused => "refused",
         }
     }
 }

@@ -54,7 +54,7 @@ impl ErrorBody {
         Self::parse(&body)
     }
 
-    fn parse(body: &[u8]) -> Self {
+    pub(super) fn parse(body: &[u8]) -> Self {
         serde_json::from_slice::<Document>(body).map_or_else(
             |_| Self::default(),
             |document| Self {

@@ -220,7 +220,7 @@ impl Client {
             .await
     }
 
-    /// A whole blob of at most `bytes_max` bytes (and 64 MiB), verified against its digest.
+    /// A whole blob of at most `bytes_max` bytes, which are held in memory, verified against its digest.
     ///
     /// # Errors
     /// As [`Self::blob`]; [`crate::error::Error::Malformed`] for a larger one, and [`crate::error::Error::Verification`].
@@ -231,7 +231,6 @@ impl Client {
         blob_bytes: u64,
         bytes_max: u64,
     ) -> Result<Bytes> {
-        let bytes_max = bytes_max.min(blob::COLLECTED_BYTES_MAX);
         if blob_bytes > bytes_max {
             let why = format!("{blob_bytes} bytes; a blob of its kind has at most {bytes_max}");
             return Err(Error::malformed(format!("{repository}@{digest}"), why));

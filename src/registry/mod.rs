@@ -30,6 +30,7 @@ mod layout;
 mod manifest;
 mod options;
 mod paging;
+pub mod parsers;
 mod patterns;
 mod payload;
 mod peers;

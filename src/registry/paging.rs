@@ -222,9 +222,7 @@ impl Pager {
             return Err(self.core.refuse(&endpoint.host, &self.what, &mut reached).await);
         }
         self.with_credentials |= reached.with_credentials;
-        let page: Page = serde_json::from_slice(&body)
-            .map_err(|_| Error::malformed(&self.what, "the registry's answer is no list of names"))?;
-        let names = page.names.unwrap_or_default();
+        let names = names(&self.what, &body)?;
         self.names += names.len();
         if self.names > NAMES_MAX {
             let why = format!("more than {NAMES_MAX} names");
@@ -326,6 +324,13 @@ impl List {
             Self::Catalog => Repository::new(registry, name).is_ok(),
         }
     }
+}
+
+/// The names in a page.
+pub(super) fn names(what: &str, body: &[u8]) -> Result<Vec<String>> {
+    let page: Page = serde_json::from_slice(body)
+        .map_err(|_| Error::malformed(what, "the registry's answer is no list of names"))?;
+    Ok(page.names.unwrap_or_default())
 }
 
 /// The target of the `rel="next"` link in a Link header (RFC 8288).

@@ -147,7 +147,7 @@ async fn by_tag(
 }
 
 /// The entries that are wanted. Whether the registry has filtered them (`OCI-Filters-Applied`) is not relied upon.
-fn read(what: &str, body: &[u8], artifact_type: &str) -> Result<Vec<Digest>> {
+pub(super) fn read(what: &str, body: &[u8], artifact_type: &str) -> Result<Vec<Digest>> {
     let page: Page = serde_json::from_slice(body)
         .map_err(|_| Error::malformed(what, "the registry's answer is no list of what refers to it"))?;
     let wanted = |referrer: &Referrer| referrer.artifact_type.as_deref() == Some(artifact_type);

@@ -194,7 +194,7 @@ fn form(service: &Service, token: &Secret) -> Call {
     }
 }
 
-fn parse(service: &Service, body: &[u8]) -> Result<Token> {
+pub(super) fn parse(service: &Service, body: &[u8]) -> Result<Token> {
     let document: Document =
         serde_json::from_slice(body).map_err(|_| malformed(service, "the answer is no token"))?;
     let secret = document

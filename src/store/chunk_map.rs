@@ -116,6 +116,13 @@ impl ChunkMap {
 
     /// Decides what the bits are worth after the boot that the file names.
     fn adopt(&mut self, boot: [u8; 16]) {
+        // Bits of no chunk would be counted as chunks.
+        if let (Some(last), Some(used)) = (
+            self.words().last(),
+            self.chunks.checked_rem(64).filter(|&used| used > 0),
+        ) {
+            last.fetch_and((1 << used) - 1, Ordering::Relaxed);
+        }
         let clean = self.header_word(CLEAN_AT) == 1;
         self.clean.store(clean, Ordering::Release);
         let mut recorded = [0; 16];
@@ -434,6 +441,24 @@ mod tests {
         assert_eq!(map.make_clean(|| Err(refused.clone())), Err(refused));
         drop(map);
         assert!(open(&dir, NEXT_BOOT).is_suspect(5));
+    }
+
+    #[test]
+    fn marks_of_no_chunk_are_not_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(open(&dir, BOOT));
+        let path = dir.path().join("map");
+        let mut bytes = std::fs::read(&path).unwrap();
+        *bytes.last_mut().unwrap() = 0xff;
+        std::fs::write(&path, &bytes).unwrap();
+        assert_eq!(open(&dir, BOOT).count(), 0);
+        // Nobody would ever look at such suspects, and the map would never be clean again.
+        std::fs::write(&path, &bytes).unwrap();
+        let map = open(&dir, NEXT_BOOT);
+        map.mark(1).unwrap();
+        map.make_clean(|| Ok(())).unwrap();
+        drop(map);
+        assert!(open(&dir, [3; 16]).is_present(1));
     }
 
     #[test]

@@ -272,6 +272,10 @@ fn the_numbers_in_a_listing_are_those_of_the_inodes() {
     for at in ["team/app/1.0", "team/app:1.0"] {
         for below in ["", "layers", "layers/0"] {
             for (name, (number, path)) in listing(&world.at(at).join(below)) {
+                // It is made anew, with another number, each time that it is looked up.
+                if name == "format" {
+                    continue;
+                }
                 assert_eq!(fs::metadata(path).unwrap().ino(), number, "{at}/{below}/{name:?}");
             }
         }

@@ -27,7 +27,7 @@ use self::pipeline::{Passed, Pipeline};
 use self::table::Pass;
 use crate::config::PlainLayers;
 use crate::error::{Error, Result};
-use crate::fetch::indexing::Given;
+use crate::fetch::indexing::{Given, of_registry};
 use crate::fetch::{Fetcher, Source, blocking};
 use crate::store::layer::Layer;
 use crate::store::staged::Staged;
@@ -184,10 +184,10 @@ impl Fetcher {
             self.counters.requests.fetch_add(1, Ordering::Relaxed);
         }
         let range = 0..source.descriptor.size;
-        let mut body = self.blob(source, range.clone()).await?;
+        let mut body = self.blob(source, range.clone()).await.map_err(of_registry)?;
         given.push((range, body.provenance()));
         let mut awaited = Instant::now();
-        while let Some(piece) = body.next().await? {
+        while let Some(piece) = body.next().await.map_err(of_registry)? {
             let bytes = piece.len() as u64;
             if is_remote {
                 self.counters.fetched_bytes.fetch_add(bytes, Ordering::Relaxed);

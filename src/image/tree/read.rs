@@ -265,11 +265,11 @@ impl<B: Deref<Target = [u8]>> Tree<B> {
             .ok_or_else(|| damaged("a name beyond the end"))
     }
 
-    /// The inode that the dirent at `position` names in `dir`. A directory is refused under any but its one name, so that
-    /// no damage makes a walk down longer than the tree.
+    /// The inode that the dirent at `position` names in `dir`. A directory is refused under any but its one name, and the
+    /// root, whose parent is not below it, under any: so no damage makes a walk down go round.
     fn child(&self, dir: &Node, position: u32) -> Result<u32> {
         let child = self.node(self.dirent(position)?.node)?;
-        if child.is_dir() && (child.parent != dir.number || child.name != position) {
+        if child.is_dir() && (child.parent != dir.number || child.name != position || child.number == ROOT) {
             return Err(damaged("a directory with two names"));
         }
         Ok(child.number)

@@ -5,7 +5,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::ops::Deref;
 
 use crate::digest::Digest;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::image::tree::arena::{Arena, Made};
 use crate::image::tree::format::{CRC_AT, Detail, DirentRecord, HEADER_BYTES, Header, NONE, NodeRecord};
 use crate::image::tree::{ROOT, too_large};
@@ -238,7 +238,10 @@ impl<B: Deref<Target = [u8]>> Writer<'_, B> {
             match made.kind {
                 Kind::File => {
                     record.detail = Detail(entry.size);
-                    self.file_bytes += entry.size;
+                    let file_bytes = self.file_bytes.checked_add(entry.size);
+                    self.file_bytes = file_bytes.ok_or_else(|| {
+                        Error::malformed("layer index", "its files are larger than any disk")
+                    })?;
                 }
                 Kind::Symlink => {
                     record.mode = 0o777;

@@ -68,14 +68,18 @@ impl GzipMember {
             let (taken, made) = (self.inflate.total_in(), self.inflate.total_out());
             let status = self
                 .inflate
-                .decompress(input, &mut scratch, FlushDecompress::None)
-                .map_err(|e| self.malformed(e.to_string()))?;
+                .decompress(input, &mut scratch, FlushDecompress::None);
             let taken = (self.inflate.total_in() - taken) as usize;
             let made = (self.inflate.total_out() - made) as usize;
             input = input.get(taken..).unwrap_or_default();
             self.cutter
                 .decoded(scratch.get(..made).unwrap_or_default(), sink)?;
-            if status == Status::StreamEnd && !self.cutter.is_done() {
+            // Behind the last chunk anything may follow, however much of it came with this piece.
+            if self.cutter.is_done() {
+                break;
+            }
+            let status = status.map_err(|e| self.malformed(e.to_string()))?;
+            if status == Status::StreamEnd {
                 return Err(self.malformed("it ends before its last chunk"));
             }
             if input.is_empty() && made < scratch.len() {
@@ -213,6 +217,22 @@ mod tests {
                     "chunk {number}, pieces of {piece}"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn what_is_broken_behind_the_last_chunk_is_not_looked_at() {
+        let plain = noise(9000);
+        let index = index(&[(0, &plain[..4000])]);
+        // Two stored blocks: the second one, behind a header of 10 bytes and the first one, is of no type.
+        let mut member = gzip(&plain[..4000]);
+        member.truncate(10);
+        member.extend_from_slice(&[0, 0xa0, 0x0f, 0x5f, 0xf0]);
+        member.extend_from_slice(&plain[..4000]);
+        member.extend_from_slice(&[0xff; 20]);
+        for piece in [1, 700, 4015, 4016, usize::MAX] {
+            let (verified, done) = decode(&index, &member, piece).unwrap();
+            assert!(done && verified[&0] == plain[..4000], "pieces of {piece}");
         }
     }
 

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::layer::gzip::TRAILER_BYTES;
 use crate::layer::gzip::header::Header;
 use crate::layer::gzip::window::{self, WINDOW_BYTES_MAX};
-use crate::layer::gzip::zlib::{Inflate, Stop};
+use crate::layer::gzip::zlib::{BROKEN, Inflate, Stop};
 use crate::layer::index::Coding;
 use crate::layer::{Checkpoint, Decoded, Decompressor, Format};
 
@@ -176,17 +176,17 @@ impl GzipPass {
             if !is_due && to_go < room.len() as u64 {
                 room = room.get_mut(..to_go as usize).unwrap_or_default();
             }
-            let step = match &mut self.inflate {
-                Some(inflate) => inflate.run(input, room, is_due),
-                None => Err("no member has begun"),
+            let Some(inflate) = &mut self.inflate else {
+                return Err(self.malformed("no member has begun"));
             };
-            let step = step.map_err(|why| self.malformed(why))?;
+            let step = inflate.run(input, room, is_due);
             let decoded = self.buffer.get(self.filled..self.filled + step.made);
             self.crc.update(decoded.unwrap_or_default());
             taken += step.taken;
             self.filled += step.made;
             self.made += step.made as u64;
             match step.stop {
+                Stop::Broken => return Err(self.malformed(BROKEN)),
                 Stop::End => {
                     self.stage = Stage::Trailer([0; TRAILER_BYTES], 0);
                     return Ok(taken);

@@ -12,7 +12,7 @@ use crate::layer::cutter::Cutter;
 use crate::layer::gzip::TRAILER_BYTES;
 use crate::layer::gzip::header::Header;
 use crate::layer::gzip::window;
-use crate::layer::gzip::zlib::{Inflate, Stop};
+use crate::layer::gzip::zlib::{BROKEN, Inflate, Stop};
 use crate::layer::index::Index;
 use crate::layer::{ChunkSink, MemberDecoder};
 
@@ -129,10 +129,13 @@ impl Span {
         while !self.cutter.is_done() {
             let input = bytes.get(taken..).unwrap_or_default();
             let step = self.inflate.run(input, &mut self.scratch, false);
-            let step = step.map_err(|why| self.malformed(why))?;
             taken += step.taken;
             self.cutter
                 .decoded(self.scratch.get(..step.made).unwrap_or_default(), sink)?;
+            // Behind the last chunk anything may follow, however much of it came with this piece.
+            if step.stop == Stop::Broken && !self.cutter.is_done() {
+                return Err(self.malformed(BROKEN));
+            }
             if step.stop == Stop::End {
                 self.stage = Stage::Trailer(TRAILER_BYTES);
                 break;

@@ -31,6 +31,8 @@ pub(super) enum Stop {
     Block(u8),
     /// The last block has ended.
     End,
+    /// What comes next is no valid deflate. What was made before is good.
+    Broken,
 }
 
 /// What a call of [`Inflate::run`] has done.
@@ -50,6 +52,9 @@ impl Step {
         self.stop == Stop::Used && self.taken == 0 && self.made == 0
     }
 }
+
+/// What is wrong where a run stops with [`Stop::Broken`].
+pub(super) const BROKEN: &str = "it is no valid deflate stream";
 
 /// What is wrong with compressed bytes, or with what they were to be decoded with.
 type Outcome<T> = std::result::Result<T, &'static str>;
@@ -142,10 +147,7 @@ impl Inflate {
 
     /// Decodes from `input` into `output` until one is used up, the stream ends, or, if `to_block`, up to the end of the
     /// current block at most.
-    ///
-    /// # Errors
-    /// When the bytes are no deflate stream.
-    pub(super) fn run(&mut self, input: &[u8], output: &mut [u8], to_block: bool) -> Outcome<Step> {
+    pub(super) fn run(&mut self, input: &[u8], output: &mut [u8], to_block: bool) -> Step {
         let (given, room) = (clamp(input.len()), clamp(output.len()));
         let stream = &mut *self.stream;
         stream.next_in = input.as_ptr();
@@ -168,9 +170,9 @@ impl Inflate {
             // The end of a block may be in bits that were taken before, which zlib calls no progress.
             Z_OK | Z_BUF_ERROR if is_between => Stop::Block((stream.data_type & UNUSED_BITS) as u8),
             Z_OK | Z_BUF_ERROR => Stop::Used,
-            _ => return Err("it is no valid deflate stream"),
+            _ => Stop::Broken,
         };
-        Ok(Step { taken, made, stop })
+        Step { taken, made, stop }
     }
 }
 

@@ -87,7 +87,7 @@ fn is_absence(error: &io::Error) -> bool {
 
 /// What a file has for a repository.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Candidate {
+pub(in crate::registry) enum Candidate {
     /// A credential helper, and what it is to be asked for.
     Helper { name: String, server: String },
     /// Credentials in the file itself, under a key.
@@ -105,7 +105,7 @@ pub(super) enum Content {
 }
 
 /// The entries of a file. There is no debug form: the values are secrets.
-pub(super) struct Entries {
+pub(in crate::registry) struct Entries {
     kind: Kind,
     auths: BTreeMap<String, Value>,
     helpers: BTreeMap<String, String>,
@@ -161,7 +161,7 @@ fn bytes_of(path: &Path) -> io::Result<Vec<u8>> {
 }
 
 /// Reads the text of a file. The error is the line that cannot be understood: the parser's own message could quote a secret.
-pub(super) fn parse(kind: Kind, bytes: &[u8]) -> Result<Entries, usize> {
+pub(in crate::registry) fn parse(kind: Kind, bytes: &[u8]) -> Result<Entries, usize> {
     let mut entries = Entries {
         kind,
         auths: BTreeMap::new(),
@@ -188,7 +188,7 @@ pub(super) fn parse(kind: Kind, bytes: &[u8]) -> Result<Entries, usize> {
 impl Entries {
     /// What there is for the repository `path` (empty: the registry as such) of the registry `host`, a canonical
     /// name. Best first.
-    pub(super) fn candidates(&self, host: &str, path: &str) -> Vec<Candidate> {
+    pub(in crate::registry) fn candidates(&self, host: &str, path: &str) -> Vec<Candidate> {
         let named = self.matching(&self.helpers, host, path).into_iter().next();
         let helper = named.map(|(_, helper)| helper).or(self.store.as_ref());
         // Docker takes an empty name for "no helper for this one".

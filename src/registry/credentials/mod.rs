@@ -33,7 +33,9 @@ use self::process::Said;
 use super::options::ClientOptions;
 use super::secret::Secret;
 
+pub(super) use self::file::parse;
 pub use self::places::CredentialEnvironment;
+pub(super) use self::places::Kind;
 
 /// How the user gave the credentials that no file holds.
 const GIVEN: &str = "--credential (or REGISTRYFS_CREDENTIAL)";

@@ -84,7 +84,7 @@ impl CredentialEnvironment {
 
 /// Whose file it is. The formats are nearly the same; what they mean differs in places.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(in crate::registry) enum Kind {
     /// `auth.json` of podman, skopeo and buildah (containers-auth.json(5)).
     Containers,
     /// `config.json` of docker.

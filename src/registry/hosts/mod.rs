@@ -8,7 +8,7 @@ mod file;
 mod settings;
 
 pub(super) use base::Base;
-pub(super) use file::Capabilities;
+pub(super) use file::{Capabilities, HostsFile};
 pub(super) use settings::{ClientCertificate, PemFile, Settings};
 
 use super::host::Scheme;

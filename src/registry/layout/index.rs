@@ -84,7 +84,7 @@ impl Entry {
 
 /// The images of a layout by their names.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Names {
+pub(in crate::registry) struct Names {
     /// The repository of what has only a tag, or no name.
     own: String,
     entries: Vec<Entry>,
@@ -99,7 +99,7 @@ impl Names {
     ///
     /// # Errors
     /// [`Error::Malformed`], [`Error::Unsupported`].
-    pub(super) fn parse(file: &str, own: &str, text: &[u8]) -> Result<Self> {
+    pub(in crate::registry) fn parse(file: &str, own: &str, text: &[u8]) -> Result<Self> {
         let raw: RawIndex =
             serde_json::from_slice(text).map_err(|error| Error::malformed(file, error.to_string()))?;
         if raw.schema_version.is_some_and(|version| version != 2) {
@@ -200,12 +200,12 @@ impl Names {
     }
 
     /// The repositories, sorted.
-    pub(super) fn repositories(&self) -> Vec<String> {
+    pub(in crate::registry) fn repositories(&self) -> Vec<String> {
         self.repositories.keys().cloned().collect()
     }
 
     /// The tags of a repository, sorted; `None` if there is no such repository.
-    pub(super) fn tags(&self, repository: &str) -> Option<Vec<String>> {
+    pub(in crate::registry) fn tags(&self, repository: &str) -> Option<Vec<String>> {
         Some(self.repositories.get(repository)?.keys().cloned().collect())
     }
 

@@ -25,11 +25,12 @@ use lru::LruCache;
 use parking_lot::Mutex;
 
 pub(super) use body::LayoutBody;
+pub(super) use index::Names;
 pub use unnamed::unnamed_file;
 pub use write::LayoutWriter;
 
 use self::files::{BlobFile, Dir, Stamp, shown};
-use self::index::{Entry, Names, own_name};
+use self::index::{Entry, own_name};
 use super::manifest::{MANIFEST_BYTES_MAX, ManifestBytes, media_type, name};
 use super::reference::{Reference, Repository, Target, layout_path};
 use crate::digest::Digest;

@@ -5,7 +5,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::error::{Error, Result};
-use crate::image::tree::format::{CRC_AT, HEADER_BYTES};
+use crate::image::tree::format::{CRC_AT, HEADER_BYTES, NODE_BYTES};
+use crate::layer::index;
 
 /// A tree with something of everything.
 fn good() -> Vec<u8> {
@@ -84,6 +85,37 @@ fn every_changed_byte_and_every_cut_is_noticed() {
     for len in 0..good.len() {
         assert!(Tree::open(&good[..len], &key()).is_err(), "cut to {len}");
     }
+}
+
+#[test]
+fn a_root_that_is_in_itself_is_found_out() {
+    let mut bad = good();
+    // The first name leads to the root, and the root says that this is its name: the first dirent's inode, behind the
+    // inodes, and the root's own field, at 56 of its record.
+    let nodes = Tree::open(bad.as_slice(), &key()).unwrap().node_count() as usize;
+    let dirent = HEADER_BYTES + nodes * NODE_BYTES;
+    bad[dirent..dirent + 4].fill(0);
+    bad[HEADER_BYTES + 56..HEADER_BYTES + 60].fill(0);
+    assert!(matches!(
+        read_all(&with_right_checksum(bad)),
+        Err(Error::Malformed { .. })
+    ));
+}
+
+#[test]
+fn layers_with_more_bytes_than_can_be_counted_are_refused() {
+    let layers = ["a", "b"].map(|path| {
+        let mut file = Entry::new(path, Kind::File);
+        file.size = 1;
+        let mut index = layer_bytes(&[file]);
+        // The size in the only record, which no rule but the checksum guards where it is kept.
+        let size = index::HEADER_BYTES + 32..index::HEADER_BYTES + 40;
+        index[size].copy_from_slice(&(1u64 << 63).to_le_bytes());
+        Index::open(with_right_checksum(index)).unwrap()
+    });
+    let merged = merge(&[&layers[0], &layers[1]], &key(), Whiteouts::Apply);
+    assert!(matches!(merged, Err(Error::Malformed { .. })));
+    assert!(merge(&[&layers[0]], &key(), Whiteouts::Apply).is_ok());
 }
 
 #[test]

@@ -15,6 +15,10 @@ use crate::layer::index_builder::{IndexBuilder, NewChunk};
 
 /// The index of a layer with these entries. A file's content stands in one chunk, somewhere in a made-up blob.
 pub(in crate::image) fn layer(entries: &[Entry]) -> Index<Vec<u8>> {
+    Index::open(layer_bytes(entries)).unwrap()
+}
+
+fn layer_bytes(entries: &[Entry]) -> Vec<u8> {
     let mut builder = IndexBuilder::new(Coding::Gzip);
     let mut blob_bytes = 1;
     for entry in entries {
@@ -31,7 +35,7 @@ pub(in crate::image) fn layer(entries: &[Entry]) -> Index<Vec<u8>> {
         }
     }
     let summary = Summary::of(Format::Tar, blob_bytes);
-    Index::open(builder.finish(summary, blob_bytes).unwrap()).unwrap()
+    builder.finish(summary, blob_bytes).unwrap()
 }
 
 fn key() -> Digest {
