@@ -409,25 +409,26 @@ impl Filesystem {
         })
     }
 
-    /// A layer's table of contents, as the registry has it, verified; fetched and unpacked once for all who read it.
+    /// A layer's table of contents, as the registry has it, verified; fetched and unpacked once for all who read it. It is known
+    /// by what the layer is stored under: one blob can be promised different ones, where they are in other images.
     async fn toc(&self, source: &Arc<Source>) -> Result<Bytes> {
-        let digest = source.descriptor.digest;
-        if let Some(toc) = self.tocs().ready.lock().get(&digest) {
+        let key = source.key();
+        if let Some(toc) = self.tocs().ready.lock().get(&key) {
             return Ok(toc.clone());
         }
         let (filesystem, source) = (self.clone(), Arc::clone(source));
-        let key = (source.repository.clone(), digest);
+        let flight = (source.repository.clone(), key);
         let work = async move {
             // The one before may have ended in between.
-            if let Some(toc) = filesystem.tocs().ready.lock().get(&digest) {
+            if let Some(toc) = filesystem.tocs().ready.lock().get(&key) {
                 return Ok(toc.clone());
             }
             let toc = filesystem.images().fetcher().toc(&source).await?;
-            filesystem.tocs().ready.lock().put(digest, toc.clone());
+            filesystem.tocs().ready.lock().put(key, toc.clone());
             Ok(toc)
         };
         let runtime = self.images().fetcher().runtime();
-        self.tocs().under_way.run(runtime, key, work).await
+        self.tocs().under_way.run(runtime, flight, work).await
     }
 }
 
