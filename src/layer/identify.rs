@@ -143,15 +143,13 @@ pub fn toc(format: Format, compressed: &[u8]) -> Result<Vec<u8>> {
 /// The format of a layer that is not indexed, as far as its manifest says it, and what reading it will cost.
 #[must_use]
 pub fn expected(descriptor: &Descriptor, ztoc: Option<&Descriptor>) -> (Format, Reading) {
-    let media_type = descriptor.media_type.to_ascii_lowercase();
     let is_promised = index_promise(descriptor, ztoc) != WHOLE_BLOB;
-    let format = match () {
-        () if ztoc.is_some() => Format::Soci,
-        () if media_type.contains("zstd") && is_promised => Format::ZstdChunked,
-        () if media_type.contains("zstd") => Format::Zstd,
-        () if media_type.contains("gzip") && is_promised => Format::Estargz,
-        () if media_type.contains("gzip") => Format::Gzip,
-        () => Format::Tar,
+    let format = match format_of_media_type(&descriptor.media_type) {
+        _ if ztoc.is_some() => Format::Soci,
+        Format::Zstd if is_promised => Format::ZstdChunked,
+        // Media types are often wrong, also that of an eStargz layer that says to be a tar.
+        _ if is_promised => Format::Estargz,
+        format => format,
     };
     let reading = match indexer(descriptor, ztoc) {
         Err(_) => Reading::Refused,
@@ -271,6 +269,11 @@ mod tests {
                 (Format::Zstd, Reading::PassNeeded),
             ),
             (&layer(oci, None), None, (Format::Tar, Reading::PassNeeded)),
+            (
+                &layer(oci, Some(TOC_DIGEST_ANNOTATION)),
+                None,
+                (Format::Estargz, Reading::Ranges),
+            ),
             (
                 &layer(&format!("{oci}+gzip+encrypted"), None),
                 None,

@@ -91,7 +91,6 @@ fn parsers_of_outside_bytes_keep_their_promises() {
     let (seed, seconds) = (number("FUZZ_SEED", SEED), number("FUZZ_SECONDS", SECONDS));
     let wanted = variable("FUZZ_TARGET").unwrap_or_default();
     say(&format!("FUZZ_SEED={seed} FUZZ_SECONDS={seconds}"));
-    note_panics();
     let (begin, time, dir) = (Instant::now(), Duration::from_secs(seconds), directory());
     let chosen = targets::all()
         .into_iter()
@@ -101,6 +100,7 @@ fn parsers_of_outside_bytes_keep_their_promises() {
         !fuzzers.is_empty(),
         "FUZZ_TARGET={wanted} is part of no target's name"
     );
+    note_panics();
     while begin.elapsed() < time && fuzzers.iter().any(|fuzzer| fuzzer.finding.is_none()) {
         let left = time.saturating_sub(begin.elapsed());
         let turn = (left / fuzzers.len() as u32).clamp(Duration::from_millis(50), TURN_MAX);

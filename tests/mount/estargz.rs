@@ -175,6 +175,42 @@ fn two_images_with_one_blob_have_each_the_toc_that_it_promises() {
 }
 
 #[test]
+fn the_image_of_tocs_is_asked_for_once_for_all_layers() {
+    let layer = |path: &str| {
+        build(&[file(path, path)], of_variant(Variant::ExternalToc))
+            .layers
+            .remove(0)
+    };
+    let image = ImageBuilder::new(["a", "b", "c"].map(layer).to_vec()).build();
+    let mut content = tagged("team/app", "1.0", &image);
+    content.add_tagged_image("team/app", "1.0-esgztoc", &toc_image(&image.layers));
+    let world = World::new(content).mounted();
+    let (_, cold) = world.requests(|| assert_eq!(names(&world.at("team/app/1.0/rootfs")), ["a", "b", "c"]));
+    let asked = cold.iter().filter(|record| record.path.ends_with("1.0-esgztoc"));
+    assert_eq!(asked.count(), 1, "{:#?}", paths(&cold));
+}
+
+#[test]
+fn a_question_about_a_layer_without_its_toc_reads_no_layer_as_a_whole() {
+    let image = build(&small_files(), of_variant(Variant::ExternalToc));
+    let world = World::new(tagged("team/app", "1.0", &image)).mounted();
+    let name = format!("{}/team/app:1.0", world.registry.host());
+    let (said, requests) = world.requests(|| world.text(&["info", &name]));
+    assert!(said.contains("one pass needed"), "{said}");
+    let blob = image.layers[0].digest().to_string();
+    let whole = |record: &&Record| record.path.contains(&blob) && record.range.is_none();
+    assert_eq!(
+        requests.iter().filter(whole).count(),
+        0,
+        "{:#?}",
+        paths(&requests)
+    );
+    // Who needs its files gets them all the same.
+    check_small_files(&world, "team/app/1.0");
+    assert!(world.text(&["info", &name]).contains("pass done"));
+}
+
+#[test]
 fn an_external_toc_is_found_for_an_image_in_an_index() {
     let (_, image) = external("1.0");
     let other = ImageBuilder::new(Vec::new()).architecture("arm64").build();
