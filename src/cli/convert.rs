@@ -72,7 +72,7 @@ impl Convert {
             level: self.compression_level,
             prioritized: self.prioritized_files.as_deref().map(paths).transpose()?,
             force: self.force,
-            scratch_dir: std::env::var_os("TMPDIR").map_or_else(|| SCRATCH_DIR.into(), PathBuf::from),
+            scratch_dir: scratch_dir(),
         };
         let progress = Arc::new(Progress::default());
         let report = {
@@ -94,6 +94,12 @@ impl Convert {
             Format::Text => out.line(format_args!("{}@{}", report.reference, report.digest)),
         }
     }
+}
+
+/// Where temporary files go: an empty TMPDIR says nothing.
+fn scratch_dir() -> PathBuf {
+    let dir = std::env::var_os("TMPDIR").filter(|dir| !dir.is_empty());
+    dir.map_or_else(|| SCRATCH_DIR.into(), PathBuf::from)
 }
 
 /// The lines of a file.

@@ -1,8 +1,9 @@
 //! `registryfs index`.
 
-use std::fs;
-use std::io::{self, Write};
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use clap::{Args, Subcommand};
 
@@ -12,8 +13,13 @@ use super::output::Output;
 use super::text::human_bytes;
 use crate::daemon::Query;
 use crate::error::{Error, Result};
-use crate::image::indexes::Imported;
+use crate::image::indexes::{FILE_BYTES_MAX, Imported};
 use crate::store::Store;
+
+/// Stands for standard output and standard input.
+const STANDARD: &str = "-";
+/// Bytes of a file that are copied at a time.
+const COPY_BYTES: usize = 1 << 20;
 
 /// Hand the indexes of plain layers from machine to machine
 #[derive(Debug, Args)]
@@ -44,7 +50,7 @@ struct Export {
 /// Take indexes from a file
 #[derive(Debug, Args)]
 struct Import {
-    /// The file
+    /// The file, - for standard input
     file: PathBuf,
 }
 
@@ -62,25 +68,63 @@ impl Export {
         let query = Query::ExportIndexes {
             image: context.image(&self.reference),
         };
-        if self.file == Path::new("-") {
+        if self.file == Path::new(STANDARD) {
             return context.session().stream(query, |bytes| out.bytes(bytes)).await;
         }
-        // Under its name only when it is complete.
-        let mut part = self.file.clone().into_os_string();
-        part.push(format!(".{}.part", std::process::id()));
-        let part = Removed(part.into());
         let failed = |error: io::Error| Error::io(self.file.display().to_string(), &error);
-        let mut file = fs::File::create(&part.0).map_err(failed)?;
+        let mut target = Target::new(&self.file).map_err(failed)?;
         let mut bytes_written = 0;
         let write = |bytes: &[u8]| {
             bytes_written += bytes.len() as u64;
-            file.write_all(bytes).map_err(failed)
+            target.file.write_all(bytes).map_err(failed)
         };
         context.session().stream(query, write).await?;
-        fs::rename(&part.0, &self.file).map_err(failed)?;
+        target.finish().map_err(failed)?;
         match out.format {
             Format::Json => out.json(&serde_json::json!({ "bytes": bytes_written })),
             Format::Text => out.line(format!("wrote {}", human_bytes(bytes_written))),
+        }
+    }
+}
+
+/// A file that is being written.
+struct Target {
+    file: File,
+    /// The name that it has so far, and the one that it will have.
+    names: Option<(Removed, PathBuf)>,
+}
+
+impl Target {
+    /// A file that gets the name `path` once it is complete, in the place and with the permissions of what is there. Only what
+    /// is no regular file, such as a pipe or a device, is written to as it is: it must not be replaced.
+    fn new(path: &Path) -> io::Result<Self> {
+        let there = match fs::metadata(path) {
+            Ok(there) if !there.is_file() => {
+                let file = File::options().write(true).open(path)?;
+                return Ok(Self { file, names: None });
+            }
+            Ok(there) => Some((fs::canonicalize(path)?, there.permissions())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        let (path, permissions) = match there {
+            Some((path, permissions)) => (path, Some(permissions)),
+            None => (path.to_owned(), None),
+        };
+        let mut part = path.clone().into_os_string();
+        part.push(format!(".{}.part", unique()));
+        let file = File::create_new(&part)?;
+        let names = Some((Removed(part.into()), path));
+        if let Some(permissions) = permissions {
+            file.set_permissions(permissions)?;
+        }
+        Ok(Self { file, names })
+    }
+
+    fn finish(self) -> io::Result<()> {
+        match self.names {
+            Some((part, path)) => fs::rename(&part.0, path),
+            None => Ok(()),
         }
     }
 }
@@ -89,9 +133,12 @@ impl Import {
     async fn run(&self, context: &Context, out: &mut Output) -> Result<()> {
         let file = Store::incoming(&context.loaded.config.cache_dir)?;
         let handed = Removed(file.clone());
-        let failed = |error: io::Error| Error::io(self.file.display().to_string(), &error);
-        fs::copy(&self.file, &handed.0).map_err(failed)?;
+        let (from, to) = (self.file.clone(), file.clone());
+        // The other end of a pipe may let us wait for ever, and an interruption must not.
+        let copied = tokio::task::spawn_blocking(move || hand_over(&from, &to)).await;
+        copied.map_err(|error| Error::io(self.file.display().to_string(), &io::Error::other(error)))??;
         let imported: Imported = context.session().ask(Query::ImportIndexes { file }).await?;
+        drop(handed);
         match out.format {
             Format::Json => out.json(&imported),
             Format::Text => out.line(format!(
@@ -101,6 +148,39 @@ impl Import {
             )),
         }
     }
+}
+
+/// Copies a file to where whoever owns the store takes it from: a directory that is for nobody else.
+fn hand_over(from: &Path, to: &Path) -> Result<()> {
+    let failed = |path: &Path, error: &io::Error| Error::io(path.display().to_string(), error);
+    let mut source: Box<dyn Read> = match from == Path::new(STANDARD) {
+        true => Box::new(io::stdin().lock()),
+        false => Box::new(File::open(from).map_err(|error| failed(from, &error))?),
+    };
+    let mut copy = File::create_new(to).map_err(|error| failed(to, &error))?;
+    let mut buffer = vec![0; COPY_BYTES];
+    let mut copied_bytes = 0;
+    loop {
+        let length = match source.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(length) => length,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(failed(from, &error)),
+        };
+        copied_bytes += length as u64;
+        if copied_bytes > FILE_BYTES_MAX {
+            let why = format!("more than {FILE_BYTES_MAX} bytes are no file of indexes");
+            return Err(Error::malformed(from.display().to_string(), why));
+        }
+        let bytes = buffer.get(..length).unwrap_or_default();
+        copy.write_all(bytes).map_err(|error| failed(to, &error))?;
+    }
+}
+
+/// A part of a file's name that no other process uses now.
+fn unique() -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    format!("{}-{}", std::process::id(), now.unwrap_or_default().as_nanos())
 }
 
 /// A file that is gone at the end, whatever the end is.

@@ -4,18 +4,23 @@
 //! What fetches a layer knows its image by digest. The tags that are known to lead there are tried first, then whatever
 //! the repository lists with that ending. Anyone may have pushed such an image, so what is found here are candidates,
 //! whole blobs by their own digest: the promise in the image's manifest decides which is the one.
+//!
+//! The layers of an image are looked for at the same time, and all in the same places: each is asked once, and its answer
+//! holds for a moment.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Deserialize;
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::fetch::single_flight::Recent;
 use crate::fetch::{Fetcher, Source, blocking};
 use crate::layer::estargz::LAYER_DIGEST_ANNOTATION;
-use crate::registry::reference::{Target, is_tag};
+use crate::registry::reference::{Repository, Target, is_tag};
 
 /// What the tag of an image of TOCs ends in.
 const TAG_SUFFIX: &str = "-esgztoc";
@@ -25,6 +30,10 @@ const TOC_IMAGES_MAX: usize = 32;
 const KNOWN_TAGS_MAX: u32 = 256;
 /// The most pages of a repository's tags that are read: some 50,000 names.
 const PAGES_MAX: usize = 50;
+/// For how long an answer holds: while the layers of an image are indexed.
+const ANSWER_TTL: Duration = Duration::from_secs(30);
+/// The most images of TOCs, and the most repositories, whose answers are held.
+const ANSWERS_MAX: usize = 256;
 /// The most candidates for one layer. A repository that was converted anew has as many as was done so.
 const CANDIDATES_MAX: usize = 4;
 /// Largest blob with a TOC: it is held in memory, and 64 MiB are a million entries.
@@ -35,11 +44,37 @@ const TOC_BLOB_BYTES_MAX: u64 = 64 << 20;
 pub(super) struct ExternalTocs {
     stage: Stage,
     tags: VecDeque<String>,
-    blobs: VecDeque<Blob>,
+    blobs: VecDeque<Candidate>,
     /// Tags and blobs that were already found.
     seen: HashSet<String>,
     images: usize,
     candidates: usize,
+}
+
+/// What images of TOCs and repositories answered a moment ago.
+#[derive(Debug)]
+pub(super) struct TocImages {
+    /// The TOCs in the image of a tag.
+    candidates: Recent<(Repository, String), Arc<[Candidate]>>,
+    /// The tags of a repository that are named like those of images of TOCs.
+    tags: Recent<Repository, Arc<[String]>>,
+}
+
+impl Default for TocImages {
+    fn default() -> Self {
+        Self {
+            candidates: Recent::new(ANSWER_TTL, ANSWERS_MAX),
+            tags: Recent::new(ANSWER_TTL, ANSWERS_MAX),
+        }
+    }
+}
+
+/// A blob that is said to be the TOC of a layer.
+#[derive(Debug, Clone, Copy)]
+struct Candidate {
+    layer: Digest,
+    digest: Digest,
+    size: u64,
 }
 
 /// Where tags come from next.
@@ -113,27 +148,40 @@ impl ExternalTocs {
             return Ok(());
         }
         self.images += 1;
-        let manifest = fetcher
-            .client
-            .manifest(&source.repository, &Target::Tag(tag))
-            .await;
-        let Some(manifest) = given(manifest)? else {
-            return Ok(());
+        let layer = source.descriptor.digest;
+        let (client, repository) = (fetcher.client.clone(), source.repository.clone());
+        let key = (repository.clone(), tag.clone());
+        let ask = async move {
+            let manifest = client.manifest(&repository, &Target::Tag(tag)).await;
+            let manifest = given(manifest)?.map(|manifest| candidates(&manifest.bytes));
+            Ok(manifest.unwrap_or_default().into())
         };
-        // What is no manifest has no TOCs.
-        let Ok(Document { layers, .. }) = serde_json::from_slice(&manifest.bytes) else {
-            return Ok(());
-        };
-        let layer = source.descriptor.digest.to_string();
-        let of_layer = |blob: &Blob| {
-            let annotations = blob.annotations.as_ref();
-            annotations.and_then(|all| all.get(LAYER_DIGEST_ANNOTATION)) == Some(&layer)
-        };
-        let found = layers.into_iter().filter(of_layer);
-        let fresh = found.filter(|blob| self.seen.insert(blob.digest.to_string()));
+        let in_image = fetcher
+            .toc_images
+            .candidates
+            .get(&fetcher.runtime, key, ask)
+            .await?;
+        let of_layer = in_image.iter().filter(|candidate| candidate.layer == layer);
+        let fresh = of_layer.filter(|candidate| self.seen.insert(candidate.digest.to_string()));
         self.blobs.extend(fresh);
         Ok(())
     }
+}
+
+/// The TOCs that a manifest names. What is no manifest has none.
+fn candidates(manifest: &[u8]) -> Vec<Candidate> {
+    let Ok(Document { layers, .. }) = serde_json::from_slice(manifest) else {
+        return Vec::new();
+    };
+    let candidate = |blob: Blob| {
+        let layer = blob.annotations.as_ref()?.get(LAYER_DIGEST_ANNOTATION)?;
+        Some(Candidate {
+            layer: layer.parse().ok()?,
+            digest: blob.digest,
+            size: blob.size,
+        })
+    };
+    layers.into_iter().filter_map(candidate).collect()
 }
 
 /// What was asked for, `None` if it is not to be had from this registry.
@@ -192,18 +240,24 @@ fn is_index_of(bytes: &[u8], manifest: &Digest) -> bool {
 
 /// The tags of the repository that are named like those of images of TOCs.
 async fn listed_tags(fetcher: &Fetcher, source: &Source) -> Result<Vec<String>> {
-    let mut tags = Vec::new();
-    let mut pager = fetcher.client.tags(&source.repository);
-    for _ in 0..PAGES_MAX {
-        let Some(Some(page)) = given(pager.next_page().await)? else {
-            break;
-        };
-        tags.extend(page.into_iter().filter(|tag| tag.ends_with(TAG_SUFFIX)));
-        if tags.len() >= TOC_IMAGES_MAX {
-            break;
+    let (client, repository) = (fetcher.client.clone(), source.repository.clone());
+    let list = async move {
+        let mut tags = Vec::new();
+        let mut pager = client.tags(&repository);
+        for _ in 0..PAGES_MAX {
+            let Some(Some(page)) = given(pager.next_page().await)? else {
+                break;
+            };
+            tags.extend(page.into_iter().filter(|tag| tag.ends_with(TAG_SUFFIX)));
+            if tags.len() >= TOC_IMAGES_MAX {
+                break;
+            }
         }
-    }
-    Ok(tags)
+        Ok(tags.into())
+    };
+    let key = source.repository.clone();
+    let tags: Arc<[String]> = fetcher.toc_images.tags.get(&fetcher.runtime, key, list).await?;
+    Ok(tags.to_vec())
 }
 
 #[cfg(test)]

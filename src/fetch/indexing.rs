@@ -11,6 +11,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fetch::external_toc::ExternalTocs;
 use crate::fetch::failures::FailureKey;
+use crate::fetch::pass::Known;
 use crate::fetch::single_flight::SingleFlight;
 use crate::fetch::{Fetcher, Source, blocking};
 use crate::layer::index::Summary;
@@ -32,6 +33,8 @@ const ATTEMPTS_MAX: usize = 3;
 pub(super) type IndexingKey = (Digest, Repository);
 /// The layers being indexed.
 pub(super) type Indexing = SingleFlight<IndexingKey, Arc<Layer>>;
+/// Those of them whose formats are asked for what they need: `None` is a pass.
+pub(super) type ByRanges = SingleFlight<IndexingKey, Option<Arc<Layer>>>;
 
 pub(super) fn key_of(source: &Source) -> IndexingKey {
     (source.key(), source.repository.clone())
@@ -39,12 +42,13 @@ pub(super) fn key_of(source: &Source) -> IndexingKey {
 
 impl Fetcher {
     /// The layer as its source says, indexed: from the store if it was indexed before, else with the requests that its
-    /// format needs. Where that is one pass over all of it, this takes as long as bytes come.
+    /// format needs. Where that is one pass over all of it, this takes as long as bytes come. What a merged tree says of a
+    /// layer holds for the way that was settled when it was merged and for no other.
     ///
     /// # Errors
     /// [`Error::Unsupported`] for what is no layer of files; [`Error::Denied`] for a pass that the configuration refuses;
     /// what the registry or the layer's bytes did wrong.
-    pub(super) async fn layer_as_it_is(self: &Arc<Self>, source: &Arc<Source>) -> Result<Arc<Layer>> {
+    pub async fn layer_as_it_is(self: &Arc<Self>, source: &Arc<Source>) -> Result<Arc<Layer>> {
         let mut attempt = 1;
         loop {
             let is_own = Arc::new(AtomicBool::new(false));
@@ -169,17 +173,62 @@ impl Fetcher {
     }
 
     /// Brings the index. Where a mirror gave bytes that are none, it is left out, and the next endpoint asked.
-    async fn index(self: &Arc<Self>, source: &Source) -> Result<Arc<Layer>> {
+    async fn index(self: &Arc<Self>, source: &Arc<Source>) -> Result<Arc<Layer>> {
+        if let Some(layer) = self.layer_by_ranges(source).await? {
+            return Ok(layer);
+        }
         loop {
             let mut given = Vec::new();
-            match self.index_once(source, &mut given).await {
+            // Boxed, because it is large and most layers do without.
+            let passed = Box::pin(self.pass(source, &mut given)).await;
+            match passed.map_err(|error| name(&source.name(), error)) {
                 Err(error) if distrust(&given, &error) => {}
                 outcome => return outcome,
             }
         }
     }
 
-    async fn index_once(self: &Arc<Self>, source: &Source, given: &mut Vec<Given>) -> Result<Arc<Layer>> {
+    /// The layer, indexed, if it was so before or takes no more than a few ranges; `None` where all of it must be read once,
+    /// which this does not begin: for questions about a layer, which are not worth that.
+    ///
+    /// # Errors
+    /// As [`Self::layer`].
+    pub async fn layer_without_pass(self: &Arc<Self>, source: &Arc<Source>) -> Result<Option<Arc<Layer>>> {
+        let source = self.settle(source).await?;
+        match self.known(&source).await? {
+            Known::Indexed(layer) => Ok(Some(layer)),
+            Known::Pass => Ok(None),
+            Known::Ranges => self.layer_by_ranges(&source).await,
+        }
+    }
+
+    /// The layer, indexed by what its format asks for; `None` where that is one pass.
+    async fn layer_by_ranges(self: &Arc<Self>, source: &Arc<Source>) -> Result<Option<Arc<Layer>>> {
+        self.recent_index_failure(source)?;
+        let (fetcher, source) = (Arc::clone(self), Arc::clone(source));
+        let key = key_of(&source);
+        let work = async move {
+            let outcome = loop {
+                let mut given = Vec::new();
+                match fetcher.by_ranges(&source, &mut given).await {
+                    Err(error) if distrust(&given, &error) => {}
+                    outcome => break outcome.map_err(|error| source.blame(error)),
+                }
+            };
+            if let Err(error) = &outcome {
+                fetcher.remember_index_failure(&source, error);
+            }
+            outcome
+        };
+        self.by_ranges.run(&self.runtime, key, Box::pin(work)).await
+    }
+
+    /// Brings the index by what its format asks for; `None` where that is one pass.
+    async fn by_ranges(
+        self: &Arc<Self>,
+        source: &Source,
+        given: &mut Vec<Given>,
+    ) -> Result<Option<Arc<Layer>>> {
         let Source {
             repository,
             descriptor,
@@ -216,15 +265,12 @@ impl Fetcher {
                 Step::NeedBlob(blob) => {
                     have = Some(self.whole_blob(source, &blob).await?);
                 }
-                Step::Pass => {
-                    // Boxed, because it is large and most layers do without.
-                    let passed = Box::pin(self.pass(source, given)).await;
-                    return passed.map_err(|error| name(&what, of_registry(error)));
-                }
+                Step::Pass => return Ok(None),
                 Step::Done(index) => {
                     self.counters.layers_indexed.fetch_add(1, Ordering::Relaxed);
                     let (store, key) = (Arc::clone(&self.store), source.key());
-                    return blocking(&self.runtime, move || store.add_layer(&key, &index)).await;
+                    let layer = blocking(&self.runtime, move || store.add_layer(&key, &index));
+                    return layer.await.map(Some);
                 }
             }
         }
@@ -247,6 +293,11 @@ pub(super) type Given = (Range<u64>, Provenance);
 /// Whether `error` may come from what mirrors gave, which are then left out.
 fn distrust(given: &[Given], error: &Error) -> bool {
     let given = given.iter();
+    // What is found while a layer is read once is found in bytes that nobody has verified yet.
+    let error = &match error {
+        Error::Unsupported { what, why } => Error::malformed(what, why),
+        other => other.clone(),
+    };
     // All of them are told: which range was wrong only the index that it should have been would say.
     given.fold(false, |found, (range, provenance)| {
         provenance.distrust(range, error) || found

@@ -38,19 +38,20 @@ use tokio::sync::Semaphore;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fetch::documents::Configs;
+use crate::fetch::external_toc::TocImages;
 use crate::fetch::failures::{FAILURES_MAX, FailureKey, Failures};
 pub use crate::fetch::file::FileAt;
 use crate::fetch::file::Span;
 use crate::fetch::flight::{Flights, Waiter};
-use crate::fetch::indexing::Indexing;
+use crate::fetch::indexing::{ByRanges, Indexing};
 use crate::fetch::job::Job;
 pub use crate::fetch::options::{FetchOptions, PlainLimits};
 use crate::fetch::overflow::Overflow;
 use crate::fetch::pass::Passes;
-pub use crate::fetch::pass::{Awaited, Known, PassProgress};
+pub use crate::fetch::pass::{Awaited, PassProgress};
 use crate::fetch::readahead::Streams;
 use crate::fetch::shared::SharedIndexes;
-use crate::layer::{self, Descriptor, Step};
+use crate::layer::{self, Descriptor, Step, WHOLE_BLOB};
 use crate::registry::Client;
 use crate::registry::reference::Repository;
 use crate::store::Store;
@@ -104,6 +105,13 @@ impl Source {
         let Descriptor { digest, size, .. } = &self.descriptor;
         let voucher = layer::index_promise(&self.descriptor, self.ztoc.as_ref());
         key(digest, *size, &voucher)
+    }
+
+    /// Whether nothing but the blob's digest vouches for the layer's index. Then it is the same index wherever the blob is,
+    /// and can be handed on under that digest.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        layer::index_promise(&self.descriptor, self.ztoc.as_ref()) == WHOLE_BLOB
     }
 
     /// Whether all of the layer has to be read once before anything of it is known.
@@ -173,9 +181,11 @@ pub struct Fetcher {
     options: FetchOptions,
     flights: Flights,
     indexing: Indexing,
+    by_ranges: ByRanges,
     passes: Passes,
     shared_indexes: Option<Arc<SharedIndexes>>,
     configs: Configs,
+    toc_images: TocImages,
     failures: Failures,
     /// The keys of layers that are read without the zTOC that they are said to have.
     unusable_ztocs: Mutex<LruCache<Digest, ()>>,
@@ -200,8 +210,10 @@ impl Fetcher {
             options,
             flights: Flights::default(),
             indexing: Indexing::default(),
+            by_ranges: ByRanges::default(),
             passes: Passes::default(),
             configs: Configs::default(),
+            toc_images: TocImages::default(),
             failures: Failures::default(),
             unusable_ztocs: Mutex::new(LruCache::new(NonZeroUsize::MIN.saturating_add(FAILURES_MAX - 1))),
             followed: Mutex::new(LruCache::new(
@@ -338,7 +350,7 @@ impl Fetcher {
             // A member may be as long as its layer: nobody waits for its end who has what he needs.
             return tokio::select! {
                 arrived = arrival => arrived,
-                () = all_present(layer, chunks) => Ok(()),
+                () = self.all_here(layer, chunks) => Ok(()),
             };
         }
         let arrived = tokio::time::timeout(self.options.timeout, arrival).await;
@@ -353,6 +365,16 @@ impl Fetcher {
             }
             Err(error)
         })
+    }
+
+    /// Waits until chunks have come with a long member, be it that the disk took them or not: those that it did not take
+    /// are soon pushed out of memory by the rest of the member. It is looked for them now and then, because who brings them
+    /// does not know who waits.
+    async fn all_here(&self, layer: &Layer, chunks: &Range<u32>) {
+        let is_here = |chunk| layer.is_present(chunk) || self.overflow.has(layer.key(), chunk);
+        while !chunks.clone().all(is_here) {
+            tokio::time::sleep(LONG_MEMBER_LOOK_INTERVAL).await;
+        }
     }
 
     /// Waits for the needed members, which lie within `place` of the blob. One that somebody else fetches, from a source
@@ -481,14 +503,6 @@ impl Fetcher {
 
 fn failure_key(source: &Source, member: u32) -> FailureKey {
     (source.key(), member, source.repository.clone())
-}
-
-/// Waits until chunks have come with a long member. Their marks are looked at now and then, because who sets them does not
-/// know who waits.
-async fn all_present(layer: &Layer, chunks: &Range<u32>) {
-    while !layer.all_present(chunks.clone()) {
-        tokio::time::sleep(LONG_MEMBER_LOOK_INTERVAL).await;
-    }
 }
 
 /// Who reads a file.

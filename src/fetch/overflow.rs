@@ -63,6 +63,11 @@ impl Overflow {
         is_first
     }
 
+    /// Whether a chunk is kept here. It counts as used then.
+    pub(super) fn has(&self, layer: &Digest, chunk: u32) -> bool {
+        self.0.lock().chunks.get(&(*layer, chunk)).is_some()
+    }
+
     /// Whether the disk has refused a chunk lately.
     pub(super) fn is_in_use(&self) -> bool {
         let refused_at = self.0.lock().refused_at;

@@ -11,9 +11,8 @@
 
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
-use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fetch::indexing::of_registry;
 use crate::fetch::{Fetcher, Source, blocking};
@@ -104,27 +103,17 @@ impl Fetcher {
                 format!("{size} bytes are none or too many"),
             ));
         }
-        loop {
-            let body = self.client.blob(&source.repository, digest, 0..*size, *size);
-            let mut body = match body.await {
-                Err(Error::NotFound { why, .. }) => return Err(Error::unsupported(what, why)),
-                body => body.map_err(of_registry)?,
-            };
-            // The size comes from outside: it is believed as the bytes come.
-            let mut bytes = BytesMut::new();
-            while let Some(piece) = body.next().await.map_err(of_registry)? {
-                bytes.extend_from_slice(&piece);
-            }
-            let bytes = bytes.freeze();
-            let hashed = bytes.clone();
-            let actual = blocking(&self.runtime, move || Ok(Digest::of(&hashed))).await?;
-            if actual == *digest {
-                return Ok(bytes);
-            }
-            let error = Error::mismatch(&what, digest, actual);
-            if !body.provenance().distrust(&(0..*size), &error) {
-                return Err(error);
-            }
+        let blob = self
+            .client
+            .whole_blob(&source.repository, digest, *size, ZTOC_BYTES_MAX);
+        match blob.await.map_err(of_registry) {
+            Err(Error::NotFound { why, .. }) => Err(Error::unsupported(what, why)),
+            Err(Error::Verification { expected, actual, .. }) => Err(Error::Verification {
+                what,
+                expected,
+                actual,
+            }),
+            bytes => bytes,
         }
     }
 }

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
@@ -26,8 +27,10 @@ use crate::store::layer::Layer;
 
 /// How long the directory is waited for.
 const WAIT: Duration = Duration::from_secs(5);
-/// For how long it is left alone after that: each wait costs a thread that may hang for ever.
+/// For how long it is left alone after that.
 const LEFT_ALONE: Duration = Duration::from_secs(300);
+/// Threads that are in the directory at the same time: one that hangs may do so for ever, and there are not many.
+const THREADS_MAX: usize = 4;
 /// Bytes of a file beside the packed index, with room.
 const REST_BYTES: u64 = 4096;
 /// The permission of everyone to write.
@@ -41,6 +44,8 @@ pub(super) struct SharedIndexes {
     dir: PathBuf,
     wait: Duration,
     hung_at: Mutex<Option<Instant>>,
+    /// One permit for each thread in the directory.
+    threads: Arc<Semaphore>,
 }
 
 impl SharedIndexes {
@@ -49,6 +54,7 @@ impl SharedIndexes {
             dir,
             wait: WAIT,
             hung_at: Mutex::new(None),
+            threads: Arc::new(Semaphore::new(THREADS_MAX)),
         })
     }
 
@@ -71,7 +77,13 @@ impl SharedIndexes {
         let path = self.path(&digest);
         let writing = path.clone();
         let left = self.bounded(runtime, move |shared| {
-            let index = layer.index().source();
+            let index = layer.index();
+            let known = read(&writing, &digest, index.summary().blob_bytes);
+            // What is of no use to us, or says something else than the whole blob did, is of no use to others.
+            if known.is_ok_and(|known| known.is_some_and(|known| known == index.source()[..])) {
+                return Ok(());
+            }
+            let index = index.source();
             let record = index.vouch("layer index", exchange::pack(&digest, index)?)?;
             write(&shared.dir, &writing, &record)
         });
@@ -96,7 +108,17 @@ impl SharedIndexes {
             ));
         }
         let shared = Arc::clone(self);
-        let working = blocking(runtime, move || work(&shared));
+        let working = async {
+            // Nobody closes it.
+            let permit = Arc::clone(&self.threads).acquire_owned().await;
+            let permit = permit.map_err(|_| Error::Interrupted)?;
+            blocking(runtime, move || {
+                let outcome = work(&shared);
+                drop(permit);
+                outcome
+            })
+            .await
+        };
         tokio::time::timeout(self.wait, working)
             .await
             .unwrap_or_else(|_| {
@@ -111,18 +133,27 @@ impl SharedIndexes {
 }
 
 impl Fetcher {
-    /// A layer whose index another machine has left.
+    /// A layer whose index another machine has left. One of another tar than the image promises is passed over: it would
+    /// stand in the way of the right one for ever.
     ///
     /// # Errors
-    /// [`Error::Io`].
-    pub(super) async fn shared_layer(&self, source: &Source) -> Result<Option<Arc<Layer>>> {
-        let Some(shared) = &self.shared_indexes else {
+    /// [`Error::Io`]; as [`Self::promise`].
+    pub(super) async fn shared_layer(self: &Arc<Self>, source: &Source) -> Result<Option<Arc<Layer>>> {
+        let Some(shared) = self.shared_indexes.as_ref().filter(|_| source.is_plain()) else {
             return Ok(None);
         };
         let Descriptor { digest, size, .. } = source.descriptor;
         let Some(index) = shared.find(&self.runtime, digest, size).await else {
             return Ok(None);
         };
+        let tar = Index::open(index.as_slice())?.summary().passed();
+        let promise = self.promise(source).await?;
+        if let (Some(promise), Some(tar)) = (promise, tar)
+            && let Err(error) = promise.check(source, tar)
+        {
+            tracing::warn!(%error, "a shared index is not used");
+            return Ok(None);
+        }
         tracing::info!(layer = %digest, "another machine has read this layer: its index is taken");
         let (store, key) = (Arc::clone(&self.store), source.key());
         let layer = blocking(&self.runtime, move || store.add_layer(&key, &index)).await?;
@@ -132,7 +163,7 @@ impl Fetcher {
 
     /// Leaves the index of a layer for other machines. Nobody waits for that.
     pub(super) fn share(&self, source: &Source, layer: &Arc<Layer>) {
-        let Some(shared) = self.shared_indexes.clone() else {
+        let Some(shared) = self.shared_indexes.clone().filter(|_| source.is_plain()) else {
             return;
         };
         let (runtime, digest, layer) = (self.runtime.clone(), source.descriptor.digest, Arc::clone(layer));
@@ -196,9 +227,6 @@ fn read(path: &Path, layer: &Digest, size: u64) -> Result<Option<Vec<u8>>> {
 /// Writes a file aside and gives it its name, so that others find all of it or nothing.
 fn write(dir: &Path, path: &Path, record: &[u8]) -> Result<()> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
-    if path.exists() {
-        return Ok(());
-    }
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     // Several machines write here: the name must be one that no other has.
     let unique = Digest::of(
@@ -280,7 +308,7 @@ mod tests {
         let (dir, shared) = directory();
         let runtime = Handle::current();
         let (_store, stored) = stored();
-        shared.leave(&runtime, layer(), stored).await;
+        shared.leave(&runtime, layer(), Arc::clone(&stored)).await;
         let path = shared.path(&layer());
         assert_eq!(
             shared.find(&runtime, layer(), SIZE + 1).await,
@@ -317,6 +345,12 @@ mod tests {
         bytes[70] ^= 1;
         fs::write(&path, bytes).unwrap();
         assert_eq!(shared.find(&runtime, layer(), SIZE).await, None, "a damaged one");
+        shared.leave(&runtime, layer(), Arc::clone(&stored)).await;
+        assert_eq!(
+            shared.find(&runtime, layer(), SIZE).await,
+            Some(index()),
+            "whoever has read the layer puts a good one in its place"
+        );
         fs::remove_file(&path).unwrap();
         std::os::unix::fs::symlink(shared.path(&other), &path).unwrap();
         assert_eq!(shared.find(&runtime, layer(), SIZE).await, None, "a link");
@@ -331,6 +365,7 @@ mod tests {
             dir: PathBuf::new(),
             wait: Duration::from_millis(20),
             hung_at: Mutex::new(None),
+            threads: Arc::new(Semaphore::new(THREADS_MAX)),
         });
         let (release, hang) = std::sync::mpsc::channel::<()>();
         let runtime = Handle::current();
@@ -344,5 +379,33 @@ mod tests {
         drop(release);
         let next = shared.bounded(&runtime, |_| Ok(())).await;
         assert!(matches!(next, Err(Error::Busy { .. })), "{next:?}");
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_hangs_takes_few_threads_whoever_asks() {
+        let shared = Arc::new(SharedIndexes {
+            dir: PathBuf::new(),
+            wait: Duration::from_millis(50),
+            hung_at: Mutex::new(None),
+            threads: Arc::new(Semaphore::new(THREADS_MAX)),
+        });
+        let runtime = Handle::current();
+        let (hanging, gate) = (Arc::new(AtomicU64::new(0)), Arc::new(Mutex::new(())));
+        let closed = gate.lock();
+        let mut asking = tokio::task::JoinSet::new();
+        for _ in 0..THREADS_MAX * 4 {
+            let (shared, runtime) = (Arc::clone(&shared), runtime.clone());
+            let (hanging, gate) = (Arc::clone(&hanging), Arc::clone(&gate));
+            let hang = move |_: &SharedIndexes| {
+                hanging.fetch_add(1, Ordering::Relaxed);
+                drop(gate.lock());
+                Ok(())
+            };
+            asking.spawn(async move { shared.bounded(&runtime, hang).await });
+        }
+        let outcomes = asking.join_all().await;
+        assert!(outcomes.iter().all(Result::is_err), "{outcomes:?}");
+        assert_eq!(hanging.load(Ordering::Relaxed), THREADS_MAX as u64);
+        drop(closed);
     }
 }

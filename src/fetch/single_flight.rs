@@ -4,8 +4,11 @@ use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
 use std::hash::Hash;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use lru::LruCache;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -98,6 +101,49 @@ where
     }
 }
 
+/// Work that is done once for all who want its result at the same time or within a moment.
+#[derive(Debug)]
+pub struct Recent<K: Eq + Hash, V> {
+    flights: SingleFlight<K, V>,
+    results: Mutex<LruCache<K, (Instant, V)>>,
+    ttl: Duration,
+}
+
+impl<K, V> Recent<K, V>
+where
+    K: Clone + Eq + Hash + fmt::Debug + Send + 'static,
+    V: Clone + Send + Sync + 'static,
+{
+    /// Results hold for `ttl`; at most `results_max` are kept.
+    #[must_use]
+    pub fn new(ttl: Duration, results_max: usize) -> Self {
+        let results_max = NonZeroUsize::new(results_max).unwrap_or(NonZeroUsize::MIN);
+        Self {
+            flights: SingleFlight::default(),
+            results: Mutex::new(LruCache::new(results_max)),
+            ttl,
+        }
+    }
+
+    /// As [`SingleFlight::run`], unless a result is known that holds.
+    ///
+    /// # Errors
+    /// What the work returns, which is not kept; [`Error::Io`] when it panicked.
+    pub async fn get<F>(&self, runtime: &Handle, key: K, work: F) -> Result<V>
+    where
+        F: Future<Output = Result<V>> + Send + 'static,
+    {
+        if let Some((at, result)) = self.results.lock().get(&key)
+            && at.elapsed() < self.ttl
+        {
+            return Ok(result.clone());
+        }
+        let result = self.flights.run(runtime, key.clone(), work).await?;
+        self.results.lock().put(key, (Instant::now(), result.clone()));
+        Ok(result)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -133,6 +179,31 @@ mod tests {
             Ok(2),
             "the next one starts anew"
         );
+    }
+
+    #[tokio::test]
+    async fn a_result_holds_for_a_moment_and_a_failure_does_not() {
+        let runs = Arc::new(AtomicUsize::new(0));
+        let runtime = Handle::current();
+        let work = |outcome: Result<()>| {
+            let runs = Arc::clone(&runs);
+            async move {
+                let run = runs.fetch_add(1, Ordering::SeqCst);
+                outcome.map(|()| run)
+            }
+        };
+        let recent = Recent::new(Duration::from_secs(3600), 2);
+        let refused = Error::not_found("it", "not today");
+        assert_eq!(
+            recent.get(&runtime, 1, work(Err(refused.clone()))).await,
+            Err(refused)
+        );
+        assert_eq!(recent.get(&runtime, 1, work(Ok(()))).await, Ok(1));
+        assert_eq!(recent.get(&runtime, 1, work(Ok(()))).await, Ok(1), "known");
+        assert_eq!(recent.get(&runtime, 2, work(Ok(()))).await, Ok(2), "another");
+        let short = Recent::new(Duration::ZERO, 2);
+        assert_eq!(short.get(&runtime, 1, work(Ok(()))).await, Ok(3));
+        assert_eq!(short.get(&runtime, 1, work(Ok(()))).await, Ok(4), "over");
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -95,7 +95,10 @@ impl Rootfs {
         let at = at.ok_or_else(|| {
             Error::malformed("merged tree", "a file of a layer that the image does not have")
         })?;
-        let layer = at.layer.get_or_try_init(|| fetcher.layer(&at.source)).await?;
+        let layer = at
+            .layer
+            .get_or_try_init(|| fetcher.layer_as_it_is(&at.source))
+            .await?;
         Ok(FileAt {
             source: Arc::clone(&at.source),
             layer: Arc::clone(layer),
@@ -361,7 +364,8 @@ impl Images {
 
     /// A tree whose layers are what this image's configuration promises: they may have been read for another one.
     async fn checked(&self, rootfs: Rootfs) -> Result<Arc<Rootfs>> {
-        for at in rootfs.layers.iter().filter(|at| at.source.needs_pass()) {
+        let may_have_passed = |at: &&LayerAt| at.layer.initialized() || at.source.needs_pass();
+        for at in rootfs.layers.iter().filter(may_have_passed) {
             let layer = match at.layer.get() {
                 Some(layer) => Some(Arc::clone(layer)),
                 None => self.fetcher.stored_layer(&at.source).await?,
@@ -404,12 +408,12 @@ impl Images {
         Ok(settled)
     }
 
-    /// All layers, indexed in parallel: their tail reads share one round trip.
+    /// All layers, whose ways are settled, indexed in parallel: their tail reads share one round trip.
     async fn open_layers(&self, sources: &[Arc<Source>]) -> Result<Vec<Arc<Layer>>> {
         let mut tasks = JoinSet::new();
         for (number, source) in sources.iter().enumerate() {
             let (fetcher, source) = (Arc::clone(&self.fetcher), Arc::clone(source));
-            let open = async move { (number, fetcher.layer(&source).await) };
+            let open = async move { (number, fetcher.layer_as_it_is(&source).await) };
             tasks.spawn_on(open, self.fetcher.runtime());
         }
         let mut opened = vec![None; sources.len()];

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
@@ -17,7 +18,7 @@ use crate::registry::reference::Reference;
 use crate::store::layer::Layer;
 
 /// Largest file with indexes in bytes: it is held while it is looked at.
-const FILE_BYTES_MAX: u64 = 2 << 30;
+pub const FILE_BYTES_MAX: u64 = 2 << 30;
 
 /// A layer whose index is handed on.
 #[derive(Debug)]
@@ -69,10 +70,11 @@ impl Images {
         self.rootfs(&image).await?;
         let mut exported: Vec<Exported> = Vec::new();
         for source in image.sources() {
-            let layer = self.fetcher().layer(source).await?;
+            let source = self.fetcher().settle(source).await?;
             let digest = source.descriptor.digest;
             let is_known = exported.iter().any(|known| known.digest == digest);
-            if layer.index().summary().passed().is_some() && !is_known {
+            if source.is_plain() && !is_known {
+                let layer = self.fetcher().layer_as_it_is(&source).await?;
                 let runtime = self.fetcher().runtime().clone();
                 exported.push(Exported {
                     runtime,
@@ -95,18 +97,29 @@ impl Images {
     /// As [`exchange::unpack`]; [`Error::Io`].
     pub async fn import_indexes(self: &Arc<Self>, file: PathBuf) -> Result<Imported> {
         let store = Arc::clone(self.fetcher().store());
+        let runtime = self.fetcher().runtime();
         let read = move || {
-            let bytes = store.take_incoming(&file, FILE_BYTES_MAX)?;
-            let (mut rest, mut all) = (bytes.as_slice(), Vec::new());
-            // At least one: an empty file is none.
-            while all.is_empty() || !rest.is_empty() {
-                all.push(exchange::unpack(&mut rest)?);
+            let bytes = Bytes::from(store.take_incoming(&file, FILE_BYTES_MAX)?);
+            let mut rest = bytes.as_ref();
+            // At least one: an empty file is none. They are unpacked once more below, because together they may be much
+            // larger than the file.
+            exchange::unpack(&mut rest)?;
+            while !rest.is_empty() {
+                exchange::unpack(&mut rest)?;
             }
-            Ok(all)
+            Ok(bytes)
         };
-        let all = blocking(self.fetcher().runtime(), read).await?;
+        let mut bytes = blocking(runtime, read).await?;
         let (mut imported, mut known) = (Vec::new(), Vec::new());
-        for exchanged in all {
+        while !bytes.is_empty() {
+            let unpack = move || {
+                let mut rest = bytes.as_ref();
+                let exchanged = exchange::unpack(&mut rest)?;
+                let taken = bytes.len() - rest.len();
+                Ok((exchanged, bytes.slice(taken..)))
+            };
+            let (exchanged, rest) = blocking(runtime, unpack).await?;
+            bytes = rest;
             let layer = exchanged.layer;
             match self.fetcher().adopt_index(exchanged).await? {
                 true => imported.push(layer),

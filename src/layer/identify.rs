@@ -79,12 +79,14 @@ pub fn decompressor(first: &[u8]) -> Box<dyn Decompressor> {
 /// What [`index_promise`] says of a layer for which its blob's digest vouches.
 pub const WHOLE_BLOB: &str = "blob";
 
-/// What makes the index of a layer that is read in one pass. Where the manifest says that the layer's format put files of its
-/// own into the tar, they are left out, as by the indexer of that format.
+/// What makes the index of a layer that is read in one pass. Where the manifest promises a table of contents of a format that
+/// puts files of its own into the tar, they are left out, as by the indexer of that format. Without the promise they are
+/// files like others: what the blob's digest alone vouches for must be the same for every image with that blob.
 #[must_use]
 pub fn scanner(descriptor: &Descriptor, format: Format) -> LayerScanner {
     let scanner = LayerScanner::new(format);
-    if descriptor.annotations.contains_key(TOC_DIGEST_ANNOTATION) {
+    let is_promised = index_promise(descriptor, None) != WHOLE_BLOB;
+    if is_promised && descriptor.annotations.contains_key(TOC_DIGEST_ANNOTATION) {
         scanner.leaving_out(&OWN_FILES)
     } else {
         scanner
@@ -141,15 +143,13 @@ pub fn toc(format: Format, compressed: &[u8]) -> Result<Vec<u8>> {
 /// The format of a layer that is not indexed, as far as its manifest says it, and what reading it will cost.
 #[must_use]
 pub fn expected(descriptor: &Descriptor, ztoc: Option<&Descriptor>) -> (Format, Reading) {
-    let media_type = descriptor.media_type.to_ascii_lowercase();
     let is_promised = index_promise(descriptor, ztoc) != WHOLE_BLOB;
-    let format = match () {
-        () if ztoc.is_some() => Format::Soci,
-        () if media_type.contains("zstd") && is_promised => Format::ZstdChunked,
-        () if media_type.contains("zstd") => Format::Zstd,
-        () if media_type.contains("gzip") && is_promised => Format::Estargz,
-        () if media_type.contains("gzip") => Format::Gzip,
-        () => Format::Tar,
+    let format = match format_of_media_type(&descriptor.media_type) {
+        _ if ztoc.is_some() => Format::Soci,
+        Format::Zstd if is_promised => Format::ZstdChunked,
+        // Media types are often wrong, also that of an eStargz layer that says to be a tar.
+        _ if is_promised => Format::Estargz,
+        format => format,
     };
     let reading = match indexer(descriptor, ztoc) {
         Err(_) => Reading::Refused,
@@ -196,6 +196,52 @@ mod tests {
     use super::*;
     use crate::digest::Digest;
 
+    /// The index that a pass makes of a tar with a landmark in it.
+    fn index_of_pass(descriptor: &Descriptor) -> Vec<u8> {
+        let mut tar = tar::Builder::new(Vec::new());
+        for name in [".prefetch.landmark", "file"] {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(1);
+            header.set_cksum();
+            tar.append_data(&mut header, name, &b"x"[..]).unwrap();
+        }
+        let mut scanner = scanner(descriptor, Format::Tar);
+        struct Nowhere;
+        impl crate::layer::ContentSink for Nowhere {
+            fn content(&mut self, _: u64, _: &[u8]) -> Result<()> {
+                Ok(())
+            }
+        }
+        let tar = tar.into_inner().unwrap();
+        scanner.push(&tar, &mut Nowhere).unwrap();
+        scanner.finish(tar.len() as u64).unwrap().index
+    }
+
+    #[test]
+    fn what_the_blobs_digest_alone_vouches_for_is_the_same_for_every_image() {
+        let layer = |media_type: &str, promise: bool| Descriptor {
+            media_type: format!("application/vnd.oci.image.layer.v1.tar{media_type}"),
+            digest: Digest::of(b""),
+            size: 1,
+            annotations: promise
+                .then(|| (TOC_DIGEST_ANNOTATION.to_owned(), Digest::of(b"").to_string()))
+                .into_iter()
+                .collect(),
+            urls: Vec::new(),
+        };
+        let plain = layer("+gzip", false);
+        // An annotation that promises nothing in this format.
+        let odd = layer("+zstd", true);
+        let lazy = layer("+gzip", true);
+        assert_eq!(index_promise(&plain, None), index_promise(&odd, None));
+        assert!(index_of_pass(&plain) == index_of_pass(&odd));
+        assert_ne!(index_promise(&plain, None), index_promise(&lazy, None));
+        assert!(
+            index_of_pass(&plain) != index_of_pass(&lazy),
+            "its own files are left out"
+        );
+    }
+
     #[test]
     fn the_manifest_says_what_reading_will_cost() {
         let layer = |media_type: &str, promise: Option<&str>| Descriptor {
@@ -223,6 +269,11 @@ mod tests {
                 (Format::Zstd, Reading::PassNeeded),
             ),
             (&layer(oci, None), None, (Format::Tar, Reading::PassNeeded)),
+            (
+                &layer(oci, Some(TOC_DIGEST_ANNOTATION)),
+                None,
+                (Format::Estargz, Reading::Ranges),
+            ),
             (
                 &layer(&format!("{oci}+gzip+encrypted"), None),
                 None,

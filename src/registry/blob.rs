@@ -32,6 +32,8 @@ const SMALL_RANGE_BYTES_MAX: u64 = 4 << 20;
 const SKIP_BYTES_MAX: u64 = 8 << 20;
 /// Largest range that is collected in memory.
 pub(super) const COLLECTED_BYTES_MAX: u64 = 64 << 20;
+/// More than this is not hashed on a thread that others wait for: it takes milliseconds.
+const HASHED_AT_ONCE_BYTES_MAX: usize = 256 << 10;
 /// How long the end of a body is waited for after its last byte, so that its connection can be used again.
 const END_WAIT: Duration = Duration::from_secs(1);
 
@@ -82,6 +84,24 @@ struct Pace {
 
 /// Opens `range` of a blob; the answer's head has been checked when this returns.
 pub(super) async fn open(core: &Arc<Core>, at: BlobAt<'_>, range: Range<u64>) -> Result<BlobBody> {
+    let patience = match range.end.saturating_sub(range.start) <= SMALL_RANGE_BYTES_MAX {
+        true => Patience::Total,
+        false => Patience::Stream,
+    };
+    open_with(core, at, range, patience).await
+}
+
+/// All of a blob for somebody who takes it as it comes, however small it is.
+pub(super) async fn stream(core: &Arc<Core>, at: BlobAt<'_>) -> Result<BlobBody> {
+    open_with(core, at, 0..at.blob_bytes, Patience::Stream).await
+}
+
+async fn open_with(
+    core: &Arc<Core>,
+    at: BlobAt<'_>,
+    range: Range<u64>,
+    patience: Patience,
+) -> Result<BlobBody> {
     let BlobAt {
         repository,
         digest,
@@ -94,10 +114,6 @@ pub(super) async fn open(core: &Arc<Core>, at: BlobAt<'_>, range: Range<u64>) ->
         let why = format!("bytes {start} to {end} of a blob of {blob_bytes} bytes");
         return Err(Error::malformed(what, why));
     }
-    let patience = match range.end - range.start <= SMALL_RANGE_BYTES_MAX {
-        true => Patience::Total,
-        false => Patience::Stream,
-    };
     let attempts = core.begin(what, patience)?;
     let route = core.route(&attempts.what, repository.host(), Need::Pull).await?;
     let mut body = BlobBody {
@@ -127,13 +143,17 @@ pub(super) async fn open(core: &Arc<Core>, at: BlobAt<'_>, range: Range<u64>) ->
     Ok(body)
 }
 
-/// A range as one piece.
-pub(super) async fn collect(mut body: BlobBody) -> Result<Bytes> {
+/// A range of at most [`COLLECTED_BYTES_MAX`] as one piece.
+pub(super) async fn collect(body: BlobBody) -> Result<Bytes> {
     let length = body.remaining();
     if length > COLLECTED_BYTES_MAX {
         let why = format!("{length} bytes in one piece; at most {COLLECTED_BYTES_MAX} are held in memory");
         return Err(Error::unsupported(&body.attempts.what, why));
     }
+    in_one_piece(body).await
+}
+
+async fn in_one_piece(mut body: BlobBody) -> Result<Bytes> {
     let first = body.next().await?.unwrap_or_default();
     if body.remaining() == 0 {
         body.next().await?;
@@ -147,7 +167,7 @@ pub(super) async fn collect(mut body: BlobBody) -> Result<Bytes> {
     Ok(all.freeze())
 }
 
-/// A whole blob of at most [`COLLECTED_BYTES_MAX`], verified.
+/// A whole blob, verified. Whoever asks knows that its size is one that can be held in memory.
 pub(super) async fn whole_verified(core: &Arc<Core>, at: BlobAt<'_>) -> Result<Bytes> {
     let BlobAt {
         repository,
@@ -159,8 +179,8 @@ pub(super) async fn whole_verified(core: &Arc<Core>, at: BlobAt<'_>) -> Result<B
     loop {
         let body = open(core, at, 0..blob_bytes).await?;
         let provenance = body.provenance();
-        let bytes = collect(body).await?;
-        let actual = Digest::of(&bytes);
+        let bytes = in_one_piece(body).await?;
+        let actual = digest_of(bytes.clone()).await?;
         if actual == *digest {
             return Ok(bytes);
         }
@@ -170,6 +190,19 @@ pub(super) async fn whole_verified(core: &Arc<Core>, at: BlobAt<'_>) -> Result<B
             return Err(error);
         }
     }
+}
+
+/// The digest of bytes, taken on a thread for such work if it takes a while.
+async fn digest_of(bytes: Bytes) -> Result<Digest> {
+    if bytes.len() <= HASHED_AT_ONCE_BYTES_MAX {
+        return Ok(Digest::of(&bytes));
+    }
+    let hashing = tokio::task::spawn_blocking(move || Digest::of(&bytes)).await;
+    hashing.map_err(|error| Error::Io {
+        what: "hashing a blob".to_owned(),
+        errno: libc::EIO,
+        why: error.to_string(),
+    })
 }
 
 impl fmt::Debug for BlobBody {

@@ -165,13 +165,24 @@ impl Client {
                 .blob(repository, &descriptor.digest, range, descriptor.size)
                 .await;
         }
-        let at = BlobAt {
-            repository,
-            digest: &descriptor.digest,
-            blob_bytes: descriptor.size,
-            foreign: &ForeignUrls::new(&descriptor.media_type, &descriptor.urls),
-        };
+        let foreign = ForeignUrls::new(&descriptor.media_type, &descriptor.urls);
+        let at = layer_at(repository, descriptor, &foreign);
         let body = blob::open(&self.core, at, range).await?;
+        Ok(BlobBody::Registry(Box::new(body)))
+    }
+
+    /// All of a layer for somebody who takes it as it comes. However small it is, it may take as long as bytes come, and
+    /// ends when none do; [`Self::layer`] gives small ranges a time in total.
+    ///
+    /// # Errors
+    /// As [`Self::blob`].
+    pub async fn layer_stream(&self, repository: &Repository, descriptor: &Descriptor) -> Result<BlobBody> {
+        let Descriptor { digest, size, .. } = descriptor;
+        if self.layouts.get(repository.host()).is_some() {
+            return self.blob(repository, digest, 0..*size, *size).await;
+        }
+        let foreign = ForeignUrls::new(&descriptor.media_type, &descriptor.urls);
+        let body = blob::stream(&self.core, layer_at(repository, descriptor, &foreign)).await?;
         Ok(BlobBody::Registry(Box::new(body)))
     }
 
@@ -220,7 +231,7 @@ impl Client {
             .await
     }
 
-    /// A whole blob of at most `bytes_max` bytes (and 64 MiB), verified against its digest.
+    /// A whole blob of at most `bytes_max` bytes, which are held in memory, verified against its digest.
     ///
     /// # Errors
     /// As [`Self::blob`]; [`crate::error::Error::Malformed`] for a larger one, and [`crate::error::Error::Verification`].
@@ -231,7 +242,6 @@ impl Client {
         blob_bytes: u64,
         bytes_max: u64,
     ) -> Result<Bytes> {
-        let bytes_max = bytes_max.min(blob::COLLECTED_BYTES_MAX);
         if blob_bytes > bytes_max {
             let why = format!("{blob_bytes} bytes; a blob of its kind has at most {bytes_max}");
             return Err(Error::malformed(format!("{repository}@{digest}"), why));
@@ -342,5 +352,18 @@ impl Client {
     #[must_use]
     pub fn health(&self) -> Vec<HostHealth> {
         self.core.transport.health()
+    }
+}
+
+fn layer_at<'a>(
+    repository: &'a Repository,
+    descriptor: &'a Descriptor,
+    foreign: &'a ForeignUrls,
+) -> BlobAt<'a> {
+    BlobAt {
+        repository,
+        digest: &descriptor.digest,
+        blob_bytes: descriptor.size,
+        foreign,
     }
 }

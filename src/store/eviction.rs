@@ -257,6 +257,34 @@ mod tests {
     }
 
     #[test]
+    fn a_layer_is_not_complete_of_which_something_was_evicted() {
+        let (_dir, _store, layer) = world(8);
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            // Whoever brings chunks looks after each of them whether it was the last.
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    while !over.load(Ordering::Relaxed) {
+                        layer.note_progress();
+                    }
+                });
+            }
+            for round in 0..3000 {
+                let chunk = round % 8;
+                evict(&layer, chunk..chunk + 1);
+                std::thread::yield_now();
+                if layer.is_complete() {
+                    over.store(true, Ordering::Relaxed);
+                    panic!("complete without chunk {chunk}");
+                }
+                keep(&layer, chunk);
+                layer.note_progress();
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+    }
+
+    #[test]
     fn no_reader_ever_sees_a_hole() {
         let (_dir, _store, layer) = world(8);
         let over = AtomicBool::new(false);

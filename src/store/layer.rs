@@ -13,7 +13,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use parking_lot::{RwLock, RwLockWriteGuard};
+use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Result};
@@ -292,7 +292,14 @@ impl Layer {
 
     /// Looks whether the layer has become complete.
     pub fn note_progress(&self) {
-        if !self.is_complete() && self.map.count() == self.index.chunk_count() {
+        if !self.is_complete() {
+            self.look_whether_complete(&self.keeping.read());
+        }
+    }
+
+    /// Only while nothing is evicted: else the marks that were counted may be gone when that is noted.
+    fn look_whether_complete(&self, _keeping: &RwLockReadGuard<'_, u64>) {
+        if self.map.count() == self.index.chunk_count() {
             self.complete.store(true, Ordering::Release);
         }
     }
@@ -317,13 +324,13 @@ impl Layer {
         if !self.map.is_suspect(number) {
             return Ok(self.map.is_present(number));
         }
-        let _keeping = self.keeping.read();
+        let keeping = self.keeping.read();
         let _guard = self.hold(&(number..number + 1));
         let chunk = self.index.chunk(number)?;
         // What has no digest of its own cannot be looked at again, only fetched.
         if chunk.digest.is_some() && Some(self.digest_of(&chunk)?) == chunk.digest {
             self.map.mark(number)?;
-            self.note_progress();
+            self.look_whether_complete(&keeping);
             return Ok(true);
         }
         tracing::warn!(layer = %self.key, chunk = number, "a chunk did not survive the reboot");

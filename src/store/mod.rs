@@ -31,7 +31,7 @@ pub mod staged;
 use std::collections::HashMap;
 use std::fs;
 use std::io::{Read, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
@@ -131,12 +131,14 @@ impl Store {
             return Err(Error::malformed(what(), "it was not handed over"));
         }
         let take = || {
-            let mut file = fs::File::open(path)?;
-            let len = file.metadata()?.len();
+            // Neither a pipe nor a link to somewhere else is waited for or followed.
+            let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+            let file = fs::File::options().read(true).custom_flags(flags).open(path)?;
             fs::remove_file(path)?;
+            let len = file.metadata()?.len();
             let mut bytes = Vec::new();
             if len <= bytes_max {
-                file.read_to_end(&mut bytes)?;
+                file.take(bytes_max).read_to_end(&mut bytes)?;
             }
             Ok((len, bytes))
         };

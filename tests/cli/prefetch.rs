@@ -215,6 +215,6 @@ fn files_of_an_image_that_was_never_opened_cannot_be_evicted() {
     assert!(errors(&output).contains("not been opened"), "{}", errors(&output));
     assert_eq!(
         world.text(&["cache", "evict", &world.image(IMAGE)]),
-        "evicted 0 B"
+        "evicted 0 B\n"
     );
 }

@@ -62,7 +62,7 @@ fn format_of(path: &std::path::Path) -> String {
     text.lines().next().unwrap_or_default().to_owned()
 }
 
-fn of_layers(requests: &[Record], image: &Image) -> Vec<usize> {
+pub(crate) fn of_layers(requests: &[Record], image: &Image) -> Vec<usize> {
     let asked = |layer: &Layer| {
         let digest = layer.digest().to_string();
         requests
@@ -94,7 +94,7 @@ fn check(world: &World, repository: &str) {
 }
 
 /// The names that the store has of layers, finished or not.
-fn kept(world: &World) -> Vec<String> {
+pub(crate) fn kept(world: &World) -> Vec<String> {
     let aside = names(&world.store().join("tmp"));
     let aside = aside.into_iter().filter(|name| name.starts_with("layer"));
     names(&world.store().join("layers"))
@@ -450,7 +450,8 @@ fn what_left_the_cache_comes_again_by_ranges() {
 
 #[test]
 fn the_configuration_can_refuse_to_read_whole_layers() {
-    let image = plain_image();
+    // One layer: of several any may be the first to be refused.
+    let image = ImageBuilder::new(plain_image().layers[..1].to_vec()).build();
     let large = image.layers[0].blob().len();
     for (toml, said) in [
         ("plain_layers = \"refuse\"\n".to_owned(), "plain_layers"),
@@ -468,6 +469,8 @@ fn the_configuration_can_refuse_to_read_whole_layers() {
         for part in [said, &image.layers[0].digest().to_string(), &large.to_string()] {
             assert!(errors.contains(part), "{part}: {errors}");
         }
+        assert_eq!(errors.lines().count(), 1, "{errors}");
+        assert!(!errors.contains(" times)"), "it was one lookup: {errors}");
         // The documents can be read all the same.
         fs::read(world.at("team/app/1.0/config.json")).unwrap();
         assert_eq!(format_of(&world.at("team/app/1.0/layers/0/format")), "gzip");
@@ -487,4 +490,53 @@ fn an_image_is_mounted_alone_however_long_its_layers_take() {
         .read_exact_at(&mut byte, 0)
         .unwrap();
     assert_eq!(&byte, b"z");
+}
+
+/// Many wait for a pass, each in a request of its own, and everyone else gets on.
+#[test]
+fn others_get_on_while_many_wait() {
+    const WAITERS: usize = 100;
+    let layer = Layer::tar(&[file("data", noise(BYTES, 3)), file("last", "z")]).unwrap();
+    let digest = layer.digest();
+    let lazy = ImageBuilder::new(vec![crate::support::layer(&[file("lazy", noise(500_000, 4))])]).build();
+    let mut content = Content::new();
+    for number in 0..WAITERS {
+        // Those who wait for one image wait as one.
+        let own = Layer::tar(&[file("own", number.to_string())]).unwrap();
+        let image = ImageBuilder::new(vec![layer.clone(), own]).build();
+        content.add_tagged_image("team/app", &format!("1.{number}"), &image);
+    }
+    content.add_tagged_image("team/lazy", "1.0", &lazy);
+    let world = World::new(content).mounted();
+    let scope = Scope::containing(digest.to_string());
+    world.handle().inject(scope, Fault::Throttle(BYTES as u64 / 20));
+    let listings: Vec<_> = (0..WAITERS)
+        .map(|number| {
+            let rootfs = world.at(&format!("team/app:1.{number}/rootfs"));
+            start(std::process::Command::new("ls").arg(rootfs))
+        })
+        .collect();
+    let waiters = || {
+        let status = world.status();
+        let passes = status["passes"].as_array().unwrap().clone();
+        let of_layer = passes.iter().find(|pass| pass["layer"] == digest.to_string());
+        of_layer.map(|pass| pass["waiters"].as_u64().unwrap())
+    };
+    until("all wait", || waiters() == Some(WAITERS as u64));
+    assert!(fs::read(world.at("team/lazy/1.0/rootfs/lazy")).unwrap() == noise(500_000, 4));
+    assert_eq!(format_of(&world.at("team/app/1.0/layers/0/format")), "tar");
+    assert!(names(&world.at("team/app")).len() >= WAITERS);
+    assert_eq!(
+        waiters(),
+        Some(WAITERS as u64),
+        "this has not waited for the pass"
+    );
+    for listing in &listings {
+        kill(pid(listing.id()), Signal::SIGINT).unwrap();
+    }
+    for listing in listings {
+        assert!(!finish(listing).status.success());
+    }
+    assert_eq!(waiters(), Some(0), "it goes on for a while");
+    world.handle().clear_faults();
 }

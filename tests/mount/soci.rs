@@ -13,7 +13,7 @@ use registryfs::layer::entry::{Kind, Time};
 use registryfs::layer::soci::writer::{Layout, Options};
 
 use crate::support::{File, dir, file, layer, link};
-use crate::world::{World, errno, noise, until};
+use crate::world::{self, World, errno, noise, until};
 
 const SPAN_BYTES: u64 = 128 << 10;
 const LARGE_BYTES: usize = 1_000_000;
@@ -298,6 +298,31 @@ fn an_index_among_platforms_is_no_platform() {
     assert_eq!(
         crate::world::names(&world.at("team/app/index/platforms")),
         ["linux-amd64"]
+    );
+}
+
+#[test]
+fn looking_at_a_layer_with_a_broken_ztoc_reads_none_of_it() {
+    let (image, _, content) = content(Wanted {
+        ztoc: Some(b"no zTOC".to_vec()),
+        ..Wanted::gzip()
+    });
+    let world = World::new(content).mounted();
+    let layer = world.at("team/app/soci/layers/0");
+    let (_, requests) = world.requests(|| {
+        let listed = world::names(&layer);
+        assert_eq!(listed, ["blob", "digest", "format", "fs", "media_type", "size"]);
+        assert_eq!(errno(fs::metadata(layer.join("toc.json"))), libc::ENOENT);
+        assert!(
+            fs::read_to_string(layer.join("format"))
+                .unwrap()
+                .starts_with("soci\n")
+        );
+    });
+    assert_eq!(
+        blobs(&requests, image.layers[0].digest()).len(),
+        0,
+        "{requests:?}"
     );
 }
 

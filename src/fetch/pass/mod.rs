@@ -27,7 +27,7 @@ use self::pipeline::{Passed, Pipeline};
 use self::table::Pass;
 use crate::config::PlainLayers;
 use crate::error::{Error, Result};
-use crate::fetch::indexing::Given;
+use crate::fetch::indexing::{Given, of_registry};
 use crate::fetch::{Fetcher, Source, blocking};
 use crate::store::layer::Layer;
 use crate::store::staged::Staged;
@@ -53,7 +53,7 @@ impl Fault {
 
 /// What is known of a layer without asking anybody.
 #[derive(Debug, Clone)]
-pub enum Known {
+pub(super) enum Known {
     /// It is indexed.
     Indexed(Arc<Layer>),
     /// Its format has a table of contents: a few ranges bring its index.
@@ -67,7 +67,7 @@ impl Fetcher {
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub async fn known(&self, source: &Source) -> Result<Known> {
+    pub(super) async fn known(&self, source: &Source) -> Result<Known> {
         Ok(match self.stored_layer(source).await? {
             Some(layer) => Known::Indexed(layer),
             None if source.needs_pass() || self.is_without_ztoc(source) => Known::Pass,
@@ -184,10 +184,11 @@ impl Fetcher {
             self.counters.requests.fetch_add(1, Ordering::Relaxed);
         }
         let range = 0..source.descriptor.size;
-        let mut body = self.blob(source, range.clone()).await?;
+        let body = self.client.layer_stream(&source.repository, &source.descriptor);
+        let mut body = body.await.map_err(|error| of_registry(source.blame(error)))?;
         given.push((range, body.provenance()));
         let mut awaited = Instant::now();
-        while let Some(piece) = body.next().await? {
+        while let Some(piece) = body.next().await.map_err(of_registry)? {
             let bytes = piece.len() as u64;
             if is_remote {
                 self.counters.fetched_bytes.fetch_add(bytes, Ordering::Relaxed);
