@@ -80,7 +80,9 @@ fn replay(file: &Path) {
     let name = name.split('.').next().unwrap_or_default();
     let target = targets::all().into_iter().find(|target| target.name == name);
     let target = target.unwrap_or_else(|| panic!("{}: no target has this name", file.display()));
-    Fuzzer::new(target, 0, &directory()).replay(&std::fs::read(file).unwrap());
+    let fuzzer = Fuzzer::new(target, 0, &directory());
+    fuzzer.replay(&std::fs::read(file).unwrap());
+    fuzzer.end();
 }
 
 #[test]
