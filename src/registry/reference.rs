@@ -110,6 +110,11 @@ impl Repository {
                 "{host}/{path}: {bad:?} is no repository name component: lowercase letters and digits, separated by '.', '_', '__' or '-'"
             )));
         }
+        let path = if host == DEFAULT_HOST && !path.contains('/') {
+            format!("library/{path}")
+        } else {
+            path.to_owned()
+        };
         // A layout's path is no part of a name that anybody would send.
         let host_bytes = if is_layout { 0 } else { host.len() + 1 };
         if host_bytes + path.len() > NAME_BYTES_MAX {
@@ -117,11 +122,6 @@ impl Repository {
                 "{host}/{path}: a repository name has at most {NAME_BYTES_MAX} bytes"
             )));
         }
-        let path = if host == DEFAULT_HOST && !path.contains('/') {
-            format!("library/{path}")
-        } else {
-            path.to_owned()
-        };
         Ok(Self { host, path })
     }
 
@@ -280,6 +280,13 @@ mod tests {
 
     fn full(text: &str) -> String {
         text.parse::<Reference>().unwrap().to_string()
+    }
+
+    #[test]
+    fn a_name_that_is_too_long_with_what_it_implies_is_refused() {
+        let fits = "a".repeat(NAME_BYTES_MAX - "docker.io/library/".len());
+        assert_eq!(full(&full(&fits)), full(&fits));
+        assert!(format!("{fits}a").parse::<Reference>().is_err());
     }
 
     #[test]
