@@ -278,7 +278,7 @@ impl Fetcher {
     }
 }
 
-fn index_failure_key(source: &Source) -> FailureKey {
+pub(super) fn index_failure_key(source: &Source) -> FailureKey {
     let place = source.place.as_ref();
     let place = place.map_or(String::new(), |place| {
         format!("{} {}", place.config.digest, place.number)

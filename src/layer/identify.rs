@@ -198,6 +198,12 @@ mod tests {
 
     /// The index that a pass makes of a tar with a landmark in it.
     fn index_of_pass(descriptor: &Descriptor) -> Vec<u8> {
+        struct Nowhere;
+        impl crate::layer::ContentSink for Nowhere {
+            fn content(&mut self, _: u64, _: &[u8]) -> Result<()> {
+                Ok(())
+            }
+        }
         let mut tar = tar::Builder::new(Vec::new());
         for name in [".prefetch.landmark", "file"] {
             let mut header = tar::Header::new_gnu();
@@ -206,12 +212,6 @@ mod tests {
             tar.append_data(&mut header, name, &b"x"[..]).unwrap();
         }
         let mut scanner = scanner(descriptor, Format::Tar);
-        struct Nowhere;
-        impl crate::layer::ContentSink for Nowhere {
-            fn content(&mut self, _: u64, _: &[u8]) -> Result<()> {
-                Ok(())
-            }
-        }
         let tar = tar.into_inner().unwrap();
         scanner.push(&tar, &mut Nowhere).unwrap();
         scanner.finish(tar.len() as u64).unwrap().index

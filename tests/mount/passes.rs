@@ -504,7 +504,7 @@ fn others_get_on_while_many_wait() {
         // Those who wait for one image wait as one.
         let own = Layer::tar(&[file("own", number.to_string())]).unwrap();
         let image = ImageBuilder::new(vec![layer.clone(), own]).build();
-        content.add_tagged_image("team/app", &format!("1.{number}"), &image);
+        content.add_tagged_image("team/app", format!("1.{number}"), &image);
     }
     content.add_tagged_image("team/lazy", "1.0", &lazy);
     let world = World::new(content).mounted();

@@ -27,7 +27,8 @@ use self::pipeline::{Passed, Pipeline};
 use self::table::Pass;
 use crate::config::PlainLayers;
 use crate::error::{Error, Result};
-use crate::fetch::indexing::{Given, of_registry};
+use crate::fetch::failures::FINAL_FAILURE_MEMORY;
+use crate::fetch::indexing::{Given, index_failure_key, of_registry};
 use crate::fetch::{Fetcher, Source, blocking};
 use crate::store::layer::Layer;
 use crate::store::staged::Staged;
@@ -146,11 +147,13 @@ impl Fetcher {
         }
         let (Passed { scanned, staged }, promise) = joined.map_err(Fault::into_error)?;
         let checked = promise.map_or(Ok(()), |promise| promise.check(source, scanned.diff_id));
+        if let Err(error) = checked {
+            let key = index_failure_key(source);
+            self.failures.remember_for(FINAL_FAILURE_MEMORY, key, &error);
+            return Err(error);
+        }
         let key = source.key();
-        let layer = blocking(&self.runtime, move || {
-            checked?;
-            staged.commit(&key, &scanned.index)
-        });
+        let layer = blocking(&self.runtime, move || staged.commit(&key, &scanned.index));
         let layer = layer.await?;
         self.counters.layers_indexed.fetch_add(1, Ordering::Relaxed);
         self.share(source, &layer);
