@@ -34,6 +34,7 @@ mod tars;
 mod tools;
 mod users;
 mod users_stage;
+mod waiters;
 mod wire;
 mod world;
 mod zstd;
