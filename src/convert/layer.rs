@@ -330,8 +330,7 @@ impl Work {
     }
 
     async fn open(&self, descriptor: &Descriptor, meter: &Meter) -> Result<(BlobBody, Provenance)> {
-        let all = 0..descriptor.size;
-        let body = self.client.layer(&self.repository, descriptor, all).await?;
+        let body = self.client.layer_stream(&self.repository, descriptor).await?;
         meter.fetched.store(0, Ordering::Relaxed);
         let provenance = body.provenance();
         Ok((body, provenance))

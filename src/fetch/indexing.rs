@@ -11,6 +11,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fetch::external_toc::ExternalTocs;
 use crate::fetch::failures::FailureKey;
+use crate::fetch::pass::Known;
 use crate::fetch::single_flight::SingleFlight;
 use crate::fetch::{Fetcher, Source, blocking};
 use crate::layer::index::Summary;
@@ -32,6 +33,8 @@ const ATTEMPTS_MAX: usize = 3;
 pub(super) type IndexingKey = (Digest, Repository);
 /// The layers being indexed.
 pub(super) type Indexing = SingleFlight<IndexingKey, Arc<Layer>>;
+/// Those of them whose formats are asked for what they need: `None` is a pass.
+pub(super) type ByRanges = SingleFlight<IndexingKey, Option<Arc<Layer>>>;
 
 pub(super) fn key_of(source: &Source) -> IndexingKey {
     (source.key(), source.repository.clone())
@@ -170,17 +173,62 @@ impl Fetcher {
     }
 
     /// Brings the index. Where a mirror gave bytes that are none, it is left out, and the next endpoint asked.
-    async fn index(self: &Arc<Self>, source: &Source) -> Result<Arc<Layer>> {
+    async fn index(self: &Arc<Self>, source: &Arc<Source>) -> Result<Arc<Layer>> {
+        if let Some(layer) = self.layer_by_ranges(source).await? {
+            return Ok(layer);
+        }
         loop {
             let mut given = Vec::new();
-            match self.index_once(source, &mut given).await {
+            // Boxed, because it is large and most layers do without.
+            let passed = Box::pin(self.pass(source, &mut given)).await;
+            match passed.map_err(|error| name(&source.name(), error)) {
                 Err(error) if distrust(&given, &error) => {}
                 outcome => return outcome,
             }
         }
     }
 
-    async fn index_once(self: &Arc<Self>, source: &Source, given: &mut Vec<Given>) -> Result<Arc<Layer>> {
+    /// The layer, indexed, if it was so before or takes no more than a few ranges; `None` where all of it must be read once,
+    /// which this does not begin: for questions about a layer, which are not worth that.
+    ///
+    /// # Errors
+    /// As [`Self::layer`].
+    pub async fn layer_without_pass(self: &Arc<Self>, source: &Arc<Source>) -> Result<Option<Arc<Layer>>> {
+        let source = self.settle(source).await?;
+        match self.known(&source).await? {
+            Known::Indexed(layer) => Ok(Some(layer)),
+            Known::Pass => Ok(None),
+            Known::Ranges => self.layer_by_ranges(&source).await,
+        }
+    }
+
+    /// The layer, indexed by what its format asks for; `None` where that is one pass.
+    async fn layer_by_ranges(self: &Arc<Self>, source: &Arc<Source>) -> Result<Option<Arc<Layer>>> {
+        self.recent_index_failure(source)?;
+        let (fetcher, source) = (Arc::clone(self), Arc::clone(source));
+        let key = key_of(&source);
+        let work = async move {
+            let outcome = loop {
+                let mut given = Vec::new();
+                match fetcher.by_ranges(&source, &mut given).await {
+                    Err(error) if distrust(&given, &error) => {}
+                    outcome => break outcome.map_err(|error| source.blame(error)),
+                }
+            };
+            if let Err(error) = &outcome {
+                fetcher.remember_index_failure(&source, error);
+            }
+            outcome
+        };
+        self.by_ranges.run(&self.runtime, key, Box::pin(work)).await
+    }
+
+    /// Brings the index by what its format asks for; `None` where that is one pass.
+    async fn by_ranges(
+        self: &Arc<Self>,
+        source: &Source,
+        given: &mut Vec<Given>,
+    ) -> Result<Option<Arc<Layer>>> {
         let Source {
             repository,
             descriptor,
@@ -217,15 +265,12 @@ impl Fetcher {
                 Step::NeedBlob(blob) => {
                     have = Some(self.whole_blob(source, &blob).await?);
                 }
-                Step::Pass => {
-                    // Boxed, because it is large and most layers do without.
-                    let passed = Box::pin(self.pass(source, given)).await;
-                    return passed.map_err(|error| name(&what, error));
-                }
+                Step::Pass => return Ok(None),
                 Step::Done(index) => {
                     self.counters.layers_indexed.fetch_add(1, Ordering::Relaxed);
                     let (store, key) = (Arc::clone(&self.store), source.key());
-                    return blocking(&self.runtime, move || store.add_layer(&key, &index)).await;
+                    let layer = blocking(&self.runtime, move || store.add_layer(&key, &index));
+                    return layer.await.map(Some);
                 }
             }
         }
@@ -233,7 +278,7 @@ impl Fetcher {
     }
 }
 
-fn index_failure_key(source: &Source) -> FailureKey {
+pub(super) fn index_failure_key(source: &Source) -> FailureKey {
     let place = source.place.as_ref();
     let place = place.map_or(String::new(), |place| {
         format!("{} {}", place.config.digest, place.number)

@@ -43,12 +43,12 @@ use crate::fetch::failures::{FAILURES_MAX, FailureKey, Failures};
 pub use crate::fetch::file::FileAt;
 use crate::fetch::file::Span;
 use crate::fetch::flight::{Flights, Waiter};
-use crate::fetch::indexing::Indexing;
+use crate::fetch::indexing::{ByRanges, Indexing};
 use crate::fetch::job::Job;
 pub use crate::fetch::options::{FetchOptions, PlainLimits};
 use crate::fetch::overflow::Overflow;
 use crate::fetch::pass::Passes;
-pub use crate::fetch::pass::{Awaited, Known, PassProgress};
+pub use crate::fetch::pass::{Awaited, PassProgress};
 use crate::fetch::readahead::Streams;
 use crate::fetch::shared::SharedIndexes;
 use crate::layer::{self, Descriptor, Step, WHOLE_BLOB};
@@ -181,6 +181,7 @@ pub struct Fetcher {
     options: FetchOptions,
     flights: Flights,
     indexing: Indexing,
+    by_ranges: ByRanges,
     passes: Passes,
     shared_indexes: Option<Arc<SharedIndexes>>,
     configs: Configs,
@@ -209,6 +210,7 @@ impl Fetcher {
             options,
             flights: Flights::default(),
             indexing: Indexing::default(),
+            by_ranges: ByRanges::default(),
             passes: Passes::default(),
             configs: Configs::default(),
             toc_images: TocImages::default(),

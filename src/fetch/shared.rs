@@ -257,6 +257,7 @@ fn write(dir: &Path, path: &Path, record: &[u8]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
+    use std::sync::atomic::AtomicBool;
 
     use super::*;
     use crate::layer::Format;
@@ -390,22 +391,23 @@ mod tests {
             threads: Arc::new(Semaphore::new(THREADS_MAX)),
         });
         let runtime = Handle::current();
-        let (hanging, gate) = (Arc::new(AtomicU64::new(0)), Arc::new(Mutex::new(())));
-        let closed = gate.lock();
+        let (hanging, over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let mut asking = tokio::task::JoinSet::new();
         for _ in 0..THREADS_MAX * 4 {
             let (shared, runtime) = (Arc::clone(&shared), runtime.clone());
-            let (hanging, gate) = (Arc::clone(&hanging), Arc::clone(&gate));
+            let (hanging, over) = (Arc::clone(&hanging), Arc::clone(&over));
             let hang = move |_: &SharedIndexes| {
                 hanging.fetch_add(1, Ordering::Relaxed);
-                drop(gate.lock());
+                while !over.load(Ordering::Relaxed) {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
                 Ok(())
             };
             asking.spawn(async move { shared.bounded(&runtime, hang).await });
         }
         let outcomes = asking.join_all().await;
+        over.store(true, Ordering::Relaxed);
         assert!(outcomes.iter().all(Result::is_err), "{outcomes:?}");
         assert_eq!(hanging.load(Ordering::Relaxed), THREADS_MAX as u64);
-        drop(closed);
     }
 }

@@ -91,7 +91,7 @@ impl fmt::Debug for Options {
     }
 }
 
-/// Tables of contents for readers of `toc.json`.
+/// Tables of contents for readers of `toc.json`, by the keys of their layers.
 #[derive(Debug)]
 struct Tocs {
     ready: Mutex<LruCache<Digest, Bytes>>,

@@ -303,9 +303,8 @@ impl Filesystem {
             return self.lookup_own(caller, dir, at, own);
         }
         let (filesystem, dir) = (self.clone(), Arc::clone(dir));
-        let path = dir.child_path(own.name());
         let wait = self.options().lookup_wait;
-        self.journaled("lookup", move || path, async move {
+        Answer::later(async move {
             let what = dir.path.clone();
             let deciding = async {
                 let at = filesystem.decide_image(&dir).await?;
@@ -313,14 +312,17 @@ impl Filesystem {
                 Ok(at)
             };
             let at = match within(wait, || what, deciding).await {
-                Err(error @ Error::NotFound { .. }) => {
+                Ok(at) => at,
+                Err(error) => {
                     let path = dir.child_path(own.name());
                     filesystem.journal().record("lookup", &path, &error);
-                    return Ok(Lookup::Absent(CHANGING_TTL));
+                    return match error {
+                        Error::NotFound { .. } => Ok(Lookup::Absent(CHANGING_TTL)),
+                        error => Err(error),
+                    };
                 }
-                decided => decided?,
             };
-            // This has deadlines of its own.
+            // Its deadlines are its own, and what goes wrong then it says itself.
             match filesystem.lookup_own(caller, &dir, at, own) {
                 Answer::Now(result) => result,
                 Answer::Later(work) => work.await,

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::fetch::{Known, Source, blocking};
+use crate::fetch::{Source, blocking};
 use crate::fs::Filesystem;
 use crate::fs::blob::BlobReader;
 use crate::fs::grammar::OwnName;
@@ -278,14 +278,15 @@ impl Filesystem {
         let wait = self.options().lookup_wait;
         self.journaled("lookup", move || path, async move {
             let fetcher = filesystem.images().fetcher();
-            let layer = match fetcher.known(&source).await? {
-                Known::Indexed(layer) => layer,
-                Known::Pass => return Ok(Lookup::Absent(FOREVER)),
-                Known::Ranges if source.ztoc.is_some() => return Ok(Lookup::Absent(FOREVER)),
-                Known::Ranges => match crate::fs::within(wait, || what, fetcher.layer(&source)).await {
-                    Err(Error::Unsupported { .. }) => return Ok(Lookup::Absent(FOREVER)),
-                    layer => layer?,
-                },
+            if source.ztoc.is_some() {
+                return Ok(Lookup::Absent(FOREVER));
+            }
+            let layer = match crate::fs::within(wait, || what, fetcher.layer_without_pass(&source)).await {
+                Err(Error::Unsupported { .. }) => return Ok(Lookup::Absent(FOREVER)),
+                layer => layer?,
+            };
+            let Some(layer) = layer else {
+                return Ok(Lookup::Absent(FOREVER));
             };
             let size = layer.index().summary().toc_bytes;
             if size == 0 {
@@ -331,18 +332,15 @@ impl Filesystem {
 
     /// Whether a layer has a table of contents. To find out, none is read as a whole.
     async fn has_toc(&self, source: &Arc<Source>) -> Result<bool> {
-        let fetcher = self.images().fetcher();
-        let layer = match fetcher.known(source).await? {
-            Known::Indexed(layer) => layer,
-            Known::Pass => return Ok(false),
-            Known::Ranges if source.ztoc.is_some() => return Ok(false),
-            Known::Ranges => match fetcher.layer(source).await {
-                Ok(layer) => layer,
-                Err(Error::Unsupported { .. }) => return Ok(false),
-                Err(error) => return Err(error),
-            },
-        };
-        Ok(layer.index().summary().toc_bytes > 0)
+        // What is read by a zTOC has no table of contents of its own.
+        if source.ztoc.is_some() {
+            return Ok(false);
+        }
+        match self.images().fetcher().layer_without_pass(source).await {
+            Ok(layer) => Ok(layer.is_some_and(|layer| layer.index().summary().toc_bytes > 0)),
+            Err(Error::Unsupported { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Reads a file of the tree of names.
@@ -379,25 +377,26 @@ impl Filesystem {
         })
     }
 
-    /// A layer's table of contents, as the registry has it, verified; fetched and unpacked once for all who read it.
+    /// A layer's table of contents, as the registry has it, verified; fetched and unpacked once for all who read it. It is known
+    /// by what the layer is stored under: one blob can be promised different ones, where they are in other images.
     async fn toc(&self, source: &Arc<Source>) -> Result<Bytes> {
-        let digest = source.descriptor.digest;
-        if let Some(toc) = self.tocs().ready.lock().get(&digest) {
+        let key = source.key();
+        if let Some(toc) = self.tocs().ready.lock().get(&key) {
             return Ok(toc.clone());
         }
         let (filesystem, source) = (self.clone(), Arc::clone(source));
-        let key = (source.repository.clone(), digest);
+        let flight = (source.repository.clone(), key);
         let work = async move {
             // The one before may have ended in between.
-            if let Some(toc) = filesystem.tocs().ready.lock().get(&digest) {
+            if let Some(toc) = filesystem.tocs().ready.lock().get(&key) {
                 return Ok(toc.clone());
             }
             let toc = filesystem.images().fetcher().toc(&source).await?;
-            filesystem.tocs().ready.lock().put(digest, toc.clone());
+            filesystem.tocs().ready.lock().put(key, toc.clone());
             Ok(toc)
         };
         let runtime = self.images().fetcher().runtime();
-        self.tocs().under_way.run(runtime, key, work).await
+        self.tocs().under_way.run(runtime, flight, work).await
     }
 }
 

@@ -6,14 +6,14 @@ use bytes::Bytes;
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::fetch::{Fetcher, FileAt, Known, Source};
+use crate::fetch::{Fetcher, FileAt, Source};
 use crate::image::answers::{FileInfo, ImageInfo, IndexedLayer, LayerInfo, Listing, Resolved};
 use crate::image::images::{Image, Images, Named, Rootfs};
 use crate::image::manifest::choose;
 use crate::image::platform::Platform;
 use crate::image::tree::Node;
-use crate::layer;
 use crate::layer::entry::Kind;
+use crate::layer::{self, Reading};
 use crate::registry::reference::{Reference, Repository, Target, canonical_host};
 use crate::store::layer::Layer;
 
@@ -202,15 +202,14 @@ impl Images {
         // What is wrong with a zTOC is said below.
         let settled = self.fetcher().settle(source).await;
         let source = settled.as_ref().unwrap_or(source);
-        let indexed = match self.fetcher().known(source).await? {
-            Known::Ranges => self.fetcher().layer(source).await.map(drop),
-            Known::Indexed(_) | Known::Pass => Ok(()),
-        };
+        let found = self.fetcher().layer_without_pass(source).await;
         let mut info = self.known_layer_info(source).await?;
-        match indexed {
+        match found {
             Err(error) if error.is_network() => return Err(error),
             Err(error) => info.refused = Some(error.to_string()),
-            Ok(()) => {}
+            // What its manifest says of it may have turned out to be of no use.
+            Ok(None) => info.reading = Reading::PassNeeded.name().to_owned(),
+            Ok(Some(_)) => {}
         }
         Ok(info)
     }

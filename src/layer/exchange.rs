@@ -12,7 +12,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::layer::entry::Entry;
 use crate::layer::fields::Fields;
-use crate::layer::index::{Index, VERSION};
+use crate::layer::index::{Coding, INDEX_BYTES_MAX, Index, VERSION};
 use crate::layer::index_builder::{IndexBuilder, NewChunk, NewMember};
 
 const MAGIC: [u8; 8] = *b"RFSINDEX";
@@ -20,8 +20,6 @@ const MAGIC: [u8; 8] = *b"RFSINDEX";
 const HEADER_BYTES: usize = 60;
 /// Size of the digest at the end.
 const DIGEST_BYTES: usize = 32;
-/// Largest index in bytes: some ten million files.
-const INDEX_BYTES_MAX: u64 = 2 << 30;
 /// Largest packed index in bytes.
 pub const PACKED_BYTES_MAX: u64 = 1 << 30;
 /// What an index can be packed to at best: names and digests do not pack better, and the decoder's memory is bounded by it.
@@ -52,7 +50,7 @@ pub fn pack(layer: &Digest, index: &[u8]) -> Result<Vec<u8>> {
     }
     let packed = zstd::bulk::compress(index, LEVEL).map_err(|e| malformed(e.to_string()))?;
     if index.len() as u64 > INDEX_BYTES_MAX || packed.len() as u64 > PACKED_BYTES_MAX {
-        return Err(malformed("an index of over 2 GiB cannot be handed on"));
+        return Err(malformed("an index of over 1 GiB cannot be handed on"));
     }
     let mut record = Vec::with_capacity(HEADER_BYTES + packed.len() + DIGEST_BYTES);
     record.extend_from_slice(&MAGIC);
@@ -117,7 +115,7 @@ fn check(bytes: &[u8]) -> Result<()> {
         return Err(malformed("it is not of a plain layer"));
     }
     // Whatever a member's coding is, it is told of.
-    let mut builder = IndexBuilder::new(crate::layer::index::Coding::Stored);
+    let mut builder = IndexBuilder::new(Coding::Stored);
     for number in 0..index.member_count() {
         let member = index.member(number)?;
         builder.member(NewMember {
@@ -180,7 +178,7 @@ mod tests {
     use super::*;
     use crate::layer::Format;
     use crate::layer::entry::Kind;
-    use crate::layer::index::{CRC_AT, Coding, Summary};
+    use crate::layer::index::{CRC_AT, Summary};
 
     /// An index with an entry of every kind of peculiarity.
     fn index(size: u64) -> Vec<u8> {

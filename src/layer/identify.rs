@@ -143,15 +143,13 @@ pub fn toc(format: Format, compressed: &[u8]) -> Result<Vec<u8>> {
 /// The format of a layer that is not indexed, as far as its manifest says it, and what reading it will cost.
 #[must_use]
 pub fn expected(descriptor: &Descriptor, ztoc: Option<&Descriptor>) -> (Format, Reading) {
-    let media_type = descriptor.media_type.to_ascii_lowercase();
     let is_promised = index_promise(descriptor, ztoc) != WHOLE_BLOB;
-    let format = match () {
-        () if ztoc.is_some() => Format::Soci,
-        () if media_type.contains("zstd") && is_promised => Format::ZstdChunked,
-        () if media_type.contains("zstd") => Format::Zstd,
-        () if media_type.contains("gzip") && is_promised => Format::Estargz,
-        () if media_type.contains("gzip") => Format::Gzip,
-        () => Format::Tar,
+    let format = match format_of_media_type(&descriptor.media_type) {
+        _ if ztoc.is_some() => Format::Soci,
+        Format::Zstd if is_promised => Format::ZstdChunked,
+        // Media types are often wrong, also that of an eStargz layer that says to be a tar.
+        _ if is_promised => Format::Estargz,
+        format => format,
     };
     let reading = match indexer(descriptor, ztoc) {
         Err(_) => Reading::Refused,
@@ -200,6 +198,12 @@ mod tests {
 
     /// The index that a pass makes of a tar with a landmark in it.
     fn index_of_pass(descriptor: &Descriptor) -> Vec<u8> {
+        struct Nowhere;
+        impl crate::layer::ContentSink for Nowhere {
+            fn content(&mut self, _: u64, _: &[u8]) -> Result<()> {
+                Ok(())
+            }
+        }
         let mut tar = tar::Builder::new(Vec::new());
         for name in [".prefetch.landmark", "file"] {
             let mut header = tar::Header::new_gnu();
@@ -208,12 +212,6 @@ mod tests {
             tar.append_data(&mut header, name, &b"x"[..]).unwrap();
         }
         let mut scanner = scanner(descriptor, Format::Tar);
-        struct Nowhere;
-        impl crate::layer::ContentSink for Nowhere {
-            fn content(&mut self, _: u64, _: &[u8]) -> Result<()> {
-                Ok(())
-            }
-        }
         let tar = tar.into_inner().unwrap();
         scanner.push(&tar, &mut Nowhere).unwrap();
         scanner.finish(tar.len() as u64).unwrap().index
@@ -271,6 +269,11 @@ mod tests {
                 (Format::Zstd, Reading::PassNeeded),
             ),
             (&layer(oci, None), None, (Format::Tar, Reading::PassNeeded)),
+            (
+                &layer(oci, Some(TOC_DIGEST_ANNOTATION)),
+                None,
+                (Format::Estargz, Reading::Ranges),
+            ),
             (
                 &layer(&format!("{oci}+gzip+encrypted"), None),
                 None,

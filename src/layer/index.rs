@@ -27,9 +27,10 @@ pub(super) const VERSION: u32 = 2;
 /// Size of the header, which holds a checksum of everything else.
 pub const HEADER_BYTES: usize = 256;
 pub(super) const ENTRY_BYTES: usize = 96;
-const CHUNK_BYTES: usize = 64;
-const MEMBER_BYTES: usize = 48;
-const DIGEST_BYTES: usize = 32;
+pub(super) const CHUNK_BYTES: usize = 64;
+pub(super) const MEMBER_BYTES: usize = 48;
+pub(super) const ORDER_BYTES: usize = 4;
+pub(super) const DIGEST_BYTES: usize = 32;
 /// Where the CRC stands in the header; it covers everything behind itself.
 pub(super) const CRC_AT: usize = 12;
 
@@ -41,6 +42,9 @@ pub const DATA_BYTES_MAX: u64 = 8 << 40;
 pub const ENTRIES_MAX: usize = 16_000_000;
 /// The most chunks a layer may have.
 pub const CHUNKS_MAX: usize = 64_000_000;
+/// The largest index in bytes: some four million files. It is put together in memory, and a few megabytes of a blob can
+/// unpack to any number of names and attributes.
+pub const INDEX_BYTES_MAX: u64 = 1 << 30;
 
 /// What the index as a whole says of its layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -219,7 +223,7 @@ pub(super) struct Sections {
 }
 
 /// The sizes of the records of the five counted sections, in file order.
-const RECORD_BYTES: [usize; 5] = [ENTRY_BYTES, CHUNK_BYTES, MEMBER_BYTES, 4, DIGEST_BYTES];
+const RECORD_BYTES: [usize; 5] = [ENTRY_BYTES, CHUNK_BYTES, MEMBER_BYTES, ORDER_BYTES, DIGEST_BYTES];
 const ENTRIES: usize = 0;
 const CHUNKS: usize = 1;
 const MEMBERS: usize = 2;

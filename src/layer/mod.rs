@@ -13,6 +13,8 @@ pub mod gzip;
 mod identify;
 pub mod index;
 pub mod index_builder;
+#[cfg(test)]
+mod kept;
 pub mod scan;
 pub mod soci;
 mod stored;

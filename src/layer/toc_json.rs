@@ -488,7 +488,8 @@ impl<'p> Collector<'p> {
 
     /// Whether a regular file is part of the format instead of the image; takes note of where prefetching ends.
     fn is_own_file(&mut self, record: &Record<'_>) -> bool {
-        if !OWN_FILES.iter().any(|name| record.name.0.ends_with(name))
+        // Most names need not be cleaned to see that they are none of these.
+        if !OWN_FILES.iter().any(|name| record.name.0.contains(name))
             || !self.placement.has_own_files(record.end_offset)
         {
             return false;

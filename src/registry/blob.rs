@@ -84,6 +84,24 @@ struct Pace {
 
 /// Opens `range` of a blob; the answer's head has been checked when this returns.
 pub(super) async fn open(core: &Arc<Core>, at: BlobAt<'_>, range: Range<u64>) -> Result<BlobBody> {
+    let patience = match range.end.saturating_sub(range.start) <= SMALL_RANGE_BYTES_MAX {
+        true => Patience::Total,
+        false => Patience::Stream,
+    };
+    open_with(core, at, range, patience).await
+}
+
+/// All of a blob for somebody who takes it as it comes, however small it is.
+pub(super) async fn stream(core: &Arc<Core>, at: BlobAt<'_>) -> Result<BlobBody> {
+    open_with(core, at, 0..at.blob_bytes, Patience::Stream).await
+}
+
+async fn open_with(
+    core: &Arc<Core>,
+    at: BlobAt<'_>,
+    range: Range<u64>,
+    patience: Patience,
+) -> Result<BlobBody> {
     let BlobAt {
         repository,
         digest,
@@ -96,10 +114,6 @@ pub(super) async fn open(core: &Arc<Core>, at: BlobAt<'_>, range: Range<u64>) ->
         let why = format!("bytes {start} to {end} of a blob of {blob_bytes} bytes");
         return Err(Error::malformed(what, why));
     }
-    let patience = match range.end - range.start <= SMALL_RANGE_BYTES_MAX {
-        true => Patience::Total,
-        false => Patience::Stream,
-    };
     let attempts = core.begin(what, patience)?;
     let route = core.route(&attempts.what, repository.host(), Need::Pull).await?;
     let mut body = BlobBody {

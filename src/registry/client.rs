@@ -165,13 +165,24 @@ impl Client {
                 .blob(repository, &descriptor.digest, range, descriptor.size)
                 .await;
         }
-        let at = BlobAt {
-            repository,
-            digest: &descriptor.digest,
-            blob_bytes: descriptor.size,
-            foreign: &ForeignUrls::new(&descriptor.media_type, &descriptor.urls),
-        };
+        let foreign = ForeignUrls::new(&descriptor.media_type, &descriptor.urls);
+        let at = layer_at(repository, descriptor, &foreign);
         let body = blob::open(&self.core, at, range).await?;
+        Ok(BlobBody::Registry(Box::new(body)))
+    }
+
+    /// All of a layer for somebody who takes it as it comes. However small it is, it may take as long as bytes come, and
+    /// ends when none do; [`Self::layer`] gives small ranges a time in total.
+    ///
+    /// # Errors
+    /// As [`Self::blob`].
+    pub async fn layer_stream(&self, repository: &Repository, descriptor: &Descriptor) -> Result<BlobBody> {
+        let Descriptor { digest, size, .. } = descriptor;
+        if self.layouts.get(repository.host()).is_some() {
+            return self.blob(repository, digest, 0..*size, *size).await;
+        }
+        let foreign = ForeignUrls::new(&descriptor.media_type, &descriptor.urls);
+        let body = blob::stream(&self.core, layer_at(repository, descriptor, &foreign)).await?;
         Ok(BlobBody::Registry(Box::new(body)))
     }
 
@@ -341,5 +352,18 @@ impl Client {
     #[must_use]
     pub fn health(&self) -> Vec<HostHealth> {
         self.core.transport.health()
+    }
+}
+
+fn layer_at<'a>(
+    repository: &'a Repository,
+    descriptor: &'a Descriptor,
+    foreign: &'a ForeignUrls,
+) -> BlobAt<'a> {
+    BlobAt {
+        repository,
+        digest: &descriptor.digest,
+        blob_bytes: descriptor.size,
+        foreign,
     }
 }

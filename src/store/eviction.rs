@@ -269,7 +269,7 @@ mod tests {
                     }
                 });
             }
-            for round in 0..3000 {
+            for round in 0..300 {
                 let chunk = round % 8;
                 evict(&layer, chunk..chunk + 1);
                 std::thread::yield_now();

@@ -68,6 +68,8 @@ pub struct Store {
     db: Db,
     documents: Documents,
     layers: Mutex<HashMap<Digest, Weak<Layer>>>,
+    /// What layers in the making may write and have not written yet.
+    granted_bytes: Mutex<u64>,
     lock: Lock,
 }
 
@@ -98,6 +100,7 @@ impl Store {
             db: Db::open(&dir.join("state.db"))?,
             documents: Documents::new(dir.join("documents"), dir.join("tmp")),
             layers: Mutex::default(),
+            granted_bytes: Mutex::default(),
             lock,
         };
         Ok(Arc::new(store))

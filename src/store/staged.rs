@@ -26,6 +26,54 @@ use crate::store::lock::make_dir;
 const WRITE_BYTES: usize = 1 << 20;
 /// After so many bytes it is looked anew what the budget and the disk have left: others write too.
 const GRANT_BYTES_MAX: u64 = 64 << 20;
+/// At least so much is taken at once, if it is there: what is written at once is shorter.
+const GRANT_BYTES_MIN: u64 = 2 * WRITE_BYTES as u64;
+
+/// Leave to write so many bytes. What is left of it counts as taken until it is dropped, so that several passes together
+/// stay within the budget.
+#[derive(Debug)]
+struct Grant {
+    store: Arc<Store>,
+    left_bytes: u64,
+}
+
+impl Grant {
+    fn new(store: &Arc<Store>, budget_bytes: Option<u64>) -> Self {
+        let mut granted_bytes = store.granted_bytes.lock();
+        let room_bytes = store.room_bytes(budget_bytes).saturating_sub(*granted_bytes);
+        // A part, because others may begin; but of the last bit all, so that it is used.
+        let left_bytes = (room_bytes / 4)
+            .clamp(GRANT_BYTES_MIN, GRANT_BYTES_MAX)
+            .min(room_bytes);
+        *granted_bytes += left_bytes;
+        drop(granted_bytes);
+        Self {
+            store: Arc::clone(store),
+            left_bytes,
+        }
+    }
+
+    /// Uses some of it, if there is so much: from now on the disk shows it.
+    fn take(&mut self, bytes: u64) -> bool {
+        let Some(left_bytes) = self.left_bytes.checked_sub(bytes) else {
+            return false;
+        };
+        self.give_back(bytes);
+        self.left_bytes = left_bytes;
+        true
+    }
+
+    fn give_back(&self, bytes: u64) {
+        let mut granted_bytes = self.store.granted_bytes.lock();
+        *granted_bytes = granted_bytes.saturating_sub(bytes);
+    }
+}
+
+impl Drop for Grant {
+    fn drop(&mut self) {
+        self.give_back(self.left_bytes);
+    }
+}
 
 /// A layer in the making.
 #[derive(Debug)]
@@ -43,7 +91,7 @@ struct Writing {
     data: File,
     budget_bytes: Option<u64>,
     /// What may be written before the budget is looked at again.
-    granted_bytes: u64,
+    grant: Option<Grant>,
     /// Content that was not written yet, and its place.
     collected: Vec<u8>,
     start: u64,
@@ -66,7 +114,7 @@ impl Staged {
                 staged.writing = Some(Writing {
                     data,
                     budget_bytes,
-                    granted_bytes: 0,
+                    grant: None,
                     collected: Vec::with_capacity(WRITE_BYTES),
                     start: 0,
                 });
@@ -182,18 +230,20 @@ impl Writing {
     }
 
     /// Writes what was collected. Answers up to where all is written now.
-    fn flush(&mut self, store: &Store) -> std::result::Result<u64, String> {
+    fn flush(&mut self, store: &Arc<Store>) -> std::result::Result<u64, String> {
         let bytes = self.collected.len() as u64;
-        if self.granted_bytes < bytes {
-            self.granted_bytes = store.room_bytes(self.budget_bytes).min(GRANT_BYTES_MAX);
+        if !self.grant.as_mut().is_some_and(|grant| grant.take(bytes)) {
+            // What is left of the last one is not to count against the next.
+            self.grant = None;
+            let mut grant = Grant::new(store, self.budget_bytes);
+            if !grant.take(bytes) {
+                return Err("the budget or the disk is used up".to_owned());
+            }
+            self.grant = Some(grant);
         }
-        let Some(left) = self.granted_bytes.checked_sub(bytes) else {
-            return Err("the budget or the disk is used up".to_owned());
-        };
         self.data
             .write_all_at(&self.collected, self.start)
             .map_err(|error| error.to_string())?;
-        self.granted_bytes = left;
         self.start += bytes;
         self.collected.clear();
         Ok(self.start)
@@ -206,4 +256,38 @@ fn open_data(dir: &Path) -> Result<File> {
     let mut options = File::options();
     let file = options.write(true).create(true).truncate(false).open(&path);
     file.map_err(|error| Error::io(path.display().to_string(), &error))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    const MIB: usize = 1 << 20;
+
+    #[test]
+    fn layers_in_the_making_keep_to_the_budget_together() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let budget_bytes = store.disk_bytes() + 4 * MIB as u64 + 512 * 1024;
+        let mut all: Vec<Staged> = (0..3).map(|_| Staged::new(&store, Some(budget_bytes))).collect();
+        for round in 0..4 {
+            for staged in &mut all {
+                let at = (round * MIB) as u64;
+                staged.content(at, &vec![1; MIB]).unwrap();
+                staged.flush();
+            }
+        }
+        let kept = |staged: &Staged| fs::metadata(staged.dir.join("data")).unwrap().blocks() * 512;
+        let kept_bytes: u64 = all.iter().map(kept).sum();
+        assert!(kept_bytes >= 3 * MIB as u64, "{kept_bytes}");
+        assert!(kept_bytes <= 4 * MIB as u64 + 512 * 1024, "{kept_bytes}");
+        drop(all);
+        assert_eq!(*store.granted_bytes.lock(), 0, "what was not used is given back");
+        let mut next = Staged::new(&store, Some(budget_bytes));
+        next.content(0, &vec![1; MIB]).unwrap();
+        next.flush();
+        assert_eq!(next.kept_end, MIB as u64, "and can be used by the next one");
+    }
 }

@@ -76,7 +76,7 @@ pub(crate) fn entries(tar: &[u8]) -> Vec<(String, String)> {
         };
         let link = entry
             .link_name_bytes()
-            .map(|link| link.into_owned())
+            .map(std::borrow::Cow::into_owned)
             .unwrap_or_default();
         let mut content = Vec::new();
         entry.read_to_end(&mut content).unwrap();

@@ -128,7 +128,7 @@ pub(crate) struct Fuzzer {
 impl Fuzzer {
     /// `dir` is where inputs are left.
     pub(crate) fn new(target: Target, seed: u64, dir: &Path) -> Self {
-        let path = dir.join(format!("{}.current", target.name));
+        let path = current_file(dir, target.name);
         let mut hasher = DefaultHasher::new();
         (seed, target.name).hash(&mut hasher);
         Self {
@@ -263,8 +263,13 @@ impl Fuzzer {
 
     /// Ends the work on the target.
     pub(crate) fn end(&self) {
-        let _ = std::fs::remove_file(self.dir.join(format!("{}.current", self.target.name)));
+        let _ = std::fs::remove_file(current_file(&self.dir, self.target.name));
     }
+}
+
+/// Where the input of the execution at work is, for when the process does not survive it.
+fn current_file(dir: &Path, name: &str) -> PathBuf {
+    dir.join(format!("{name}.{}.current", std::process::id()))
 }
 
 /// What makes two findings the same: the place, not the numbers.

@@ -80,7 +80,9 @@ fn replay(file: &Path) {
     let name = name.split('.').next().unwrap_or_default();
     let target = targets::all().into_iter().find(|target| target.name == name);
     let target = target.unwrap_or_else(|| panic!("{}: no target has this name", file.display()));
-    Fuzzer::new(target, 0, &directory()).replay(&std::fs::read(file).unwrap());
+    let fuzzer = Fuzzer::new(target, 0, &directory());
+    fuzzer.replay(&std::fs::read(file).unwrap());
+    fuzzer.end();
 }
 
 #[test]
@@ -91,7 +93,6 @@ fn parsers_of_outside_bytes_keep_their_promises() {
     let (seed, seconds) = (number("FUZZ_SEED", SEED), number("FUZZ_SECONDS", SECONDS));
     let wanted = variable("FUZZ_TARGET").unwrap_or_default();
     say(&format!("FUZZ_SEED={seed} FUZZ_SECONDS={seconds}"));
-    note_panics();
     let (begin, time, dir) = (Instant::now(), Duration::from_secs(seconds), directory());
     let chosen = targets::all()
         .into_iter()
@@ -101,6 +102,7 @@ fn parsers_of_outside_bytes_keep_their_promises() {
         !fuzzers.is_empty(),
         "FUZZ_TARGET={wanted} is part of no target's name"
     );
+    note_panics();
     while begin.elapsed() < time && fuzzers.iter().any(|fuzzer| fuzzer.finding.is_none()) {
         let left = time.saturating_sub(begin.elapsed());
         let turn = (left / fuzzers.len() as u32).clamp(Duration::from_millis(50), TURN_MAX);

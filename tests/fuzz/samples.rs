@@ -10,6 +10,7 @@ use registryfs::layer::Descriptor;
 use registryfs::layer::entry::{Entry, Kind, Time};
 use registryfs::layer::estargz::TOC_DIGEST_ANNOTATION;
 use registryfs::layer::estargz::writer::{self as estargz, Landmark, Variant};
+use registryfs::layer::index::Index;
 use registryfs::layer::soci::writer as soci;
 use registryfs::layer::tar;
 use registryfs::layer::zstd_chunked::writer as zstd_chunked;
@@ -161,6 +162,34 @@ pub(crate) fn zstd_chunked(version: zstd_chunked::Version) -> Layer {
         data_end: written.toc.start,
         ..Layer::new(ZSTD, written.blob, written.annotations)
     }
+}
+
+/// A gzip layer of one member whose blocks, and so spans, start within bytes.
+pub(crate) fn soci_within_bytes() -> Layer {
+    let mut entries = entries();
+    let letters = noise(50_000)
+        .iter()
+        .map(|byte| b'A' + byte % 50)
+        .collect::<Vec<u8>>();
+    entries.push(file("letters", letters));
+    let blob = gzip(&tar_of(&entries), 6);
+    let options = soci::Options {
+        layout: soci::Layout::Gzip,
+        span_bytes: 10_000,
+    };
+    let ztoc = soci::write_ztoc(&blob, &entries, options).unwrap();
+    let layer = Layer {
+        ztoc: Some(ztoc),
+        ..Layer::new(GZIP, blob, BTreeMap::new())
+    };
+    let bytes = layer.index();
+    let index = Index::open(bytes.as_slice()).unwrap();
+    let mut members = (0..index.member_count()).map(|number| index.member(number).unwrap());
+    assert!(
+        members.any(|member| member.bits > 0),
+        "all spans start with a byte"
+    );
+    layer
 }
 
 pub(crate) fn soci(layout: soci::Layout) -> Layer {

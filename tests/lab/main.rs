@@ -77,24 +77,6 @@ fn tls_of_an_own_authority_with_a_password_is_read_and_without_either_refused() 
 
 #[test]
 #[ignore = "needs the lab"]
-fn an_image_of_plain_gzip_layers_says_so() {
-    let mounted = Mounted::with(&[]);
-    let image = mounted.root().join(lab("LAB_PLAIN")).join("lab/debian/v1-gzip");
-    let refused = std::fs::read_dir(image.join("rootfs")).unwrap_err();
-    assert_eq!(refused.raw_os_error(), Some(libc::EIO));
-    let errors = std::fs::read_to_string(mounted.root().join(".registryfs/errors")).unwrap();
-    assert!(errors.contains("plain gzip"), "{errors}");
-    assert_eq!(
-        std::fs::read_to_string(image.join("layers/0/format"))
-            .unwrap()
-            .lines()
-            .next(),
-        Some("gzip")
-    );
-}
-
-#[test]
-#[ignore = "needs the lab"]
 fn tools_say_of_two_images_what_they_say_of_the_unpacked_ones() {
     let mounted = Mounted::with(&[]);
     let images = mounted.root().join(lab("LAB_PLAIN")).join("lab/team");

@@ -1,7 +1,11 @@
 //! The variants of eStargz: what a read costs in each, and TOCs that are in another image.
 
 use std::fs;
+use std::io::{Read, Write};
 
+use flate2::Compression;
+use flate2::read::MultiGzDecoder;
+use flate2::write::GzEncoder;
 use registryfs::demo::{Behaviour, Content, Image, ImageBuilder, ImageIndex, Layer, Record, toc_image};
 use registryfs::digest::Digest;
 use registryfs::layer::estargz::TOC_DIGEST_ANNOTATION;
@@ -133,6 +137,77 @@ fn an_external_toc_is_found_beside_the_tag() {
     );
     let size = fs::metadata(own.join("toc.json")).unwrap().len();
     assert_eq!(size, toc.len() as u64);
+}
+
+/// Nobody has to write the same of one blob.
+#[test]
+fn two_images_with_one_blob_have_each_the_toc_that_it_promises() {
+    let (mut content, image) = external("1.0");
+    let layer = &image.layers[0];
+    let mut tocs = toc_image(&image.layers).layers;
+    let mut tar = Vec::new();
+    MultiGzDecoder::new(tocs[0].blob().as_ref())
+        .read_to_end(&mut tar)
+        .unwrap();
+    // The header of the tar has 512 bytes, and the size of the JSON stays.
+    let json_bytes = usize::from_str_radix(std::str::from_utf8(&tar[124..135]).unwrap(), 8).unwrap();
+    let json = &mut tar[512..512 + json_bytes];
+    let name = json.windows(6).position(|text| text == b"\"d/00\"").unwrap();
+    json[name + 4] = b'x';
+    let mut promised = layer.annotations.clone();
+    promised.insert(TOC_DIGEST_ANNOTATION.to_owned(), Digest::of(json).to_string());
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::default());
+    gzip.write_all(&tar).unwrap();
+    let mut other_toc = Layer::raw(gzip.finish().unwrap(), layer.digest());
+    other_toc.annotations = tocs[0].annotations.clone();
+    tocs[0] = other_toc;
+    let mut other = layer.clone();
+    other.annotations = promised;
+    content.add_tagged_image("team/other", "1.0", &ImageBuilder::new(vec![other]).build());
+    content.add_tagged_image("team/other", "1.0-esgztoc", &ImageBuilder::new(tocs).build());
+    let world = World::new(content).mounted();
+    for (image, first) in [("team/app", "00"), ("team/other", "0x")] {
+        let own = world.at(&format!("{image}/1.0/layers/0"));
+        let toc = fs::read_to_string(own.join("toc.json")).unwrap();
+        assert!(toc.contains(&format!("\"d/{first}\"")), "{image}");
+        assert!(names(&own.join("fs/d")).contains(&first.to_owned()), "{image}");
+    }
+}
+
+#[test]
+fn the_image_of_tocs_is_asked_for_once_for_all_layers() {
+    let layer = |path: &str| {
+        build(&[file(path, path)], of_variant(Variant::ExternalToc))
+            .layers
+            .remove(0)
+    };
+    let image = ImageBuilder::new(["a", "b", "c"].map(layer).to_vec()).build();
+    let mut content = tagged("team/app", "1.0", &image);
+    content.add_tagged_image("team/app", "1.0-esgztoc", &toc_image(&image.layers));
+    let world = World::new(content).mounted();
+    let (_, cold) = world.requests(|| assert_eq!(names(&world.at("team/app/1.0/rootfs")), ["a", "b", "c"]));
+    let asked = cold.iter().filter(|record| record.path.ends_with("1.0-esgztoc"));
+    assert_eq!(asked.count(), 1, "{:#?}", paths(&cold));
+}
+
+#[test]
+fn a_question_about_a_layer_without_its_toc_reads_no_layer_as_a_whole() {
+    let image = build(&small_files(), of_variant(Variant::ExternalToc));
+    let world = World::new(tagged("team/app", "1.0", &image)).mounted();
+    let name = format!("{}/team/app:1.0", world.registry.host());
+    let (said, requests) = world.requests(|| world.text(&["info", &name]));
+    assert!(said.contains("one pass needed"), "{said}");
+    let blob = image.layers[0].digest().to_string();
+    let whole = |record: &&Record| record.path.contains(&blob) && record.range.is_none();
+    assert_eq!(
+        requests.iter().filter(whole).count(),
+        0,
+        "{:#?}",
+        paths(&requests)
+    );
+    // Who needs its files gets them all the same.
+    check_small_files(&world, "team/app/1.0");
+    assert!(world.text(&["info", &name]).contains("pass done"));
 }
 
 #[test]

@@ -87,7 +87,7 @@ const FORMATS: [(&str, &str, usize); 13] = [
     ("estargz-packed", "estargz", 4),
     ("stargz", "estargz", 4),
     // For each layer the image of TOCs and its TOC besides.
-    ("external-toc", "estargz", 8),
+    ("external-toc", "estargz", 7),
     // The annotations say where the TOC is.
     ("zstd-chunked", "zstd:chunked", 4),
     ("zstd-chunked-stargz", "zstd:chunked", 4),

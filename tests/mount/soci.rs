@@ -223,7 +223,7 @@ fn a_ztoc_with_other_bytes_than_its_digest_names_is_refused() {
     let (image, index, content) = content(Wanted::gzip());
     let world = World::new(content).mounted();
     let ztoc = Digest::of(&index.ztocs[0]);
-    let scope = Scope::containing(&format!("/blobs/{ztoc}"));
+    let scope = Scope::containing(format!("/blobs/{ztoc}"));
     world.handle().inject(scope, Fault::FlipByte(500));
     let rootfs = world.at("team/app/soci/rootfs");
     let (refused, requests) = world.requests(|| errno(fs::metadata(rootfs.join("large"))));

@@ -323,10 +323,10 @@ fn a_daemon_killed_while_it_fetches_leaves_right_bytes_only() {
 }
 
 /// A small filesystem for the store, gone with the test, but not before the daemon that works on it.
-struct SmallDisk(PathBuf);
+pub(crate) struct SmallDisk(PathBuf);
 
 impl SmallDisk {
-    fn new(world: &World, bytes: usize) -> Self {
+    pub(crate) fn new(world: &World, bytes: usize) -> Self {
         let at = world.store();
         fs::create_dir(&at).unwrap();
         let size = format!("size={bytes}");
@@ -339,6 +339,20 @@ impl SmallDisk {
         )
         .unwrap();
         Self(at)
+    }
+
+    /// Takes up all of it.
+    pub(crate) fn fill(&self) {
+        let filler = fs::File::create(self.0.join("filler")).unwrap();
+        let mut at = 0;
+        while filler.write_at(&[7; 4096], at).is_ok_and(|written| written > 0) {
+            at += 4096;
+        }
+    }
+
+    /// Gives back what [`Self::fill`] took.
+    pub(crate) fn empty(&self) {
+        fs::remove_file(self.0.join("filler")).unwrap();
     }
 }
 
@@ -361,15 +375,11 @@ fn a_full_disk_fails_no_read() {
     world.restart();
     check(&world, "1.0", 10);
     // Full to the last byte: an image that was never seen is read all the same.
-    let filler = fs::File::create(disk.0.join("filler")).unwrap();
-    let mut at = 0;
-    while filler.write_at(&[7; 4096], at).is_ok_and(|written| written > 0) {
-        at += 4096;
-    }
+    disk.fill();
     check(&world, "2.0", 20);
     let mut tmp = fs::read_dir(disk.0.join("tmp")).unwrap();
     assert!(tmp.next().is_none(), "nothing half-written stays");
-    fs::remove_file(disk.0.join("filler")).unwrap();
+    disk.empty();
     world.restart();
     check(&world, "2.0", 20);
     until("all is unmounted", || {
@@ -394,11 +404,7 @@ fn on_a_full_disk_a_chunk_is_fetched_once_for_all_its_reads() {
     world.mount();
     let path = world.at("team/big/1/rootfs/big");
     fs::metadata(&path).unwrap();
-    let filler = fs::File::create(disk.0.join("filler")).unwrap();
-    let mut at = 0;
-    while filler.write_at(&[7; 4096], at).is_ok_and(|written| written > 0) {
-        at += 4096;
-    }
+    disk.fill();
     let (bytes, requests) = world.requests(|| {
         let mut bytes = vec![0; payload.len()];
         let big = fs::File::open(&path).unwrap();

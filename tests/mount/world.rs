@@ -110,6 +110,13 @@ impl World {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// The same, where that is no text.
+    pub(crate) fn text_bytes<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Vec<u8> {
+        let output = self.run(arguments);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        output.stdout
+    }
+
     pub(crate) fn mount(&self) {
         self.mount_with(&[]);
     }

@@ -93,7 +93,7 @@ fn zeros_are_read_without_a_request() {
     let ((), requests) = world.requests(|| {
         opened
             .read_exact_at(&mut bytes, (DATA_BYTES + (1 << 20)) as u64)
-            .unwrap()
+            .unwrap();
     });
     assert!(bytes.iter().all(|&byte| byte == 0));
     assert_eq!(ranges(&requests), [0; 0], "{requests:?}");

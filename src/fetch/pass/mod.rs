@@ -27,7 +27,8 @@ use self::pipeline::{Passed, Pipeline};
 use self::table::Pass;
 use crate::config::PlainLayers;
 use crate::error::{Error, Result};
-use crate::fetch::indexing::{Given, of_registry};
+use crate::fetch::failures::FINAL_FAILURE_MEMORY;
+use crate::fetch::indexing::{Given, index_failure_key, of_registry};
 use crate::fetch::{Fetcher, Source, blocking};
 use crate::store::layer::Layer;
 use crate::store::staged::Staged;
@@ -53,7 +54,7 @@ impl Fault {
 
 /// What is known of a layer without asking anybody.
 #[derive(Debug, Clone)]
-pub enum Known {
+pub(super) enum Known {
     /// It is indexed.
     Indexed(Arc<Layer>),
     /// Its format has a table of contents: a few ranges bring its index.
@@ -67,7 +68,7 @@ impl Fetcher {
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub async fn known(&self, source: &Source) -> Result<Known> {
+    pub(super) async fn known(&self, source: &Source) -> Result<Known> {
         Ok(match self.stored_layer(source).await? {
             Some(layer) => Known::Indexed(layer),
             None if source.needs_pass() || self.is_without_ztoc(source) => Known::Pass,
@@ -146,11 +147,13 @@ impl Fetcher {
         }
         let (Passed { scanned, staged }, promise) = joined.map_err(Fault::into_error)?;
         let checked = promise.map_or(Ok(()), |promise| promise.check(source, scanned.diff_id));
+        if let Err(error) = checked {
+            let key = index_failure_key(source);
+            self.failures.remember_for(FINAL_FAILURE_MEMORY, key, &error);
+            return Err(error);
+        }
         let key = source.key();
-        let layer = blocking(&self.runtime, move || {
-            checked?;
-            staged.commit(&key, &scanned.index)
-        });
+        let layer = blocking(&self.runtime, move || staged.commit(&key, &scanned.index));
         let layer = layer.await?;
         self.counters.layers_indexed.fetch_add(1, Ordering::Relaxed);
         self.share(source, &layer);
@@ -184,7 +187,8 @@ impl Fetcher {
             self.counters.requests.fetch_add(1, Ordering::Relaxed);
         }
         let range = 0..source.descriptor.size;
-        let mut body = self.blob(source, range.clone()).await.map_err(of_registry)?;
+        let body = self.client.layer_stream(&source.repository, &source.descriptor);
+        let mut body = body.await.map_err(|error| of_registry(source.blame(error)))?;
         given.push((range, body.provenance()));
         let mut awaited = Instant::now();
         while let Some(piece) = body.next().await.map_err(of_registry)? {

@@ -119,28 +119,7 @@ mod tests {
     use crate::layer::entry::{Entry, Kind};
     use crate::layer::index::{Coding, Summary};
     use crate::layer::index_builder::{IndexBuilder, NewChunk};
-
-    /// Keeps what was verified; refuses pieces that do not follow one another.
-    #[derive(Default)]
-    struct Kept {
-        open: BTreeMap<u32, Vec<u8>>,
-        verified: BTreeMap<u32, Vec<u8>>,
-    }
-
-    impl ChunkSink for Kept {
-        fn piece(&mut self, chunk: u32, offset: u64, bytes: &[u8]) -> Result<()> {
-            let open = self.open.entry(chunk).or_default();
-            assert_eq!(open.len() as u64, offset);
-            open.extend_from_slice(bytes);
-            Ok(())
-        }
-
-        fn verified(&mut self, chunk: u32) -> Result<()> {
-            let bytes = self.open.remove(&chunk).unwrap();
-            assert_eq!(self.verified.insert(chunk, bytes), None);
-            Ok(())
-        }
-    }
+    use crate::layer::kept::Kept;
 
     /// An index of one member with these chunks (place in the member, content), one file each.
     fn index(chunks: &[(u64, &[u8])]) -> Vec<u8> {

@@ -12,7 +12,8 @@ use super::writer::{Finished, Landmark, Options, Variant, write_layer};
 use super::*;
 use crate::layer::entry::{Entry, Kind};
 use crate::layer::index::Index;
-use crate::layer::{ChunkSink, decoder, indexer, tar};
+use crate::layer::kept::Kept;
+use crate::layer::{decoder, indexer, tar};
 
 mod hostile;
 mod properties;
@@ -69,31 +70,9 @@ fn index_written(blob: &[u8], finished: &Finished) -> Result<Vec<u8>> {
     }
 }
 
-/// Collects pieces, and keeps what was verified.
-#[derive(Default)]
-struct Chunks {
-    open: BTreeMap<u32, Vec<u8>>,
-    verified: BTreeMap<u32, Vec<u8>>,
-}
-
-impl ChunkSink for Chunks {
-    fn piece(&mut self, chunk: u32, offset: u64, bytes: &[u8]) -> Result<()> {
-        let open = self.open.entry(chunk).or_default();
-        assert_eq!(open.len() as u64, offset);
-        open.extend_from_slice(bytes);
-        Ok(())
-    }
-
-    fn verified(&mut self, chunk: u32) -> Result<()> {
-        let bytes = self.open.remove(&chunk).unwrap();
-        assert_eq!(self.verified.insert(chunk, bytes), None);
-        Ok(())
-    }
-}
-
 /// Decodes every member, pushed in pieces of `piece` bytes; members that fail contribute what was verified before.
 fn decode_blob(index: &Index<&[u8]>, blob: &[u8], piece: usize) -> (BTreeMap<u32, Vec<u8>>, usize) {
-    let mut chunks = Chunks::default();
+    let mut chunks = Kept::default();
     let mut failed = 0;
     for number in 0..index.member_count() {
         let range = index.member(number).unwrap().blob_range();
@@ -328,6 +307,7 @@ fn landmarks_and_the_toc_are_hidden_at_the_root_only() {
     entries.push(file("d/.prefetch.landmark", b"x"));
     entries.push((Entry::new(".no.prefetch.landmark/", Kind::Dir), Vec::new()));
     entries.push(file("./stargz.index.json", b"{}"));
+    entries.push(file("x/../stargz.index.json/.", b"{}"));
     for (landmark, ends) in [
         (Landmark::Prefetch(2), true),
         (Landmark::Prefetch(99), true),

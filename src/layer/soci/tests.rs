@@ -13,7 +13,8 @@ use super::*;
 use crate::digest::Digest;
 use crate::layer::entry::{Entry, Kind, Time};
 use crate::layer::index::Index;
-use crate::layer::{ChunkSink, decoder, indexer, tar};
+use crate::layer::kept::Kept;
+use crate::layer::{decoder, indexer, tar};
 
 mod hostile;
 
@@ -180,27 +181,6 @@ fn contents_of(entries: &[File]) -> Vec<Vec<u8>> {
     entries.iter().map(|(_, payload)| payload.clone()).collect()
 }
 
-/// Keeps what is handed over.
-#[derive(Default)]
-struct Kept {
-    pieces: BTreeMap<u32, Vec<u8>>,
-    verified: u32,
-}
-
-impl ChunkSink for Kept {
-    fn piece(&mut self, chunk: u32, offset: u64, bytes: &[u8]) -> Result<()> {
-        let chunk = self.pieces.entry(chunk).or_default();
-        assert_eq!(chunk.len() as u64, offset);
-        chunk.extend_from_slice(bytes);
-        Ok(())
-    }
-
-    fn verified(&mut self, _: u32) -> Result<()> {
-        self.verified += 1;
-        Ok(())
-    }
-}
-
 /// Decodes all members from their ranges of the blob alone, and puts the entries together.
 fn decode(index: &Index<&[u8]>, blob: &[u8], piece: usize) -> Result<Vec<Vec<u8>>> {
     let mut kept = Kept::default();
@@ -214,10 +194,10 @@ fn decode(index: &Index<&[u8]>, blob: &[u8], piece: usize) -> Result<Vec<Vec<u8>
         }
         assert!(is_done, "span {number} ends before its chunks");
     }
-    assert_eq!(kept.verified, index.chunk_count());
+    assert_eq!(kept.verified.len(), index.chunk_count() as usize);
     let content = |number| {
         let chunks = index.entry(number)?.chunk_range();
-        Ok(chunks.flat_map(|chunk| kept.pieces[&chunk].clone()).collect())
+        Ok(chunks.flat_map(|chunk| kept.verified[&chunk].clone()).collect())
     };
     (0..index.entry_count()).map(content).collect()
 }
@@ -240,7 +220,7 @@ fn a_span_that_lies_is_refused_before_anything_is_decoded() {
             assert!(!decoder.push(first, &mut kept).unwrap());
             let error = decoder.push(rest, &mut kept).unwrap_err();
             assert!(matches!(error, Error::Verification { .. }), "{error}");
-            assert!(kept.pieces.is_empty());
+            assert!(kept.open.is_empty() && kept.verified.is_empty());
         }
     }
 }

@@ -108,7 +108,7 @@ fn record(payload: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     let equals = record.iter().position(|&byte| byte == b'=')?;
     let (key, value) = (&record[..equals], &record[equals + 1..]);
     let checked = if TEXTS.contains(&key) { value } else { key };
-    (!checked.contains(&0)).then_some((key, value, rest))
+    (!key.is_empty() && !checked.contains(&0)).then_some((key, value, rest))
 }
 
 /// A decimal number with or without a sign.

@@ -12,7 +12,8 @@ use crate::digest::Digest;
 use crate::layer::entry::{Entry, Kind};
 use crate::layer::index::{Coding, Index, Summary};
 use crate::layer::index_builder::{IndexBuilder, NewChunk, NewMember};
-use crate::layer::{Checkpoint, ChunkSink, Decoded, Format, decoder, decompressor};
+use crate::layer::kept::Kept;
+use crate::layer::{Checkpoint, Decoded, Format, decoder, decompressor};
 
 /// A frame without content size.
 fn frame(content: &[u8]) -> Vec<u8> {
@@ -64,27 +65,6 @@ fn decompress(blob: &[u8], piece: usize) -> Result<Decompressed> {
     }
     decompressor.finish(&mut out)?;
     Ok((tar, checkpoints))
-}
-
-#[derive(Default)]
-struct Kept {
-    open: BTreeMap<u32, Vec<u8>>,
-    verified: BTreeMap<u32, Vec<u8>>,
-}
-
-impl ChunkSink for Kept {
-    fn piece(&mut self, chunk: u32, offset: u64, bytes: &[u8]) -> Result<()> {
-        let open = self.open.entry(chunk).or_default();
-        assert_eq!(open.len() as u64, offset);
-        open.extend_from_slice(bytes);
-        Ok(())
-    }
-
-    fn verified(&mut self, chunk: u32) -> Result<()> {
-        let bytes = self.open.remove(&chunk).unwrap();
-        assert_eq!(self.verified.insert(chunk, bytes), None);
-        Ok(())
-    }
 }
 
 /// An index of one file for each chunk (member's range in the blob, place in the member, content).

@@ -42,15 +42,18 @@ fn values<'a>(annotations: &'a BTreeMap<String, String>, name: &str) -> BTreeSet
     found.map(String::as_str).collect()
 }
 
-/// Everything that vouches for the layer's TOC, in words that differ where a digest does; `None` without annotations of
-/// zstd:chunked.
+/// Everything that decides the layer's index, in words that differ where an annotation does; `None` without annotations of
+/// zstd:chunked. Where the TOC is belongs to it: no digest says that, and the data ends there.
 pub(in crate::layer) fn promise(annotations: &BTreeMap<String, String>) -> Option<String> {
     let checksums = values(annotations, CHECKSUM);
     if checksums.is_empty() {
         return None;
     }
-    let compressed: Vec<&str> = checksums.into_iter().collect();
-    let compressed = format!("zstd:chunked {}", compressed.join(" "));
+    let words: Vec<&str> = checksums
+        .into_iter()
+        .chain(values(annotations, POSITION))
+        .collect();
+    let compressed = format!("zstd:chunked {}", words.join(" "));
     Some(match annotations.get(TOC_DIGEST_ANNOTATION) {
         Some(uncompressed) => format!("{compressed} index {uncompressed}"),
         None => compressed,
@@ -274,9 +277,10 @@ mod tests {
     }
 
     #[test]
-    fn every_digest_is_part_of_the_promise() {
+    fn every_annotation_is_part_of_the_promise() {
         let (one, two) = (Digest::of(b"1").to_string(), Digest::of(b"2").to_string());
         let (sum, old_sum) = (format!("{PREFIX}{CHECKSUM}"), format!("{OLD_PREFIX}{CHECKSUM}"));
+        let place = format!("{PREFIX}{POSITION}");
         let of = |annotations: &[(&str, &str)]| promise(&descriptor(annotations).annotations);
         assert_eq!(of(&[(TOC_DIGEST_ANNOTATION, &one)]), None);
         assert_eq!(of(&[(&sum, &one)]), of(&[(&old_sum, &one)]));
@@ -287,6 +291,8 @@ mod tests {
             of(&[(&sum, &one), (&old_sum, &two)]),
             of(&[(&sum, &one), (TOC_DIGEST_ANNOTATION, &one)]),
             of(&[(&sum, &one), (TOC_DIGEST_ANNOTATION, &two)]),
+            of(&[(&sum, &one), (&place, "100:200:300:1")]),
+            of(&[(&sum, &one), (&place, "101:200:300:1")]),
         ];
         for (number, promise) in different.iter().enumerate() {
             assert!(promise.is_some() && !different[..number].contains(promise));

@@ -9,7 +9,8 @@ use super::*;
 use crate::layer::entry::{Entry, Kind};
 use crate::layer::estargz::TOC_DIGEST_ANNOTATION;
 use crate::layer::index::Index;
-use crate::layer::{ChunkSink, decoder, index_promise, indexer};
+use crate::layer::kept::Kept;
+use crate::layer::{decoder, index_promise, indexer};
 
 mod hostile;
 mod properties;
@@ -43,30 +44,9 @@ fn index(written: &Written) -> Result<Vec<u8>> {
     index_described(&descriptor(written), written)
 }
 
-#[derive(Default)]
-struct Chunks {
-    open: BTreeMap<u32, Vec<u8>>,
-    verified: BTreeMap<u32, Vec<u8>>,
-}
-
-impl ChunkSink for Chunks {
-    fn piece(&mut self, chunk: u32, offset: u64, bytes: &[u8]) -> Result<()> {
-        let open = self.open.entry(chunk).or_default();
-        assert_eq!(open.len() as u64, offset);
-        open.extend_from_slice(bytes);
-        Ok(())
-    }
-
-    fn verified(&mut self, chunk: u32) -> Result<()> {
-        let bytes = self.open.remove(&chunk).unwrap();
-        assert_eq!(self.verified.insert(chunk, bytes), None);
-        Ok(())
-    }
-}
-
 /// Decodes every member in pieces of `piece` bytes, and says how many failed.
 fn decode(index: &Index<&[u8]>, blob: &[u8], piece: usize) -> (BTreeMap<u32, Vec<u8>>, usize) {
-    let (mut chunks, mut failed) = (Chunks::default(), 0);
+    let (mut chunks, mut failed) = (Kept::default(), 0);
     for number in 0..index.member_count() {
         let range = index.member(number).unwrap().blob_range();
         let bytes = &blob[range.start as usize..range.end as usize];

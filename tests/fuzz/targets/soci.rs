@@ -5,10 +5,13 @@ use registryfs::layer::soci::writer::Layout;
 
 use crate::engine::{Shape, Target};
 use crate::layers::{Beside, check_index, decode, index_of};
-use crate::samples::{Layer, soci};
+use crate::samples::{Layer, soci, soci_within_bytes};
 
 pub(crate) fn targets() -> Vec<Target> {
-    let layers = [Layout::Gzip, Layout::GzipV1, Layout::Uncompressed].map(soci);
+    let mut layers = [Layout::Gzip, Layout::GzipV1, Layout::Uncompressed]
+        .map(soci)
+        .to_vec();
+    layers.push(soci_within_bytes());
     vec![Target {
         name: "soci-ztoc",
         seeds: layers.iter().map(|layer| layer.ztoc.clone().unwrap()).collect(),

@@ -10,7 +10,9 @@ use registryfs::layer::zstd_chunked::writer::Version;
 
 use crate::engine::{Shape, Target};
 use crate::layers::decode;
-use crate::samples::{Layer, entries, estargz, gzip, plain, soci, tar_of, zstd, zstd_chunked};
+use crate::samples::{
+    Layer, entries, estargz, gzip, plain, soci, soci_within_bytes, tar_of, zstd, zstd_chunked,
+};
 
 struct Indexed {
     index: Vec<u8>,
@@ -35,6 +37,7 @@ pub(crate) fn targets() -> Vec<Target> {
             vec![
                 soci(Layout::Gzip),
                 soci(Layout::GzipV1),
+                soci_within_bytes(),
                 plain(gzip(&tar, 6)),
                 plain(parts(|part| gzip(part, 1))),
             ],

@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::layer::entry::{Entry, Kind};
 use crate::layer::index::{Coding, Index, Summary};
 use crate::layer::index_builder::{IndexBuilder, NewChunk, NewMember};
+use crate::layer::kept::Kept;
 use crate::layer::{self, Checkpoint, ChunkSink, Decoded, Decompressor, Format};
 
 mod bits;
@@ -72,28 +73,6 @@ fn cut<'b>(mut bytes: &'b [u8], pieces: &[usize]) -> Vec<&'b [u8]> {
         bytes = rest;
     }
     cut
-}
-
-/// Collects pieces, and keeps what was verified.
-#[derive(Default)]
-struct Kept {
-    open: BTreeMap<u32, Vec<u8>>,
-    verified: BTreeMap<u32, Vec<u8>>,
-}
-
-impl ChunkSink for Kept {
-    fn piece(&mut self, chunk: u32, offset: u64, bytes: &[u8]) -> Result<()> {
-        let open = self.open.entry(chunk).or_default();
-        assert_eq!(open.len() as u64, offset);
-        open.extend_from_slice(bytes);
-        Ok(())
-    }
-
-    fn verified(&mut self, chunk: u32) -> Result<()> {
-        let bytes = self.open.remove(&chunk).unwrap();
-        assert_eq!(self.verified.insert(chunk, bytes), None);
-        Ok(())
-    }
 }
 
 /// How the spans of an index are to be.

@@ -108,8 +108,9 @@ fn types_that_no_engine_unpacks_are_refused_by_name() {
 
 #[test]
 fn pax_records_that_are_none_are_refused() {
-    let payloads: [&[u8]; 17] = [
+    let payloads: [&[u8]; 18] = [
         b"x",
+        b"6 =ab\n",
         b"11 path=abc",
         b"11 path=abcd\n",
         b"13 path=abc\n",
