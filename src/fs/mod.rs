@@ -2,8 +2,8 @@
 //! so that all of it is tested without a kernel.
 //!
 //! Two kinds of inodes ([`ino`]): the tree of names ([`nodes`], [`names`], [`own`], [`state`]), whose inodes live in memory
-//! while the kernel holds them, and the inside of merged trees ([`slots`], [`merged`]), whose inodes cost nothing. Only the
-//! first ever waits for the network, and each wait has a deadline.
+//! while the kernel holds them, and the inside of merged trees ([`slots`], [`merged`]), whose inodes cost nothing and wait for
+//! contents only, once their tree is open ([`pending`]). Each wait has a deadline.
 
 mod blob;
 mod grammar;
@@ -16,6 +16,7 @@ mod names;
 mod nodes;
 pub mod ops;
 mod own;
+mod pending;
 mod privacy;
 mod root;
 mod slots;
@@ -45,7 +46,7 @@ use crate::fs::ops::{
 };
 pub use crate::fs::root::Root;
 use crate::fs::root::Top;
-use crate::fs::slots::Slots;
+use crate::fs::slots::{Held, Slots};
 use crate::image::Images;
 use crate::image::platform::Platform;
 use crate::layer::entry::Time;
@@ -308,11 +309,7 @@ async fn within<T>(
 impl Operations for Filesystem {
     fn lookup(&self, caller: Caller, parent: u64, name: &[u8]) -> Answer<Lookup> {
         match self.place(parent) {
-            Place::Slot { slot, node } => Answer::Now(
-                self.slots()
-                    .get(slot)
-                    .and_then(|slot| self.lookup_merged(&slot, node, name)),
-            ),
+            Place::Slot { slot, node } => self.lookup_in_tree(caller, slot, node, name),
             Place::Name => match self.nodes().get(parent) {
                 Ok(dir) => self.lookup_name(caller, &dir, name),
                 Err(error) => Answer::Now(Err(error)),
@@ -331,34 +328,39 @@ impl Operations for Filesystem {
     }
 
     fn getattr(&self, ino: u64) -> Answer<(Attr, Duration)> {
-        Answer::Now(match self.place(ino) {
-            Place::Slot { slot, node } => self.slots().get(slot).and_then(|slot| {
-                let node = slot.rootfs.tree().node(node)?;
-                slot.rootfs.vouch((slot.attr(&node), FOREVER))
+        match self.place(ino) {
+            Place::Slot { slot, node } => self.in_tree("getattr", slot, move |_, slot| {
+                let attr = || {
+                    let node = slot.rootfs.tree().node(node)?;
+                    slot.rootfs.vouch((slot.attr(&node), FOREVER))
+                };
+                Answer::Now(attr())
             }),
-            Place::Name => self
-                .nodes()
-                .get(ino)
-                .map(|node| (self.name_attr(&node), self.name_attr_ttl(&node))),
-        })
+            Place::Name => {
+                let node = self.nodes().get(ino);
+                Answer::Now(node.map(|node| (self.name_attr(&node), self.name_attr_ttl(&node))))
+            }
+        }
     }
 
     fn readlink(&self, ino: u64) -> Answer<Vec<u8>> {
-        Answer::Now(match self.place(ino) {
-            Place::Slot { slot, node } => self.slots().get(slot).and_then(|slot| {
-                let tree = slot.rootfs.tree();
-                slot.rootfs.vouch(tree.link(&tree.node(node)?)?.to_vec())
+        match self.place(ino) {
+            Place::Slot { slot, node } => self.in_tree("readlink", slot, move |_, slot| {
+                let target = || {
+                    let tree = slot.rootfs.tree();
+                    slot.rootfs.vouch(tree.link(&tree.node(node)?)?.to_vec())
+                };
+                Answer::Now(target())
             }),
-            Place::Name => Err(Error::posix(format!("inode {ino:#x}"), libc::EINVAL)),
-        })
+            Place::Name => Answer::Now(Err(Error::posix(format!("inode {ino:#x}"), libc::EINVAL))),
+        }
     }
 
     fn read(&self, _caller: Caller, ino: u64, offset: u64, size: u32) -> Answer<Vec<u8>> {
         match self.place(ino) {
-            Place::Slot { slot, node } => match self.slots().get(slot) {
-                Ok(slot) => self.read_merged(&slot, node, offset, size as usize),
-                Err(error) => Answer::Now(Err(error)),
-            },
+            Place::Slot { slot, node } => self.in_tree("read", slot, move |filesystem, slot| {
+                filesystem.read_merged(slot, node, offset, size as usize)
+            }),
             Place::Name => match self.nodes().get(ino) {
                 Ok(node) => self.read_own(&node, offset, size as usize),
                 Err(error) => Answer::Now(Err(error)),
@@ -368,11 +370,9 @@ impl Operations for Filesystem {
 
     fn readdir(&self, caller: Caller, ino: u64, offset: u64, limit: usize) -> Answer<Vec<DirEntry>> {
         match self.place(ino) {
-            Place::Slot { slot, node } => Answer::Now(
-                self.slots()
-                    .get(slot)
-                    .and_then(|slot| self.readdir_merged(&slot, node, offset, limit)),
-            ),
+            Place::Slot { slot, node } => self.in_tree("readdir", slot, move |filesystem, slot| {
+                Answer::Now(filesystem.readdir_merged(slot, node, offset, limit))
+            }),
             Place::Name => match self.nodes().get(ino) {
                 Ok(dir) => self.readdir_name(caller, &dir, offset, limit),
                 Err(error) => Answer::Now(Err(error)),
@@ -383,8 +383,9 @@ impl Operations for Filesystem {
     fn remember(&self, parent: u64, entry: &DirEntry) -> Option<Entry> {
         match self.place(parent) {
             Place::Slot { slot, .. } => {
-                let slot = self.slots().get(slot).ok()?;
-                let Place::Slot { node, .. } = place(entry.ino) else {
+                let (Ok(Held::Open(slot)), Place::Slot { node, .. }) =
+                    (self.slots().held(slot), place(entry.ino))
+                else {
                     return None;
                 };
                 Some(self.merged_entry(&slot, &slot.rootfs.tree().node(node).ok()?))
@@ -395,10 +396,12 @@ impl Operations for Filesystem {
 
     fn getxattr(&self, ino: u64, name: &[u8]) -> Answer<Vec<u8>> {
         match self.place(ino) {
-            Place::Slot { slot, node } => match self.slots().get(slot) {
-                Ok(slot) => self.getxattr_merged(&slot, node, name),
-                Err(error) => Answer::Now(Err(error)),
-            },
+            Place::Slot { slot, node } => {
+                let name = name.to_vec();
+                self.in_tree("getxattr", slot, move |filesystem, slot| {
+                    filesystem.getxattr_merged(slot, node, &name)
+                })
+            }
             Place::Name => {
                 let image = self.nodes().get(ino).map(|node| node.image());
                 Answer::Now(match (image, name) {
@@ -413,13 +416,12 @@ impl Operations for Filesystem {
     }
 
     fn listxattr(&self, ino: u64) -> Answer<Vec<u8>> {
-        Answer::Now(match self.place(ino) {
-            Place::Slot { slot, node } => self
-                .slots()
-                .get(slot)
-                .and_then(|slot| self.listxattr_merged(&slot, node)),
-            Place::Name => Ok(Vec::new()),
-        })
+        match self.place(ino) {
+            Place::Slot { slot, node } => self.in_tree("listxattr", slot, move |filesystem, slot| {
+                Answer::Now(filesystem.listxattr_merged(slot, node))
+            }),
+            Place::Name => Answer::Now(Ok(Vec::new())),
+        }
     }
 
     fn statfs(&self) -> Answer<Statfs> {

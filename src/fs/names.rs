@@ -63,12 +63,12 @@ impl Filesystem {
                 _ => self.lookup_below(caller, dir, &bare.host, Some(bare.path()), name),
             },
             Kind::Image(at) => match meaning(name) {
-                Meaning::Own(own) => self.lookup_own(dir, Arc::clone(at), own),
+                Meaning::Own(own) => self.lookup_own(caller, dir, Arc::clone(at), own),
                 _ => Answer::Now(Ok(Lookup::Absent(FOREVER))),
             },
             Kind::Platforms(at) => self.lookup_platform(caller, dir, at, name),
             Kind::Layers(at) => Answer::Now(Ok(self.lookup_layer(dir, at, name))),
-            Kind::Layer { at, number } => self.lookup_layer_name(dir, Arc::clone(at), *number, name),
+            Kind::Layer { at, number } => self.lookup_layer_name(caller, dir, Arc::clone(at), *number, name),
             Kind::Text(_) | Kind::Config { .. } | Kind::Blob(_) | Kind::Toc { .. } => {
                 Answer::Now(Err(Error::posix(dir.path.as_str(), libc::ENOTDIR)))
             }
@@ -300,7 +300,7 @@ impl Filesystem {
     /// One of an image's own names in a directory that may be one: this decides what the directory is.
     fn lookup_own_of_bare(&self, caller: Caller, dir: &Arc<NameNode>, own: OwnName) -> Answer<Lookup> {
         if let Some(at) = dir.image() {
-            return self.lookup_own(dir, at, own);
+            return self.lookup_own(caller, dir, at, own);
         }
         let (filesystem, dir) = (self.clone(), Arc::clone(dir));
         let wait = self.options().lookup_wait;
@@ -322,9 +322,8 @@ impl Filesystem {
                     };
                 }
             };
-            // What this waits for, and what goes wrong then, it says itself: a layer that is read as a whole takes longer than
-            // any lookup may.
-            match filesystem.lookup_own(&dir, at, own) {
+            // Its deadlines are its own, and what goes wrong then it says itself.
+            match filesystem.lookup_own(caller, &dir, at, own) {
                 Answer::Now(result) => result,
                 Answer::Later(work) => work.await,
             }

@@ -1,14 +1,13 @@
 //! What an image owns: `rootfs`, `layers`, its documents, its platforms. Everything here belongs to a digest and never
 //! changes, so the kernel may keep it for ever.
 
-use std::future::Future;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::fetch::{Awaited, Source, blocking};
+use crate::fetch::{Source, blocking};
 use crate::fs::Filesystem;
 use crate::fs::blob::BlobReader;
 use crate::fs::grammar::OwnName;
@@ -16,15 +15,21 @@ use crate::fs::ino::{in_slot, of_name};
 use crate::fs::names::missing_of_index;
 use crate::fs::nodes::{ImageAt, Kind, LayerName, Likeness, NameNode};
 use crate::fs::ops::{Answer, Caller, DirEntry, Entry, FOREVER, FileType, Lookup};
+use crate::fs::pending::Unopened;
 use crate::fs::privacy::Privacy;
-use crate::fs::slots::Slot;
 use crate::image::answers::{IndexedLayer, LayerInfo};
 use crate::image::platform::Platform;
-use crate::image::{Image, Named, Rootfs};
+use crate::image::{Image, Named};
 
 impl Filesystem {
     /// One of an image's own names.
-    pub(super) fn lookup_own(&self, dir: &Arc<NameNode>, at: Arc<ImageAt>, own: OwnName) -> Answer<Lookup> {
+    pub(super) fn lookup_own(
+        &self,
+        caller: Caller,
+        dir: &Arc<NameNode>,
+        at: Arc<ImageAt>,
+        own: OwnName,
+    ) -> Answer<Lookup> {
         let digest_text = |at: &ImageAt| Bytes::from(format!("{}\n", at.digest()));
         match (own, &at.named) {
             (OwnName::Digest, _) => self.found(dir, &at, own.name(), Kind::Text(digest_text(&at))),
@@ -38,7 +43,7 @@ impl Filesystem {
                 Answer::Now(Ok(Lookup::Absent(FOREVER)))
             }
             _ => match at.image.clone() {
-                Ok(image) => self.lookup_of_image(dir, at, &image, own),
+                Ok(image) => self.lookup_of_image(caller, dir, at, image, own),
                 Err(error) => {
                     self.journal()
                         .record("lookup", &dir.child_path(own.name()), &error);
@@ -51,13 +56,17 @@ impl Filesystem {
     /// One of the names that need an image for the mount's platform.
     fn lookup_of_image(
         &self,
+        caller: Caller,
         dir: &Arc<NameNode>,
         at: Arc<ImageAt>,
-        image: &Arc<Image>,
+        image: Arc<Image>,
         own: OwnName,
     ) -> Answer<Lookup> {
         let kind = match own {
-            OwnName::Rootfs => return self.lookup_rootfs(dir, &at, Arc::clone(image)),
+            OwnName::Rootfs => {
+                let unopened = Unopened { image, layer: None };
+                return self.lookup_tree(caller, dir, &at, own.name(), unopened);
+            }
             OwnName::Layers => Kind::Layers(Arc::clone(&at)),
             OwnName::Manifest => Kind::Text(image.bytes().clone()),
             _ => Kind::Config {
@@ -86,46 +95,6 @@ impl Filesystem {
             |_| Likeness::Same,
             || kind,
         )
-    }
-
-    /// The merged root filesystem.
-    fn lookup_rootfs(&self, dir: &Arc<NameNode>, at: &Arc<ImageAt>, image: Arc<Image>) -> Answer<Lookup> {
-        let images = Arc::clone(self.images());
-        let awaited = Awaited::of(image.sources());
-        let open = async move { images.rootfs(&image).await };
-        self.lookup_tree(dir, at, OwnName::Rootfs.name(), awaited, open)
-    }
-
-    /// The root of a merged tree under a name of its own. The slots that its numbers come from are the same each time. A
-    /// layer that must be read as a whole is waited for as long as it comes.
-    fn lookup_tree(
-        &self,
-        dir: &Arc<NameNode>,
-        at: &Arc<ImageAt>,
-        name: &str,
-        awaited: Awaited,
-        open: impl Future<Output = Result<Arc<Rootfs>>> + Send + 'static,
-    ) -> Answer<Lookup> {
-        let (filesystem, parent_ino) = (self.clone(), dir.ino);
-        let (dir, at) = (Arc::clone(dir), Arc::clone(at));
-        let path = dir.child_path(name);
-        let (journal_path, what) = (path.clone(), path.clone());
-        let digest = *at.digest();
-        let wait = self.options().lookup_wait;
-        let work = async move {
-            let fetcher = filesystem.images().fetcher();
-            let rootfs = fetcher.within(wait, &awaited, || what, open).await?;
-            let dirs = filesystem.slot(filesystem.view_key(&path, &digest)).await?;
-            let files = filesystem.slot(format!("files {}", rootfs.key())).await?;
-            let files = Slot::files(files, rootfs);
-            let slot = Slot::view(dirs, path, parent_ino, files);
-            let root = slot.rootfs.tree().node(crate::image::tree::ROOT)?;
-            Ok(Lookup::Found(Entry {
-                entry_ttl: filesystem.own_ttl(&dir, &at),
-                ..filesystem.merged_entry(&slot, &root)
-            }))
-        };
-        self.journaled("lookup", move || journal_path, work)
     }
 
     /// What the slot of a merged tree's directories is known by.
@@ -249,6 +218,7 @@ impl Filesystem {
 
     pub(super) fn lookup_layer_name(
         &self,
+        caller: Caller,
         dir: &Arc<NameNode>,
         at: Arc<ImageAt>,
         number: usize,
@@ -268,10 +238,8 @@ impl Filesystem {
         let line = |text: String| Kind::Text(Bytes::from(text + "\n"));
         let kind = match own {
             LayerName::Fs => {
-                let images = Arc::clone(self.images());
-                let awaited = Awaited::of(&[source]);
-                let open = async move { images.layer_tree(&image, number).await };
-                return self.lookup_tree(dir, &at, own.name(), awaited, open);
+                let layer = Some(number);
+                return self.lookup_tree(caller, dir, &at, own.name(), Unopened { image, layer });
             }
             LayerName::Blob => Kind::Blob(Arc::new(BlobReader::new(source, Arc::clone(self.streams())))),
             LayerName::Digest => line(source.descriptor.digest.to_string()),

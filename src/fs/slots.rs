@@ -10,6 +10,7 @@ use parking_lot::RwLock;
 use crate::error::{Error, Result};
 use crate::fs::ino::in_slot;
 use crate::fs::ops::{Attr, FileType};
+use crate::fs::pending::Pending;
 use crate::image::Rootfs;
 use crate::image::tree::Node;
 use crate::layer::entry::Kind;
@@ -104,13 +105,44 @@ impl Slot {
     }
 }
 
+/// What the kernel holds inodes of.
+#[derive(Debug, Clone)]
+pub(super) enum Held {
+    /// A tree.
+    Open(Arc<Slot>),
+    /// One that is to be opened; of it the kernel has the root only.
+    Pending(Arc<Pending>),
+}
+
+impl Held {
+    fn lookups(&self) -> &AtomicU64 {
+        match self {
+            Self::Open(slot) => &slot.lookups,
+            Self::Pending(pending) => &pending.lookups,
+        }
+    }
+
+    /// Puts an open tree in the place of one that is not, with the lookups counted so far. The table must be locked.
+    fn opened(&mut self, slot: &Arc<Slot>) -> Arc<Slot> {
+        if let Self::Pending(pending) = self {
+            let counted = pending.lookups.load(Ordering::Acquire);
+            slot.lookups.fetch_add(counted, Ordering::AcqRel);
+            *self = Self::Open(Arc::clone(slot));
+        }
+        match self {
+            Self::Open(held) => Arc::clone(held),
+            Self::Pending(_) => Arc::clone(slot),
+        }
+    }
+}
+
 /// The table of slots.
 #[derive(Debug, Default)]
-pub(super) struct Slots(RwLock<HashMap<u32, Arc<Slot>>>);
+pub(super) struct Slots(RwLock<HashMap<u32, Held>>);
 
 impl Slots {
-    /// The slot with this number, which the kernel holds inodes of.
-    pub(super) fn get(&self, number: u32) -> Result<Arc<Slot>> {
+    /// What has this number, which the kernel holds inodes of.
+    pub(super) fn held(&self, number: u32) -> Result<Held> {
         let found = self.0.read().get(&number).cloned();
         found.ok_or_else(|| Error::posix(format!("inode slot {number}"), libc::ESTALE))
     }
@@ -118,23 +150,46 @@ impl Slots {
     /// Counts one lookup of a node as seen from `slot`.
     pub(super) fn count(&self, slot: &Arc<Slot>, node: &Node) {
         let slot = slot.of(node);
-        if let Some(known) = self.0.read().get(&slot.number) {
+        if let Some(Held::Open(known)) = self.0.read().get(&slot.number) {
             known.lookups.fetch_add(1, Ordering::AcqRel);
             return;
         }
         let mut slots = self.0.write();
-        let known = slots.entry(slot.number).or_insert_with(|| Arc::clone(slot));
-        known.lookups.fetch_add(1, Ordering::AcqRel);
+        let held = slots
+            .entry(slot.number)
+            .or_insert_with(|| Held::Open(Arc::clone(slot)));
+        held.opened(slot).lookups.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Counts one lookup of the root of a tree that is not open. False, and none, if somebody opened it meanwhile.
+    pub(super) fn count_pending(&self, pending: &Arc<Pending>) -> bool {
+        let mut slots = self.0.write();
+        let held = slots
+            .entry(pending.number)
+            .or_insert_with(|| Held::Pending(Arc::clone(pending)));
+        let is_pending = matches!(held, Held::Pending(_));
+        if is_pending {
+            held.lookups().fetch_add(1, Ordering::AcqRel);
+        }
+        is_pending
+    }
+
+    /// Puts a tree that is open now in its place, if the kernel holds its root, and says which one to use.
+    pub(super) fn open(&self, slot: Arc<Slot>) -> Arc<Slot> {
+        match self.0.write().get_mut(&slot.number) {
+            Some(held) => held.opened(&slot),
+            None => slot,
+        }
     }
 
     /// Takes lookups back; a slot without any is forgotten.
     pub(super) fn forget(&self, number: u32, lookups: u64) {
         let left = {
             let slots = self.0.read();
-            let Some(slot) = slots.get(&number) else { return };
+            let Some(held) = slots.get(&number) else { return };
             let take = |count: u64| Some(count.saturating_sub(lookups));
-            let before = slot
-                .lookups
+            let before = held
+                .lookups()
                 .fetch_update(Ordering::AcqRel, Ordering::Acquire, take);
             before.unwrap_or(0).saturating_sub(lookups)
         };
@@ -142,7 +197,7 @@ impl Slots {
             let mut slots = self.0.write();
             if slots
                 .get(&number)
-                .is_some_and(|slot| slot.lookups.load(Ordering::Acquire) == 0)
+                .is_some_and(|held| held.lookups().load(Ordering::Acquire) == 0)
             {
                 slots.remove(&number);
             }
@@ -152,7 +207,10 @@ impl Slots {
     /// Inodes and bytes of all trees that are held now.
     pub(super) fn totals(&self) -> (u64, u64) {
         let slots = self.0.read();
-        let views = slots.values().filter(|slot| slot.view.is_some());
+        let views = slots.values().filter_map(|held| match held {
+            Held::Open(slot) if slot.view.is_some() => Some(slot),
+            _ => None,
+        });
         let totals = views.map(|slot| slot.rootfs.tree().totals());
         totals.fold((0, 0), |(nodes, bytes), totals| {
             (nodes + totals.nodes, bytes + totals.bytes)

@@ -36,6 +36,7 @@ mod tars;
 mod tools;
 mod users;
 mod users_stage;
+mod waiters;
 mod wire;
 mod world;
 mod zstd;

@@ -42,6 +42,12 @@ impl Awaited {
 }
 
 impl Fetcher {
+    /// Whether an awaited pass is under way.
+    #[must_use]
+    pub fn is_passing(&self, awaited: &Awaited) -> bool {
+        self.passes.all().iter().any(|pass| awaited.has(&pass.key))
+    }
+
     /// Ends work that waits longer than `wait`, not counting the time in which an awaited pass is under way.
     ///
     /// # Errors
@@ -60,7 +66,7 @@ impl Fetcher {
             if let Ok(result) = tokio::time::timeout_at(look, &mut work).await {
                 return result;
             }
-            if self.passes.all().iter().any(|pass| awaited.has(&pass.key)) {
+            if self.is_passing(awaited) {
                 deadline = Instant::now() + wait;
             } else if Instant::now() >= deadline {
                 return Err(Error::Timeout {
