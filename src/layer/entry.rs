@@ -40,6 +40,22 @@ impl Kind {
     }
 }
 
+impl Kind {
+    /// The name of the type in tables of contents: those of eStargz and zstd:chunked and SOCI's zTOC have the same.
+    #[must_use]
+    pub fn toc_name(self) -> &'static str {
+        match self {
+            Self::Dir => "dir",
+            Self::File => "reg",
+            Self::Symlink => "symlink",
+            Self::Hardlink => "hardlink",
+            Self::Char => "char",
+            Self::Block => "block",
+            Self::Fifo => "fifo",
+        }
+    }
+}
+
 /// A point in time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Time {

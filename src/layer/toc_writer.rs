@@ -89,15 +89,7 @@ impl TocEntry {
             .map(|(name, value)| (text(name), STANDARD.encode(value)));
         Ok(Self {
             name: text(&entry.path),
-            kind: match entry.kind {
-                Kind::Dir => "dir",
-                Kind::File => "reg",
-                Kind::Symlink => "symlink",
-                Kind::Hardlink => "hardlink",
-                Kind::Char => "char",
-                Kind::Block => "block",
-                Kind::Fifo => "fifo",
-            },
+            kind: entry.kind.toc_name(),
             size: if entry.kind == Kind::File { entry.size } else { 0 },
             modtime,
             link_name: text(&entry.link),

@@ -99,7 +99,7 @@ impl Store {
     }
 }
 
-fn upload(bytes: &[u8]) -> BlobUpload {
+pub(super) fn upload(bytes: &[u8]) -> BlobUpload {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(bytes).unwrap();
     BlobUpload {

@@ -1,25 +1,10 @@
 //! Pushing to registries that do not get on.
 
-use std::io::Write;
-use std::sync::Arc;
+use registryfs::registry::Pushed;
 
-use registryfs::digest::Digest;
-use registryfs::registry::{BlobUpload, Pushed};
-
+use super::pushes::upload;
 use super::server::{Reply, Request, Server};
 use super::{blob, client, repository};
-
-fn upload(bytes: &[u8]) -> BlobUpload {
-    let mut file = tempfile::tempfile().unwrap();
-    file.write_all(bytes).unwrap();
-    BlobUpload {
-        digest: Digest::of(bytes),
-        size: bytes.len() as u64,
-        file: Arc::new(file),
-        mount_from: None,
-        sent_bytes: Arc::default(),
-    }
-}
 
 fn at(status: u16, arrived: usize) -> Reply {
     Reply::new(status)

@@ -9,7 +9,7 @@ use flatbuffer::{Builder, Place};
 use super::ztoc::{BLOCK_BYTES, XATTR_PREFIX};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::layer::entry::{Entry, Kind, Time};
+use crate::layer::entry::{Entry, Time};
 use crate::layer::gzip::window::WINDOW_BYTES_MAX;
 use crate::layer::tar;
 use crate::layer::time::format_rfc3339;
@@ -220,15 +220,7 @@ fn place(tar: &[u8], entries: &[(Entry, Vec<u8>)]) -> Result<Vec<DraftEntry>> {
 
 impl DraftEntry {
     fn new(entry: Entry, offset: i64) -> Self {
-        let kind = match entry.kind {
-            Kind::Dir => "dir",
-            Kind::File => "reg",
-            Kind::Symlink => "symlink",
-            Kind::Hardlink => "hardlink",
-            Kind::Char => "char",
-            Kind::Block => "block",
-            Kind::Fifo => "fifo",
-        };
+        let kind = entry.kind.toc_name();
         // All PAX records, also those that are no extended attributes.
         let mut records: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
         if entry.mtime.nanos != 0 {
