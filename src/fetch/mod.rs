@@ -5,6 +5,7 @@
 //! harms nobody else, and what arrives stays in the store.
 
 mod cut;
+pub mod device;
 mod documents;
 mod external_toc;
 mod failures;

@@ -6,6 +6,7 @@
 //! contents only, once their tree is open ([`pending`]). Each wait has a deadline.
 
 mod blob;
+pub mod devices;
 mod grammar;
 mod hosts;
 mod ino;

@@ -174,4 +174,19 @@ pub trait Operations: Send + Sync + 'static {
 
     /// Figures of the whole filesystem.
     fn statfs(&self) -> Answer<Statfs>;
+
+    /// Whether the carrier shall report opens and closes of files. Without, the kernel opens what it knows without asking.
+    fn wants_opens(&self) -> bool {
+        false
+    }
+
+    /// A file was opened, where that is wanted.
+    fn opened(&self, ino: u64) {
+        let _ = ino;
+    }
+
+    /// A file that was opened was closed for good, where that is wanted.
+    fn closed(&self, ino: u64) {
+        let _ = ino;
+    }
 }

@@ -10,6 +10,8 @@ mod attributes;
 mod autofs;
 mod busy;
 mod counters;
+mod detached;
+mod erofs;
 mod fd_passing;
 mod fusermount;
 mod helper;
@@ -22,6 +24,8 @@ mod session_end;
 
 pub use autofs::Guarded;
 pub use counters::Counters;
+pub use detached::DetachedMount;
+pub use erofs::{Attachment, Detach, ErofsDevice, NewErofs};
 pub use helper::{Unmount, helper_main_if_asked, resolve_new_mountpoint};
 pub use helper_process::Helper;
 pub use mount::{Mount, MountOptions, unmount_all_dead, unmount_path};

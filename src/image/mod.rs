@@ -8,6 +8,7 @@ pub mod copy;
 pub mod eviction;
 pub mod images;
 pub mod indexes;
+pub mod kernel;
 pub mod manifest;
 pub mod openness;
 pub mod plan;

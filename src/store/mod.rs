@@ -23,6 +23,7 @@ pub mod db;
 pub mod documents;
 mod eviction;
 pub mod layer;
+pub mod lending;
 pub mod lock;
 pub mod mapped;
 mod sigbus;
