@@ -22,6 +22,7 @@ use crate::digest::Digest;
 use crate::error::Result;
 use crate::fetch::single_flight::SingleFlight;
 use crate::fs::Filesystem;
+use crate::fs::journal::Failure;
 use crate::fs::nodes::NameNode;
 use crate::fs::ops::{Entry, FOREVER, Lookup};
 use crate::fs::slots::Slot;
@@ -45,6 +46,9 @@ pub trait Covers: Send + Sync + fmt::Debug {
 
     /// Whether the mount over this root stands. Asked only where the kernel should not have had to ask us.
     fn stands(&self, slot: u32) -> bool;
+
+    /// The reads that failed below our mounts: who read was told EIO by the kernel, and nothing else.
+    fn failures(&self) -> Vec<Failure>;
 
     /// Walks to a root once, so that the kernel moves what was staged to where it belongs.
     fn settle(&self, path: String);
@@ -199,7 +203,13 @@ impl Filesystem {
         }))
     }
 
-    /// Whether roots are covered at all, and this one would be.
+    /// The reads that failed in roots which are mounted over.
+    pub(super) fn covers_failures(&self) -> Vec<Failure> {
+        let covers = self.options().covers.as_ref();
+        covers.map(|covers| covers.failures()).unwrap_or_default()
+    }
+
+    /// Whether roots are covered at all.
     pub(super) fn covers_roots(&self) -> bool {
         self.options().covers.is_some()
     }

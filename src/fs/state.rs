@@ -20,7 +20,7 @@ impl Filesystem {
         let content = match name {
             b"version" => format!("registryfs {}\n", env!("CARGO_PKG_VERSION")),
             b"status.json" => self.status_text(),
-            b"errors" => self.journal().to_text(),
+            b"errors" => self.journal().to_text(self.covers_failures()),
             _ => return Ok(Lookup::Absent(FOREVER)),
         };
         let path = dir.child_path(&String::from_utf8_lossy(name));

@@ -7,6 +7,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
+use crate::fs::journal::Failure;
 use crate::fs::{CoveredRoot, Covers, Filesystem, Work};
 use crate::fuse::{Mount, MountTable};
 use crate::kernel::Kernel;
@@ -137,6 +138,10 @@ impl Covers for Covering {
             // What cannot be read counts as there.
             Err(_) => true,
         }
+    }
+
+    fn failures(&self) -> Vec<Failure> {
+        self.kernel.errors()
     }
 
     fn settle(&self, path: String) {
