@@ -1,1 +1,1 @@
-//! tests
+//! Kernel images in the store.
