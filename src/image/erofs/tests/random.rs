@@ -11,7 +11,7 @@ use super::*;
 use crate::error::Error;
 use crate::layer::entry::Time;
 
-const TREES: u32 = 400;
+const TREES: u32 = 200;
 
 /// Names around those that every directory has, and the longest.
 fn name() -> impl Strategy<Value = Vec<u8>> {
