@@ -70,3 +70,38 @@ impl Devices {
         }
     }
 }
+use crate::fs::ops::*;
+impl Operations for Devices {
+    fn lookup(&self, _: Caller, _: u64, _: &[u8]) -> Answer<Lookup> {
+        Answer::Now(Ok(Lookup::Absent(FOREVER)))
+    }
+    fn forget(&self, _: u64, _: u64) {}
+    fn getattr(&self, _: u64) -> Answer<(Attr, std::time::Duration)> {
+        Answer::Now(Err(crate::error::Error::posix("x", 5)))
+    }
+    fn readlink(&self, _: u64) -> Answer<Vec<u8>> {
+        Answer::Now(Err(crate::error::Error::posix("x", 5)))
+    }
+    fn read(&self, _: Caller, _: u64, _: u64, _: u32) -> Answer<Vec<u8>> {
+        Answer::Now(Err(crate::error::Error::posix("x", 5)))
+    }
+    fn readdir(&self, _: Caller, _: u64, _: u64, _: usize) -> Answer<Vec<DirEntry>> {
+        Answer::Now(Ok(vec![]))
+    }
+    fn remember(&self, _: u64, _: &DirEntry) -> Option<Entry> {
+        None
+    }
+    fn getxattr(&self, _: u64, _: &[u8]) -> Answer<Vec<u8>> {
+        Answer::Now(Err(crate::error::Error::posix("x", 5)))
+    }
+    fn listxattr(&self, _: u64) -> Answer<Vec<u8>> {
+        Answer::Now(Ok(vec![]))
+    }
+    fn statfs(&self) -> Answer<Statfs> {
+        Answer::Now(Ok(Statfs {
+            blocks: 0,
+            blocks_free: 0,
+            files: 0,
+        }))
+    }
+}

@@ -25,7 +25,7 @@ mod session_end;
 pub use autofs::Guarded;
 pub use counters::Counters;
 pub use detached::DetachedMount;
-pub use erofs::{Attachment, Detach, ErofsDevice, NewErofs};
+pub use erofs::{Attachment, Detach, ErofsDevice, MountTable, NewErofs};
 pub use helper::{Unmount, helper_main_if_asked, resolve_new_mountpoint};
 pub use helper_process::Helper;
 pub use mount::{Mount, MountOptions, unmount_all_dead, unmount_path};

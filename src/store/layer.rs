@@ -145,13 +145,26 @@ impl Layer {
     /// # Errors
     /// [`Error::Malformed`] for a damaged index.
     pub fn chunks_of(&self, entry: &EntryRef<'_>, offset: u64, end: u64) -> Result<Range<u32>> {
-        let all = entry.chunk_range();
-        let starts_at_or_before = |position: u64, from: u32| -> Result<u32> {
+        let place = |position: u64| entry.data_offset.saturating_add(position);
+        self.chunks_among(entry.chunk_range(), place(offset)..place(end))
+    }
+
+    /// The chunks that lie in these bytes of the data file, which must not be empty, whatever files they are of. None, where
+    /// there are only holes and what lies between files.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] for a damaged index.
+    pub fn chunks_in(&self, data: Range<u64>) -> Result<Range<u32>> {
+        self.chunks_among(0..self.index.chunk_count(), data)
+    }
+
+    /// Those of `all` chunks, which stand in the order of the data file, that lie in these bytes of it.
+    fn chunks_among(&self, all: Range<u32>, data: Range<u64>) -> Result<Range<u32>> {
+        let starts_at_or_before = |place: u64, from: u32| -> Result<u32> {
             let (mut low, mut high) = (from, all.end);
             while low < high {
                 let middle = low + (high - low) / 2;
-                let chunk = self.index.chunk(middle)?;
-                if chunk.data_offset <= entry.data_offset + position {
+                if self.index.chunk(middle)?.data_offset <= place {
                     low = middle + 1;
                 } else {
                     high = middle;
@@ -159,14 +172,13 @@ impl Layer {
             }
             Ok(low)
         };
-        let mut first = starts_at_or_before(offset, all.start)?
+        let mut first = starts_at_or_before(data.start, all.start)?
             .saturating_sub(1)
             .max(all.start);
-        let last = starts_at_or_before(end.saturating_sub(1), first)?;
+        let last = starts_at_or_before(data.end.saturating_sub(1), first)?;
         if first < last {
             let chunk = self.index.chunk(first)?;
-            let is_before = chunk.data_offset.saturating_add(chunk.bytes) <= entry.data_offset + offset;
-            first += u32::from(is_before);
+            first += u32::from(chunk.data_offset.saturating_add(chunk.bytes) <= data.start);
         }
         Ok(first..last)
     }
