@@ -8,8 +8,6 @@ use crate::ground::{Inside, erofs_mounts, is_erofs, kernel_world, make_local, sa
 use crate::support::{dir, file, image};
 use crate::world::{noise, until};
 
-const IMAGES: usize = 300;
-
 fn content(images: usize) -> Content {
     let mut content = Content::new();
     for number in 0..images {
@@ -19,38 +17,53 @@ fn content(images: usize) -> Content {
     content
 }
 
-#[test]
-fn hundreds_of_images_are_visited_with_few_mounts() {
-    const MOUNTS_MAX: usize = 16;
-    let world = kernel_world(content(IMAGES), &format!("kernel_mounts_max = {MOUNTS_MAX}\n"));
+/// Visits so many images while one is stood in all the time, and returns the most mounts at once.
+fn visit(images: usize, mounts_max: usize) -> usize {
+    let world = kernel_world(content(images), &format!("kernel_mounts_max = {mounts_max}\n"));
     let at = |number: usize| world.at(&format!("team/app:{number}/rootfs"));
-    // He stays all the time, and is left alone.
+    let assert_reads = |number: usize| {
+        let read = fs::read_to_string(at(number).join("etc/name"));
+        assert_eq!(read.unwrap(), format!("image {number}\n"));
+    };
     let inside = Inside::new(&at(0), "cat etc/name; /bin/pwd");
     let device = superblock(&at(0));
-    let mut in_erofs = 0;
-    for number in 0..IMAGES {
-        assert_eq!(
-            fs::read_to_string(at(number).join("etc/name")).unwrap(),
-            format!("image {number}\n")
-        );
+    let (mut in_erofs, mut most) = (0, 0);
+    for number in 0..images {
+        assert_reads(number);
         in_erofs += usize::from(is_erofs(&at(number)));
-        assert!(
-            erofs_mounts(&world.root()).len() <= MOUNTS_MAX + 1,
-            "after {number}"
-        );
+        most = most.max(erofs_mounts(&world.root()).len());
     }
-    assert!(in_erofs > IMAGES * 9 / 10, "{in_erofs}");
+    assert!(in_erofs > images * 9 / 10, "{in_erofs}");
+    until("the surplus is gone", || {
+        erofs_mounts(&world.root()).len() <= mounts_max
+    });
     // Those that had to go come again.
-    for number in (0..IMAGES).step_by(60) {
-        assert_eq!(
-            fs::read_to_string(at(number).join("etc/name")).unwrap(),
-            format!("image {number}\n")
-        );
+    for number in (0..images).step_by(60) {
+        assert_reads(number);
     }
     assert_eq!(superblock(&at(0)), device);
     assert_eq!(text(&inside.go()), format!("image 0\n{}\n", at(0).display()));
+    let daemon = format!("/proc/{}/status", world.daemon());
+    let memory = fs::read_to_string(daemon).unwrap();
+    let memory = memory.lines().find(|line| line.starts_with("RssAnon")).unwrap();
+    println!("{images} images: at most {most} mounts at once, {memory}");
     world.umount();
     assert!(erofs_mounts(&world.root()).is_empty());
+    most
+}
+
+#[test]
+fn hundreds_of_images_are_visited_with_few_mounts() {
+    // They are unmounted while others come, so there are more at times.
+    let most = visit(300, 16);
+    assert!(most < 150, "{most}");
+}
+
+#[test]
+#[ignore = "takes long: run it after changes of what bounds mounts"]
+fn thousands_of_images_are_visited() {
+    let most = visit(2000, 256);
+    assert!(most < 512, "{most}");
 }
 
 #[test]

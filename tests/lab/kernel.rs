@@ -33,7 +33,11 @@ impl Both {
             mounted.text(&["mount", "-o", &format!("kernel={mode}"), place.to_str().unwrap()]);
             place
         });
-        Self { mounted, kernel, fuse }
+        Self {
+            mounted,
+            kernel,
+            fuse,
+        }
     }
 
     fn rootfs(&self, image: &str) -> [PathBuf; 2] {
@@ -54,7 +58,11 @@ fn unpacked(name: &str) -> PathBuf {
 }
 
 fn filesystem_of(path: &Path) -> String {
-    let output = Command::new("stat").args(["-f", "-c", "%t"]).arg(path).output().unwrap();
+    let output = Command::new("stat")
+        .args(["-f", "-c", "%t"])
+        .arg(path)
+        .output()
+        .unwrap();
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 

@@ -424,7 +424,10 @@ fn nothing_gets_above_the_root_and_the_root_has_its_own_attributes() {
     let world = World::new(content);
     for mode in MODES {
         world.mount_with(&["-o", mode]);
-        assert_roots(&world.at("team/app/plain/rootfs"), &world.at("team/app/rooted/rootfs"));
+        assert_roots(
+            &world.at("team/app/plain/rootfs"),
+            &world.at("team/app/rooted/rootfs"),
+        );
         world.umount();
     }
 }
