@@ -78,14 +78,14 @@ impl Slot {
         Attr {
             ino: self.ino(node),
             size: node.size,
-            blocks: node.size.div_ceil(512),
+            blocks: node.sectors(),
             mtime: node.mtime,
             kind: file_type(node.kind),
             mode: (node.mode & 0o7777) as u16,
             nlink: node.nlink,
             uid: node.uid,
             gid: node.gid,
-            rdev: encode_rdev(node.rdev),
+            rdev: node.device_number(),
         }
     }
 
@@ -228,9 +228,4 @@ pub(super) fn file_type(kind: Kind) -> FileType {
         Kind::Block => FileType::Block,
         Kind::Fifo => FileType::Fifo,
     }
-}
-
-/// A device number as the kernel's `new_encode_dev` packs it: 12 bits of major, 20 of minor.
-fn encode_rdev((major, minor): (u32, u32)) -> u32 {
-    (minor & 0xff) | (major & 0xfff) << 8 | (minor & 0xfff00) << 12
 }

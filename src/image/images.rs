@@ -1,5 +1,6 @@
 //! Images by manifest digest: their layers, their merged trees, and the files in them.
 
+use std::fs::File;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
@@ -11,6 +12,8 @@ use tokio::task::JoinSet;
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::fetch::device::DeviceAt;
+use crate::fetch::single_flight::SingleFlight;
 use crate::fetch::{Fetcher, FileAt, Place, Source, blocking};
 use crate::image::manifest::{Document, IndexEntry, Manifest, choose};
 use crate::image::platform::Platform;
@@ -106,6 +109,28 @@ impl Rootfs {
             size: node.size,
         })
     }
+
+    /// Its layers, base first, all of them opened.
+    ///
+    /// # Errors
+    /// What keeps one of the layers' indexes from being had.
+    pub(super) async fn devices(&self, fetcher: &Arc<Fetcher>) -> Result<Vec<DeviceAt>> {
+        let closed = self.layers.iter().filter(|at| !at.layer.initialized());
+        let closed: Vec<&LayerAt> = closed.collect();
+        let sources: Vec<Arc<Source>> = closed.iter().map(|at| Arc::clone(&at.source)).collect();
+        for (at, layer) in closed.iter().zip(open_layers(fetcher, &sources).await?) {
+            // A cell that is set already holds the same layer.
+            let _ = at.layer.set(layer);
+        }
+        let devices = self.layers.iter().map(|at| {
+            let layer = at.layer.get().map(Arc::clone);
+            Ok(DeviceAt {
+                source: Arc::clone(&at.source),
+                layer: layer.ok_or_else(|| Error::malformed("layer", "not opened"))?,
+            })
+        });
+        devices.collect()
+    }
 }
 
 /// One image: a manifest and what follows from it.
@@ -184,6 +209,8 @@ pub struct Images {
     fetcher: Arc<Fetcher>,
     resolver: Arc<Resolver>,
     soci: SociIndexes,
+    /// Kernel images that are opened or written now, by the key of their tree.
+    kernel_images: SingleFlight<Digest, Arc<File>>,
     ready: Mutex<LruCache<(Repository, Digest), Named>>,
 }
 
@@ -196,6 +223,7 @@ impl Images {
             soci: SociIndexes::new(Arc::clone(&fetcher), Arc::clone(&resolver), soci_v1),
             fetcher,
             resolver,
+            kernel_images: SingleFlight::default(),
             ready: Mutex::new(ready),
         })
     }
@@ -204,6 +232,10 @@ impl Images {
     #[must_use]
     pub fn fetcher(&self) -> &Arc<Fetcher> {
         &self.fetcher
+    }
+
+    pub(super) fn kernel_images(&self) -> &SingleFlight<Digest, Arc<File>> {
+        &self.kernel_images
     }
 
     /// What resolves names.
@@ -338,7 +370,7 @@ impl Images {
                 layers,
             });
         }
-        let opened = self.open_layers(&sources).await?;
+        let opened = open_layers(&self.fetcher, &sources).await?;
         for (at, layer) in layers.iter().zip(&opened) {
             // A cell that is set already holds the same layer.
             let _ = at.layer.set(Arc::clone(layer));
@@ -407,25 +439,25 @@ impl Images {
         }
         Ok(settled)
     }
+}
 
-    /// All layers, whose ways are settled, indexed in parallel: their tail reads share one round trip.
-    async fn open_layers(&self, sources: &[Arc<Source>]) -> Result<Vec<Arc<Layer>>> {
-        let mut tasks = JoinSet::new();
-        for (number, source) in sources.iter().enumerate() {
-            let (fetcher, source) = (Arc::clone(&self.fetcher), Arc::clone(source));
-            let open = async move { (number, fetcher.layer_as_it_is(&source).await) };
-            tasks.spawn_on(open, self.fetcher.runtime());
-        }
-        let mut opened = vec![None; sources.len()];
-        while let Some(done) = tasks.join_next().await {
-            let (number, layer) = done.map_err(|e| Error::malformed("layer", e.to_string()))?;
-            opened[number] = Some(layer?);
-        }
-        opened
-            .into_iter()
-            .map(|layer| layer.ok_or_else(|| Error::malformed("layer", "not opened")))
-            .collect()
+/// All layers, whose ways are settled, indexed in parallel: their tail reads share one round trip.
+async fn open_layers(fetcher: &Arc<Fetcher>, sources: &[Arc<Source>]) -> Result<Vec<Arc<Layer>>> {
+    let mut tasks = JoinSet::new();
+    for (number, source) in sources.iter().enumerate() {
+        let (fetcher_of_task, source) = (Arc::clone(fetcher), Arc::clone(source));
+        let open = async move { (number, fetcher_of_task.layer_as_it_is(&source).await) };
+        tasks.spawn_on(open, fetcher.runtime());
     }
+    let mut opened = vec![None; sources.len()];
+    while let Some(done) = tasks.join_next().await {
+        let (number, layer) = done.map_err(|e| Error::malformed("layer", e.to_string()))?;
+        opened[number] = Some(layer?);
+    }
+    opened
+        .into_iter()
+        .map(|layer| layer.ok_or_else(|| Error::malformed("layer", "not opened")))
+        .collect()
 }
 
 fn image(repository: &Repository, digest: &Digest, bytes: Bytes, manifest: Manifest, ztocs: &Ztocs) -> Image {

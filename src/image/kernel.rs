@@ -5,8 +5,12 @@ use std::fs::File;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
+use crate::fetch::blocking;
 use crate::fetch::device::DeviceAt;
+use crate::image::erofs;
 use crate::image::images::{Images, Rootfs};
+use crate::store::Store;
+use crate::store::layer::Layer;
 
 /// What the kernel needs to serve a merged tree.
 #[derive(Debug)]
@@ -22,11 +26,47 @@ impl Images {
     /// The EROFS image of a merged tree: from the store, or written now.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for a tree that EROFS cannot express; what keeps one of the layers from being opened.
+    /// [`Error::Unsupported`] for a tree that EROFS cannot express; what keeps one of the layers from being opened;
+    /// [`Error::Io`] where the disk does not take it; [`Error::Malformed`] for a damaged tree or index.
     pub async fn kernel_image(self: &Arc<Self>, rootfs: &Arc<Rootfs>) -> Result<KernelImage> {
-        Err(Error::unsupported(
-            rootfs.name(),
-            "no EROFS image can be written yet",
-        ))
+        let devices = rootfs.devices(self.fetcher()).await?;
+        let (store, of) = (Arc::clone(self.fetcher().store()), Arc::clone(rootfs));
+        let layers: Vec<Arc<Layer>> = devices.iter().map(|at| Arc::clone(&at.layer)).collect();
+        let runtime = self.fetcher().runtime().clone();
+        let open = move || open_or_write(&store, &of, &layers).map(Arc::new);
+        let open = async move { blocking(&runtime, open).await };
+        let opened = self
+            .kernel_images()
+            .run(self.fetcher().runtime(), *rootfs.key(), open);
+        let file = opened.await?.try_clone();
+        Ok(KernelImage {
+            file: file.map_err(|e| Error::io(rootfs.name(), &e))?,
+            devices,
+        })
     }
 }
+
+/// The image in the store if it is whole and of this tree and these indexes, else a new one in its place.
+fn open_or_write(store: &Store, rootfs: &Rootfs, layers: &[Arc<Layer>]) -> Result<File> {
+    let indexes: Vec<_> = layers.iter().map(|layer| layer.index()).collect();
+    let identity = erofs::identity(rootfs.tree(), &indexes, rootfs.key());
+    if let Some(mut file) = store.kernel_image(rootfs.key())? {
+        match erofs::verify(&mut file, &identity) {
+            Ok(()) => return Ok(file),
+            Err(error) => {
+                tracing::warn!(image = rootfs.name(), %error, "a kernel image is written anew");
+            }
+        }
+    }
+    store.put_kernel_image(rootfs.key(), |file| {
+        erofs::write(rootfs.tree(), &indexes, rootfs.key(), file)?;
+        // Zeros may have been read in place of what is gone from the disk.
+        for index in &indexes {
+            index.source().vouch("layer index", ())?;
+        }
+        rootfs.vouch(())
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,7 @@
 
 pub mod answers;
 pub mod copy;
+pub mod erofs;
 pub mod eviction;
 pub mod images;
 pub mod indexes;

@@ -10,6 +10,7 @@
 //! DIR/layers/KEY/data       sparse: every regular file of the layer at its place
 //! DIR/layers/KEY/map        which chunks of it are there (memory-mapped)
 //! DIR/trees/KEY               merged trees (memory-mapped)
+//! DIR/trees/KEY.erofs         the same as the kernel mounts them
 //! DIR/tmp/                    what is being written; emptied at each start
 //! DIR/incoming/               files that a command hands to whoever owns the store
 //! ```
@@ -318,6 +319,34 @@ impl Store {
         let _ = fs::remove_file(self.tree_path(key));
     }
 
+    /// The stored kernel image of the tree under `key`, unchecked: the reader checks it.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it is there but cannot be opened.
+    pub fn kernel_image(&self, key: &Digest) -> Result<Option<fs::File>> {
+        let path = self.kernel_image_path(key);
+        match fs::File::open(&path) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::io(path.display().to_string(), &error)),
+        }
+    }
+
+    /// Keeps the kernel image that `write` writes, in place of one that may be there: who has that open keeps it. Answers
+    /// the new one, open for reading.
+    ///
+    /// # Errors
+    /// What `write` returns; [`Error::Io`] when the disk does not take it. Nothing is left behind then.
+    pub fn put_kernel_image(
+        &self,
+        key: &Digest,
+        write: impl FnOnce(&mut fs::File) -> Result<()>,
+    ) -> Result<fs::File> {
+        let path = self.kernel_image_path(key);
+        write_aside(&self.dir.join("tmp"), &path, write)?;
+        fs::File::open(&path).map_err(|e| Error::io(path.display().to_string(), &e))
+    }
+
     /// Syncs what is open and marks it clean, so that the next start trusts it without looking.
     pub fn close(&self) {
         let open: Vec<_> = self.layers.lock().values().filter_map(Weak::upgrade).collect();
@@ -334,6 +363,10 @@ impl Store {
 
     fn tree_path(&self, key: &Digest) -> PathBuf {
         self.dir.join("trees").join(key.hex())
+    }
+
+    fn kernel_image_path(&self, key: &Digest) -> PathBuf {
+        self.dir.join("trees").join(format!("{}.erofs", key.hex()))
     }
 }
 
@@ -397,19 +430,26 @@ fn clear_dir(dir: &Path) -> Result<()> {
 
 /// Writes a file aside, syncs it, and gives it its name: whoever finds the name finds all of it, also after a crash.
 fn write_whole(tmp: &Path, path: &Path, bytes: &[u8]) -> Result<()> {
+    write_aside(tmp, path, |file| {
+        file.write_all(bytes)
+            .map_err(|e| Error::io(path.display().to_string(), &e))
+    })
+}
+
+/// As [`write_whole`], of what `write` writes.
+fn write_aside(tmp: &Path, path: &Path, write: impl FnOnce(&mut fs::File) -> Result<()>) -> Result<()> {
     static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
     let aside = tmp.join(
         NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
             .to_string(),
     );
-    let write = || {
-        let mut file = fs::File::create(&aside)?;
-        file.write_all(bytes)?;
-        file.sync_data()?;
-        fs::rename(&aside, path)
-    };
-    write().map_err(|e| {
+    let failed = |e: std::io::Error| Error::io(path.display().to_string(), &e);
+    let written = fs::File::create(&aside).map_err(failed).and_then(|mut file| {
+        write(&mut file)?;
+        file.sync_data().map_err(failed)
+    });
+    let named = written.and_then(|()| fs::rename(&aside, path).map_err(failed));
+    named.inspect_err(|_| {
         let _ = fs::remove_file(&aside);
-        Error::io(path.display().to_string(), &e)
     })
 }

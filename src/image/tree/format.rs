@@ -15,7 +15,7 @@ use crate::layer::entry::{Kind, Time};
 use crate::layer::fields::Fields;
 
 pub(super) const MAGIC: [u8; 8] = *b"RFSMERGE";
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 pub(super) const HEADER_BYTES: usize = 128;
 pub(super) const NODE_BYTES: usize = 64;
 pub(super) const DIRENT_BYTES: usize = 12;
@@ -131,6 +131,8 @@ pub(super) struct NodeRecord {
     pub(super) xattrs: (u32, u32),
     /// The dirent of its first name, or [`NONE`] for the root.
     pub(super) name: u32,
+    /// Size of a directory in bytes, else 0.
+    pub(super) dir_bytes: u32,
 }
 
 /// Eight bytes, read as one number or as two.
@@ -167,10 +169,10 @@ impl NodeRecord {
             out.extend_from_slice(&field.to_le_bytes());
         }
         out.extend_from_slice(&self.detail.0.to_le_bytes());
-        for field in [self.xattrs.0, self.xattrs.1, self.name] {
+        for field in [self.xattrs.0, self.xattrs.1, self.name, self.dir_bytes] {
             out.extend_from_slice(&field.to_le_bytes());
         }
-        out.resize(start + NODE_BYTES, 0);
+        debug_assert_eq!(out.len(), start + NODE_BYTES);
     }
 
     /// Names node `number`, which `out` has already, unless it has a name.
@@ -206,6 +208,7 @@ impl NodeRecord {
             detail: Detail(fields.u64()),
             xattrs: (fields.u32(), fields.u32()),
             name: fields.u32(),
+            dir_bytes: fields.u32(),
         })
     }
 }

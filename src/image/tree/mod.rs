@@ -40,9 +40,6 @@ pub use read::{Node, Totals, Tree};
 /// The number of the root directory.
 pub const ROOT: u32 = 0;
 
-/// What a directory says is its size in bytes: one block, as on ext4, whatever it holds.
-pub const DIR_BYTES: u64 = 4096;
-
 /// What becomes of `.wh.` names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Whiteouts {

@@ -6,10 +6,11 @@ use std::ops::Deref;
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::image::erofs::BLOCK_BYTES;
 use crate::image::tree::format::{
-    CRC_AT, DIRENT_BYTES, Detail, DirentRecord, Header, NODE_BYTES, NONE, NodeRecord,
+    CRC_AT, DIRENT_BYTES, Detail, DirentRecord, HEADER_BYTES, Header, NODE_BYTES, NONE, NodeRecord,
 };
-use crate::image::tree::{DIR_BYTES, ROOT, damaged};
+use crate::image::tree::{ROOT, damaged};
 use crate::layer::entry::{Kind, Time};
 use crate::layer::xattrs;
 
@@ -28,7 +29,7 @@ pub struct Node {
     pub gid: u32,
     /// Modification time, within 1970 and 2262.
     pub mtime: Time,
-    /// Size in bytes: of a file's content, of a symlink's target, [`DIR_BYTES`] for a directory, else 0.
+    /// Size in bytes: of a file's content, of a symlink's target, of a directory as EROFS lays out its names, else 0.
     pub size: u64,
     /// Names of it in the tree; for a directory 2 and its subdirectories.
     pub nlink: u32,
@@ -70,7 +71,7 @@ impl Node {
             gid: record.gid,
             mtime: record.mtime,
             size: match kind {
-                Kind::Dir => DIR_BYTES,
+                Kind::Dir => u64::from(record.dir_bytes),
                 Kind::Symlink => u64::from(link_len),
                 _ => of(&[Kind::File]).0,
             },
@@ -91,6 +92,25 @@ impl Node {
     #[must_use]
     pub fn is_dir(&self) -> bool {
         self.kind == Kind::Dir
+    }
+
+    /// The number of a device as the kernel packs it (`new_encode_dev`): 12 bits of major, 20 of minor. 0 for what is no
+    /// device.
+    #[must_use]
+    pub fn device_number(&self) -> u32 {
+        let (major, minor) = self.rdev;
+        (minor & 0xff) | (major & 0xfff) << 8 | (minor & 0xfff00) << 12
+    }
+
+    /// The space that it takes up in units of 512 bytes: as in EROFS, its size in whole blocks, whatever is a hole.
+    #[must_use]
+    pub fn sectors(&self) -> u64 {
+        self.size.div_ceil(BLOCK_BYTES).saturating_mul(BLOCK_BYTES / 512)
+    }
+
+    /// What tells its extended attributes from those of other inodes: equal ones are kept once. None without any.
+    pub(in crate::image) fn xattr_place(&self) -> Option<(u32, u32)> {
+        Some(self.xattrs).filter(|&(_, len)| len > 0)
     }
 }
 
@@ -135,6 +155,18 @@ impl<B: Deref<Target = [u8]>> Tree<B> {
     #[must_use]
     pub fn source(&self) -> &B {
         &self.bytes
+    }
+
+    /// The header, which differs where anything else in the tree does: it has a checksum of it.
+    #[must_use]
+    pub fn head(&self) -> &[u8] {
+        self.bytes.get(..HEADER_BYTES).unwrap_or_default()
+    }
+
+    /// Size in bytes of all extended attributes, equal ones counted once.
+    #[must_use]
+    pub fn xattr_bytes(&self) -> u64 {
+        self.header.xattr_bytes
     }
 
     /// Number of inodes.

@@ -6,6 +6,7 @@ use std::ops::Deref;
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::image::erofs;
 use crate::image::tree::arena::{Arena, Made};
 use crate::image::tree::format::{CRC_AT, Detail, DirentRecord, HEADER_BYTES, Header, NONE, NodeRecord};
 use crate::image::tree::{ROOT, too_large};
@@ -222,9 +223,14 @@ impl<B: Deref<Target = [u8]>> Writer<'_, B> {
             detail: Detail(0),
             xattrs: (0, 0),
             name: NONE,
+            dir_bytes: 0,
         };
         if made.kind == Kind::Dir {
-            let children = self.listing.names(node).len() as u32;
+            let names = self.listing.names(node);
+            let children = names.len() as u32;
+            let names = names.iter().map(|&slot| self.arena.slots()[slot as usize].name);
+            record.dir_bytes = u32::try_from(erofs::dir_bytes(names))
+                .map_err(|_| too_large("a directory with more than 4 GiB of names"))?;
             record.detail = Detail::pair(self.dirents, children);
             self.dirents += children;
         }

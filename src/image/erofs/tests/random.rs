@@ -1,0 +1,1 @@
+//! Random trees with the extremes of every field.
