@@ -1,12 +1,32 @@
 //! The tree of the second connection, which is attached nowhere and seen by the kernel's EROFS alone: a directory of the
 //! layers' data files, and of files that only say when they are closed.
+//!
+//! A file is there for as long as someone here shows it or the kernel has it open. Its content never changes, and neither
+//! does what its inode number means: a number is given once.
+
+mod table;
 
 use std::future::Future;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use self::table::{Content, File, Table, Use};
+use super::journal::Journal;
+use super::ops::{
+    Answer, Attr, Caller, DirEntry, Entry, FOREVER, FileType, Lookup, Operations, ROOT_INO, ReadBy, Statfs,
+};
+use crate::error::{Error, Result};
 use crate::fetch::Fetcher;
 use crate::fetch::device::DeviceAt;
-use crate::fs::journal::Journal;
+use crate::layer::entry::{Kind, Time};
+use crate::layer::index::DATA_ALIGN_BYTES;
+
+/// How long a name holds in the kernel: not at all. Names are looked up when a device is opened, which is once a mount.
+const ENTRY_TTL: std::time::Duration = std::time::Duration::ZERO;
+/// The blocks of a probe.
+const PROBE_BLOCKS: u64 = 2;
 
 /// The tree. A handle: clones are the same tree.
 #[derive(Debug, Clone)]
@@ -14,15 +34,20 @@ pub struct Devices(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    #[allow(dead_code)]
     fetcher: Arc<Fetcher>,
     journal: Journal,
+    read_by: ReadBy,
+    table: Mutex<Table>,
 }
 
 /// A file of this tree that stays for as long as this lives, and longer if the kernel has it open.
 #[derive(Debug)]
 pub struct Shown {
+    devices: Devices,
     name: String,
+    ino: u64,
+    number: u64,
+    usage: watch::Receiver<Use>,
 }
 
 impl Shown {
@@ -32,19 +57,68 @@ impl Shown {
         &self.name
     }
 
-    /// Resolves when the kernel has opened the file and closed it again as often.
+    /// Resolves when the kernel has opened the file and closed it again as often, or will never open it: it was not open
+    /// when the last one who showed it stopped.
     pub fn closed(&self) -> impl Future<Output = ()> + Send + 'static {
-        std::future::pending()
+        let mut usage = self.usage.clone();
+        async move {
+            // An error means that the file is gone, and with it its uses.
+            let _ = usage.wait_for(Use::is_over).await;
+        }
+    }
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        self.devices.0.table.lock().hide(self.ino, self.number);
+    }
+}
+
+/// A file of two blocks for trying out the kernel: its second block cannot be read until it is healed.
+#[derive(Debug)]
+pub struct Probe {
+    shown: Shown,
+    is_healed: Arc<std::sync::atomic::AtomicBool>,
+}
+
+impl Probe {
+    /// The file.
+    #[must_use]
+    pub fn shown(&self) -> &Shown {
+        &self.shown
+    }
+
+    /// Lets the second block be read from now on.
+    pub fn heal(&self) {
+        self.is_healed.store(true, std::sync::atomic::Ordering::SeqCst);
+    }
+
+    /// What the file holds: no two blocks are equal, and no byte is zero.
+    #[must_use]
+    pub fn content() -> Vec<u8> {
+        (0..PROBE_BLOCKS * DATA_ALIGN_BYTES)
+            .map(|at| (at % 251 + 1) as u8 ^ if at < DATA_ALIGN_BYTES { 0 } else { 0x80 })
+            .map(|byte| byte.max(1))
+            .collect()
     }
 }
 
 impl Devices {
-    /// An empty tree. Failed reads are noted in a journal of `journal_entries`.
+    /// An empty tree, of which the kernel reads through its page cache. Failed reads are noted in a journal of
+    /// `journal_entries`.
     #[must_use]
     pub fn new(fetcher: Arc<Fetcher>, journal_entries: usize) -> Self {
+        Self::read_by(fetcher, journal_entries, ReadBy::PageCache)
+    }
+
+    /// As [`Self::new`], read in another way.
+    #[must_use]
+    pub fn read_by(fetcher: Arc<Fetcher>, journal_entries: usize, read_by: ReadBy) -> Self {
         Self(Arc::new(Inner {
             fetcher,
             journal: Journal::new(journal_entries),
+            read_by,
+            table: Mutex::default(),
         }))
     }
 
@@ -54,54 +128,211 @@ impl Devices {
         &self.0.journal
     }
 
-    /// Shows a layer's data file. One layer is one file, however often it is shown.
+    /// Shows a layer's data file. One layer is one file, however often it is shown; it is read from the source that was
+    /// shown last.
     #[must_use]
     pub fn show(&self, device: DeviceAt) -> Shown {
-        Shown {
-            name: device.layer.key().hex(),
-        }
+        let (name, bytes) = (device.layer.key().hex(), device.bytes());
+        self.shown(name, bytes, Content::Layer(device))
     }
 
     /// Shows a file of one block of zeros, of which there is only this one.
     #[must_use]
     pub fn show_witness(&self) -> Shown {
+        let name = self.0.table.lock().unique_name("witness");
+        self.shown(name, DATA_ALIGN_BYTES, Content::Zeros)
+    }
+
+    /// Shows a new file for trying out the kernel.
+    #[must_use]
+    pub fn show_probe(&self) -> Probe {
+        let is_healed = Arc::default();
+        let name = self.0.table.lock().unique_name("probe");
+        let content = Content::Probe(Arc::clone(&is_healed));
+        let shown = self.shown(name, PROBE_BLOCKS * DATA_ALIGN_BYTES, content);
+        Probe { shown, is_healed }
+    }
+
+    fn shown(&self, name: String, bytes: u64, content: Content) -> Shown {
+        let (ino, number, usage) = self.0.table.lock().show(&name, bytes, content);
         Shown {
-            name: "witness".to_owned(),
+            devices: self.clone(),
+            name,
+            ino,
+            number,
+            usage,
         }
     }
+
+    fn read_layer(&self, device: DeviceAt, offset: u64, size: u32) -> Answer<Vec<u8>> {
+        let bytes = size as usize;
+        if let Some(data) = self.0.fetcher.read_device_now(&device, offset, bytes) {
+            return Answer::Now(Ok(data));
+        }
+        let devices = self.clone();
+        Answer::later(async move {
+            let read = devices.0.fetcher.read_device(&device, offset, bytes).await;
+            if let Err(error) = &read {
+                devices
+                    .0
+                    .journal
+                    .record("read", &place_in(&device, offset), error);
+            }
+            read
+        })
+    }
 }
-use crate::fs::ops::*;
+
+/// A place in a device in words: the file that is there, and the layer.
+fn place_in(device: &DeviceAt, offset: u64) -> String {
+    let (index, layer) = (device.layer.index(), device.source.name());
+    let is_there = |number: u32| {
+        let entry = index.entry(number).ok()?;
+        let end = entry.data_offset.saturating_add(entry.size);
+        let is_it = entry.kind == Kind::File && (entry.data_offset..end).contains(&offset);
+        is_it.then(|| String::from_utf8_lossy(entry.path).into_owned())
+    };
+    match (0..index.entry_count()).find_map(is_there) {
+        Some(path) => format!("{layer}: {path}"),
+        None => format!("{layer}: byte {offset} of its data"),
+    }
+}
+
+/// Bytes of a probe.
+fn read_probe(is_healed: bool, offset: u64, size: u32) -> Result<Vec<u8>> {
+    let content = Probe::content();
+    let start = usize::try_from(offset).unwrap_or(usize::MAX).min(content.len());
+    let end = start.saturating_add(size as usize).min(content.len());
+    if end as u64 > DATA_ALIGN_BYTES && !is_healed {
+        return Err(Error::posix("the second block of a probe", libc::EIO));
+    }
+    Ok(content.get(start..end).unwrap_or_default().to_vec())
+}
+
+fn attr(ino: u64, file: Option<&File>) -> Attr {
+    let size = file.map_or(0, |file| file.bytes);
+    let (kind, mode, nlink) = match file {
+        Some(_) => (FileType::File, 0o400, 1),
+        None => (FileType::Dir, 0o500, 2),
+    };
+    Attr {
+        ino,
+        size,
+        blocks: size.div_ceil(512),
+        mtime: Time { seconds: 0, nanos: 0 },
+        kind,
+        mode,
+        nlink,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+    }
+}
+
+fn unknown<T>(ino: u64) -> Answer<T> {
+    Answer::Now(Err(Error::posix(format!("device {ino}"), libc::ESTALE)))
+}
+
+fn refused<T>(errno: i32) -> Answer<T> {
+    Answer::Now(Err(Error::posix("the tree of devices", errno)))
+}
+
 impl Operations for Devices {
-    fn lookup(&self, _: Caller, _: u64, _: &[u8]) -> Answer<Lookup> {
-        Answer::Now(Ok(Lookup::Absent(FOREVER)))
-    }
-    fn forget(&self, _: u64, _: u64) {}
-    fn getattr(&self, _: u64) -> Answer<(Attr, std::time::Duration)> {
-        Answer::Now(Err(crate::error::Error::posix("x", 5)))
-    }
-    fn readlink(&self, _: u64) -> Answer<Vec<u8>> {
-        Answer::Now(Err(crate::error::Error::posix("x", 5)))
-    }
-    fn read(&self, _: Caller, _: u64, _: u64, _: u32) -> Answer<Vec<u8>> {
-        Answer::Now(Err(crate::error::Error::posix("x", 5)))
-    }
-    fn readdir(&self, _: Caller, _: u64, _: u64, _: usize) -> Answer<Vec<DirEntry>> {
-        Answer::Now(Ok(vec![]))
-    }
-    fn remember(&self, _: u64, _: &DirEntry) -> Option<Entry> {
-        None
-    }
-    fn getxattr(&self, _: u64, _: &[u8]) -> Answer<Vec<u8>> {
-        Answer::Now(Err(crate::error::Error::posix("x", 5)))
-    }
-    fn listxattr(&self, _: u64) -> Answer<Vec<u8>> {
-        Answer::Now(Ok(vec![]))
-    }
-    fn statfs(&self) -> Answer<Statfs> {
-        Answer::Now(Ok(Statfs {
-            blocks: 0,
-            blocks_free: 0,
-            files: 0,
+    fn lookup(&self, _caller: Caller, parent: u64, name: &[u8]) -> Answer<Lookup> {
+        if parent != ROOT_INO {
+            return refused(libc::ENOTDIR);
+        }
+        let found = self.0.table.lock().look_up(name, attr_of_file);
+        Answer::Now(Ok(match found {
+            Some(attr) => Lookup::Found(Entry {
+                attr,
+                attr_ttl: FOREVER,
+                entry_ttl: ENTRY_TTL,
+            }),
+            None => Lookup::Absent(ENTRY_TTL),
         }))
     }
+
+    fn forget(&self, ino: u64, lookups: u64) {
+        self.0.table.lock().forget(ino, lookups);
+    }
+
+    fn getattr(&self, ino: u64) -> Answer<(Attr, std::time::Duration)> {
+        if ino == ROOT_INO {
+            return Answer::Now(Ok((attr(ROOT_INO, None), FOREVER)));
+        }
+        match self.0.table.lock().file(ino) {
+            Some(file) => Answer::Now(Ok((attr(ino, Some(file)), FOREVER))),
+            None => unknown(ino),
+        }
+    }
+
+    fn readlink(&self, _ino: u64) -> Answer<Vec<u8>> {
+        refused(libc::EINVAL)
+    }
+
+    fn read(&self, _caller: Caller, ino: u64, offset: u64, size: u32) -> Answer<Vec<u8>> {
+        let file = self
+            .0
+            .table
+            .lock()
+            .file(ino)
+            .map(|file| (file.bytes, file.content()));
+        let Some((bytes, content)) = file else {
+            return unknown(ino);
+        };
+        match content {
+            Content::Layer(device) => self.read_layer(device, offset, size),
+            Content::Zeros => {
+                let length = bytes.saturating_sub(offset).min(u64::from(size));
+                Answer::Now(Ok(vec![0; length as usize]))
+            }
+            Content::Probe(is_healed) => {
+                let is_healed = is_healed.load(std::sync::atomic::Ordering::SeqCst);
+                Answer::Now(read_probe(is_healed, offset, size))
+            }
+            Content::Gone => unknown(ino),
+        }
+    }
+
+    fn readdir(&self, _caller: Caller, _ino: u64, _offset: u64, _limit: usize) -> Answer<Vec<DirEntry>> {
+        refused(libc::EACCES)
+    }
+
+    fn remember(&self, _parent: u64, _entry: &DirEntry) -> Option<Entry> {
+        None
+    }
+
+    fn getxattr(&self, _ino: u64, _name: &[u8]) -> Answer<Vec<u8>> {
+        refused(libc::ENODATA)
+    }
+
+    fn listxattr(&self, _ino: u64) -> Answer<Vec<u8>> {
+        Answer::Now(Ok(Vec::new()))
+    }
+
+    fn statfs(&self) -> Answer<Statfs> {
+        let (files, bytes) = self.0.table.lock().totals();
+        Answer::Now(Ok(Statfs {
+            blocks: bytes.div_ceil(DATA_ALIGN_BYTES),
+            blocks_free: 0,
+            files,
+        }))
+    }
+
+    fn wants_opens(&self) -> Option<ReadBy> {
+        Some(self.0.read_by)
+    }
+
+    fn opened(&self, ino: u64) {
+        self.0.table.lock().opened(ino);
+    }
+
+    fn closed(&self, ino: u64) {
+        self.0.table.lock().closed(ino);
+    }
+}
+
+fn attr_of_file(ino: u64, file: &File) -> Attr {
+    attr(ino, Some(file))
 }

@@ -27,7 +27,7 @@ use super::interrupt::{Patience, Waiter};
 use super::listing::{Listing, OwedForgets, PlainRows, PlusRows};
 use super::session_end::SessionEnd;
 use crate::error::{Error, Result};
-use crate::fs::ops::{Answer, Caller, FileType, Lookup, Operations};
+use crate::fs::ops::{Answer, Caller, FileType, Lookup, Operations, ReadBy};
 
 /// The largest READ, in bytes: what the kernel allows by default (fs.fuse.max_pages_limit).
 pub(super) const MAX_READ_BYTES: u32 = 1 << 20;
@@ -60,6 +60,8 @@ pub(super) struct Adapter {
     core: Core,
     /// Whether the mount was made with `default_permissions`.
     enforces_permissions: bool,
+    /// Whether the filesystem is told of opens, and how files are read then.
+    opens: Option<ReadBy>,
     no_open: bool,
     no_opendir: bool,
 }
@@ -181,6 +183,7 @@ impl Adapter {
         runtime: tokio::runtime::Handle,
         end: Arc<SessionEnd>,
     ) -> Self {
+        let opens = fs.wants_opens();
         let core = Core {
             fs,
             owed_forgets: Arc::default(),
@@ -192,6 +195,7 @@ impl Adapter {
         Self {
             core,
             enforces_permissions,
+            opens,
             no_open: false,
             no_opendir: false,
         }
@@ -282,16 +286,45 @@ impl Filesystem for Adapter {
         );
     }
 
-    // Answered ENOSYS once, the kernel opens without asking from then on: that alone makes warm reads native.
-    fn open(&self, _request: &Request, _ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    // Answered ENOSYS once, the kernel opens without asking from then on: that alone makes warm reads native. It then says
+    // nothing of closes either, so where these are wanted each open is answered.
+    fn open(&self, _request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         self.core.requests.count(Op::Open);
         if flags.acc_mode() != OpenAccMode::O_RDONLY {
             reply.error(Errno::EROFS);
+        } else if let Some(by) = self.opens {
+            // Before the answer, which a close may follow at once.
+            if caught(Op::Open, || self.core.fs.opened(ino.0)).is_err() {
+                return reply.error(Errno::EIO);
+            }
+            let flags = match by {
+                ReadBy::PageCache => FopenFlags::FOPEN_KEEP_CACHE,
+                ReadBy::Asking => FopenFlags::FOPEN_DIRECT_IO,
+            };
+            reply.opened(FileHandle(0), flags);
         } else if self.no_open {
             reply.error(Errno::ENOSYS);
         } else {
             reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
         }
+    }
+
+    fn release(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _handle: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.core.requests.count(Op::Release);
+        if self.opens.is_some() {
+            // A panic is already logged, and nobody waits for the outcome.
+            let _ = caught(Op::Release, || self.core.fs.closed(ino.0));
+        }
+        reply.ok();
     }
 
     fn opendir(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {

@@ -22,13 +22,14 @@ pub(super) enum Op {
     Readdir,
     Readdirplus,
     Readlink,
+    Release,
     Statfs,
     /// Everything that would change something.
     Write,
 }
 
 /// The names of [`Op`], in its order.
-const NAMES: [&str; 17] = [
+const NAMES: [&str; 18] = [
     "access",
     "flush",
     "forget",
@@ -44,6 +45,7 @@ const NAMES: [&str; 17] = [
     "readdir",
     "readdirplus",
     "readlink",
+    "release",
     "statfs",
     "write",
 ];

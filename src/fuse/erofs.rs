@@ -1,12 +1,17 @@
 //! EROFS mounts, made and removed by the helper: the daemon's side.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::ffi::OsString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::helper_process::Helper;
-use crate::error::{Error, Result};
+use super::helper::{Done, Request};
+use super::helper_process::{DEADLINE, Helper};
+use super::mountinfo;
+use crate::error::Result;
 
 /// A superblock to be made.
 #[derive(Debug)]
@@ -17,9 +22,9 @@ pub struct NewErofs<'a> {
     pub devices: Vec<ErofsDevice<'a>>,
     /// The root of the detached connection that shows devices.
     pub shown_root: BorrowedFd<'a>,
-    /// The source in the mount table.
+    /// The source in the mount table. One that the kernel cannot take there is shown by its end.
     pub source: String,
-    /// Whether devices are read past the page cache: what EROFS has in it is enough.
+    /// Whether devices are read past the page cache: what EROFS has in it is enough. A kernel that cannot does not.
     pub direct_io: bool,
     /// Whether no program of it can be run.
     pub no_exec: bool,
@@ -34,15 +39,43 @@ pub enum ErofsDevice<'a> {
     Local(BorrowedFd<'a>),
 }
 
+/// Where a mount is to be attached.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    /// The directory. Its last name is not followed if it is a symbolic link.
+    pub mountpoint: &'a Path,
+    /// Where [`Guarded::place`] has it, if autofs guards it and it cannot be walked to.
+    ///
+    /// [`Guarded::place`]: super::Guarded::place
+    pub guarded: Option<&'a Path>,
+    /// How long this may take.
+    pub deadline: Duration,
+}
+
 /// A mount that has its place.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Attachment {
     /// Where it was attached; one whose directory has moved is elsewhere by now.
+    #[serde(with = "path_bytes")]
     pub mountpoint: PathBuf,
     /// Its number in the mount table.
     pub mount_id: u64,
     /// `major:minor` of the superblock.
     pub device: String,
+}
+
+/// Paths of any bytes, which text could not hold.
+mod path_bytes {
+    use super::*;
+
+    pub(super) fn serialize<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+        path.as_os_str().as_bytes().serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+        let bytes = Vec::deserialize(deserializer)?;
+        Ok(OsString::from_vec(bytes).into())
+    }
 }
 
 /// How an attachment is to be removed.
@@ -57,28 +90,101 @@ pub enum Detach {
     Lazy,
 }
 
+/// What the helper shall make, and with what. The descriptors that come along are, in this order: the image, the root of
+/// the detached connection and the local devices; or the mount that is there already.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct ErofsRequest {
+    /// The superblock to be made, unless it is there.
+    pub(super) make: Option<Make>,
+    /// Where the mount is found without walking there, if that is otherwise; none where it is not to be attached.
+    pub(super) attach: Option<Attach>,
+}
+
+/// A superblock to be made.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Make {
+    pub(super) source: String,
+    /// The names of those that are shown; none for a local one.
+    pub(super) devices: Vec<Option<String>>,
+    pub(super) direct_io: bool,
+    pub(super) no_exec: bool,
+}
+
+/// A mount to be attached at the helper's mountpoint.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Attach {
+    /// As [`Place::guarded`].
+    pub(super) guarded: Option<PathBuf>,
+}
+
+/// What was made.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct ErofsDone {
+    /// Where it was attached.
+    pub(super) attachment: Option<Attachment>,
+}
+
 impl Helper {
     /// Makes a superblock: a mount of it that is attached nowhere, from which [`Self::attach_erofs`] makes others.
     ///
     /// # Errors
     /// [`Error::Unsupported`] where the kernel cannot; [`Error::Io`], [`Error::Timeout`].
     pub fn make_erofs(&self, new: &NewErofs<'_>) -> Result<OwnedFd> {
-        Err(Error::unsupported(
-            new.source.as_str(),
-            "no EROFS can be mounted yet",
-        ))
+        let (make, fds) = new.to_request();
+        let request = ErofsRequest {
+            make: Some(make),
+            attach: None,
+        };
+        let (_, mount) = self.ask_for_erofs(Path::new(&new.source), request, &fds, DEADLINE)?;
+        mount.ok_or_else(Self::nonsense)
     }
 
     /// Attaches a copy of a mount at `place`, and says where the mount table has it.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Timeout`].
-    pub fn attach_erofs(&self, mount: BorrowedFd<'_>, place: &Path) -> Result<Attachment> {
-        let _ = mount;
-        Err(Error::unsupported(
-            place.display().to_string(),
-            "no EROFS can be mounted yet",
-        ))
+    pub fn attach_erofs(&self, mount: BorrowedFd<'_>, place: &Place<'_>) -> Result<Attachment> {
+        let request = ErofsRequest {
+            make: None,
+            attach: Some(place.to_request()),
+        };
+        match self.ask_for_erofs(place.mountpoint, request, &[mount], place.deadline) {
+            Ok((done, _)) => done.attachment.ok_or_else(Self::nonsense),
+            // The helper may have been killed between attaching and answering.
+            Err(error) => attached_at(mount, place.mountpoint).ok_or(error),
+        }
+    }
+
+    /// [`Self::make_erofs`] and [`Self::attach_erofs`] in one process. Where either fails nothing is left.
+    ///
+    /// # Errors
+    /// As these two.
+    pub fn make_and_attach_erofs(
+        &self,
+        new: &NewErofs<'_>,
+        place: &Place<'_>,
+    ) -> Result<(OwnedFd, Attachment)> {
+        let (make, fds) = new.to_request();
+        let request = ErofsRequest {
+            make: Some(make),
+            attach: Some(place.to_request()),
+        };
+        let (done, mount) = self.ask_for_erofs(place.mountpoint, request, &fds, place.deadline)?;
+        let attachment = done.attachment.ok_or_else(Self::nonsense)?;
+        Ok((mount.ok_or_else(Self::nonsense)?, attachment))
+    }
+
+    fn ask_for_erofs(
+        &self,
+        mountpoint: &Path,
+        request: ErofsRequest,
+        fds: &[BorrowedFd<'_>],
+        deadline: Duration,
+    ) -> Result<(ErofsDone, Option<OwnedFd>)> {
+        match self.ask(mountpoint, &Request::Erofs(request), fds, deadline)? {
+            (Done::Erofs(done), mut fds) => Ok((done, fds.pop())),
+            _ => Err(Self::nonsense()),
+        }
     }
 
     /// Removes attachments, each on its own: whether it is gone, or why not ([`Error::Busy`] naming who uses it). One that
@@ -87,8 +193,17 @@ impl Helper {
     /// # Errors
     /// What keeps the helper from doing anything.
     pub fn detach_erofs(&self, attachments: &[Attachment], how: Detach) -> Result<Vec<Result<()>>> {
-        let _ = how;
-        Ok(attachments.iter().map(|_| Ok(())).collect())
+        let Some(first) = attachments.first() else {
+            return Ok(Vec::new());
+        };
+        let request = Request::Detach {
+            attachments: attachments.to_vec(),
+            how,
+        };
+        match self.ask(&first.mountpoint, &request, &[], DEADLINE)? {
+            (Done::Each { results }, _) if results.len() == attachments.len() => Ok(results),
+            _ => Err(Self::nonsense()),
+        }
     }
 
     /// Walks to a path and lets it be, so that the kernel looks its names up.
@@ -96,37 +211,51 @@ impl Helper {
     /// # Errors
     /// [`Error::Io`], [`Error::Timeout`].
     pub fn walk_to(&self, path: &Path) -> Result<()> {
-        let _ = path;
-        Ok(())
+        self.ask(path, &Request::Walk, &[], DEADLINE).map(drop)
     }
 }
 
-/// The mount table of this process's namespace, as far as attachments are concerned.
-#[derive(Debug)]
-pub struct MountTable(());
-
-impl MountTable {
-    /// Begins to watch the table for changes.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub fn watch() -> Result<Self> {
-        Ok(Self(()))
+impl NewErofs<'_> {
+    fn to_request(&self) -> (Make, Vec<BorrowedFd<'_>>) {
+        let mut fds = vec![self.image, self.shown_root];
+        let device = |device: &ErofsDevice<'_>| match device {
+            ErofsDevice::Shown(name) => Some(name.clone()),
+            ErofsDevice::Local(_) => None,
+        };
+        let make = Make {
+            source: self.source.clone(),
+            devices: self.devices.iter().map(device).collect(),
+            direct_io: self.direct_io,
+            no_exec: self.no_exec,
+        };
+        fds.extend(self.devices.iter().filter_map(|device| match device {
+            ErofsDevice::Shown(_) => None,
+            ErofsDevice::Local(file) => Some(*file),
+        }));
+        (make, fds)
     }
+}
 
-    /// Waits until the table has changed since the last time, or `timeout` is over.
-    pub fn wait(&mut self, timeout: std::time::Duration) {
-        std::thread::sleep(timeout);
+impl Place<'_> {
+    fn to_request(&self) -> Attach {
+        Attach {
+            guarded: self.guarded.map(Path::to_owned),
+        }
     }
+}
 
-    /// Where each of these attachments is now; none for those that are gone.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub fn find(attachments: &[Attachment]) -> Result<Vec<Option<PathBuf>>> {
-        Ok(attachments
-            .iter()
-            .map(|one| Some(one.mountpoint.clone()))
-            .collect())
-    }
+/// The attachment that the mount table has at `mountpoint` of this mount's superblock.
+fn attached_at(mount: BorrowedFd<'_>, mountpoint: &Path) -> Option<Attachment> {
+    // This asks EROFS, and no file of a connection of ours.
+    let device = rustix::fs::fstat(mount.as_fd()).ok()?.st_dev;
+    let device = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
+    let mounts = mountinfo::read().ok()?;
+    let found = mounts
+        .into_iter()
+        .rfind(|mount| mount.mountpoint == mountpoint && mount.device == device)?;
+    Some(Attachment {
+        mountpoint: found.mountpoint,
+        mount_id: found.id,
+        device,
+    })
 }

@@ -235,7 +235,7 @@ fn receive_device(socket: &UnixStream, until: Instant) -> io::Result<Option<Owne
         socket.set_read_timeout(Some(left(until)))?;
         match fd_passing::receive(socket, &mut buffer) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            received => return received.map(|(_, device)| device),
+            received => return received.map(|(_, devices)| devices.into_iter().next()),
         }
     }
 }

@@ -1,13 +1,13 @@
 //! The helper's side: one operation on a mountpoint, in a process of its own that the daemon can kill.
 //!
-//! It is this same binary, started as `registryfs mount-helper REQUEST MOUNTPOINT` with a socket as standard input,
-//! over which the one answer goes back, with the /dev/fuse descriptor when it mounted.
+//! It is this same binary, started as `registryfs mount-helper MOUNTPOINT` with a socket as standard input, over which the
+//! one request comes and the one answer goes back, each with descriptors where it needs some.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -19,8 +19,9 @@ use nix::unistd::{getegid, geteuid};
 use serde::{Deserialize, Serialize};
 
 use super::adapter::MAX_READ_BYTES;
+use super::erofs::{Attachment, Detach, ErofsDone, ErofsRequest};
 use super::fusermount::{self, Fusermount};
-use super::{busy, fd_passing, mountinfo};
+use super::{busy, detached_helper, erofs_helper, fd_passing, mountinfo};
 use crate::error::{Error, Result};
 
 /// The hidden subcommand.
@@ -32,9 +33,9 @@ const SYMLINKS_MAX: usize = 40;
 /// How many dead mounts, one over the other, are removed from a mountpoint.
 const DEAD_MOUNTS_MAX: usize = 16;
 /// How often an unmount is tried while the mount is busy: someone may just be leaving.
-const UNMOUNT_TRIES: u32 = 4;
+pub(super) const UNMOUNT_TRIES: u32 = 4;
 /// The pause between two tries.
-const UNMOUNT_PAUSE: Duration = Duration::from_millis(50);
+pub(super) const UNMOUNT_PAUSE: Duration = Duration::from_millis(50);
 
 /// What the helper shall do.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -60,6 +61,25 @@ pub(super) enum Request {
     },
     /// Say whether a live mount of ours is there.
     IsMounted,
+    /// Mount a connection that is attached nowhere; the answer is [`Done::MountedDetached`] and carries the descriptor of
+    /// the connection and the root of the mount.
+    MountDetached,
+    /// End a connection, whoever uses it.
+    AbortConnection {
+        /// `major:minor` of its mount.
+        device: String,
+    },
+    /// Make, attach or read an EROFS; the answer is [`Done::Erofs`].
+    Erofs(ErofsRequest),
+    /// Remove attachments; the answer is [`Done::Each`].
+    Detach {
+        /// Which.
+        attachments: Vec<Attachment>,
+        /// In which way.
+        how: Detach,
+    },
+    /// Walk to the mountpoint and let it be.
+    Walk,
 }
 
 /// What [`Request::Mount`] shall make.
@@ -105,6 +125,18 @@ pub(super) enum Done {
         /// The answer.
         live: bool,
     },
+    /// For [`Request::MountDetached`].
+    MountedDetached {
+        /// `major:minor`.
+        device: String,
+    },
+    /// For [`Request::Erofs`].
+    Erofs(ErofsDone),
+    /// For [`Request::Detach`]: one for each attachment.
+    Each {
+        /// The results.
+        results: Vec<Result<()>>,
+    },
     /// For the others.
     Ok,
 }
@@ -127,32 +159,62 @@ pub fn helper_main_if_asked() -> Option<ExitCode> {
 
 /// Does what is asked and sends the answer; fails if nobody is there to take it.
 fn run(arguments: &[OsString]) -> io::Result<()> {
-    let [request, mountpoint] = arguments else {
+    let [mountpoint] = arguments else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
-    let request: Request = serde_json::from_slice(request.as_bytes())?;
     let path = Path::new(mountpoint);
-    let (reply, device): (Reply, Option<OwnedFd>) = match request {
-        Request::Mount(new) => match mount_at(path, &new) {
-            Ok((done, device)) => (Ok(done), Some(device)),
-            Err(error) => (Err(error), None),
-        },
+    let asked = fd_passing::receive_message(io::stdin(), || Ok(()))?;
+    let request: Request = serde_json::from_slice(&asked.bytes)?;
+    let (reply, fds) = match serve(path, request, asked.fds) {
+        Ok((done, fds)) => (Ok(done), fds),
+        Err(error) => (Err(error), Vec::new()),
+    };
+    let reply: Reply = reply;
+    let message = serde_json::to_vec(&reply)?;
+    let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+    let sent = fd_passing::send_message(io::stdin(), &message, &borrowed);
+    if sent.is_err() {
+        // The daemon is gone, and nobody else will ever serve this mount, or keep account of it.
+        match &reply {
+            Ok(Done::Mounted { mountpoint, device }) => {
+                let mountpoint = PathBuf::from(OsString::from_vec(mountpoint.clone()));
+                unmount(&mountpoint, Some(device), Unmount::Lazy).map_err(io::Error::other)?;
+            }
+            Ok(Done::Erofs(ErofsDone {
+                attachment: Some(attachment),
+                ..
+            })) => {
+                let results = erofs_helper::detach_all(std::slice::from_ref(attachment), Detach::Lazy);
+                results.map_err(io::Error::other)?;
+            }
+            _ => {}
+        }
+    }
+    sent
+}
+
+/// What is asked, done, and the descriptors that go back.
+fn serve(path: &Path, request: Request, fds: Vec<OwnedFd>) -> Result<(Done, Vec<OwnedFd>)> {
+    let alone = |done: Done| (done, Vec::new());
+    match request {
+        Request::Mount(new) => mount_at(path, &new).map(|(done, device)| (done, vec![device])),
         Request::Check {
             can_walk,
             device,
             read_ahead_kib,
-        } => (check(path, can_walk, &device, read_ahead_kib), None),
-        Request::Unmount { device, how } => (unmount(path, device.as_deref(), how), None),
-        Request::IsMounted => (is_mounted(path), None),
-    };
-    let message = serde_json::to_vec(&reply)?;
-    let sent = fd_passing::send(io::stdin(), &message, device.as_ref().map(AsFd::as_fd));
-    if let (Err(_), Ok(Done::Mounted { mountpoint, device })) = (&sent, &reply) {
-        // The daemon is gone, and nobody else will ever serve this mount.
-        let mountpoint = PathBuf::from(OsString::from_vec(mountpoint.clone()));
-        unmount(&mountpoint, Some(device), Unmount::Lazy).map_err(io::Error::other)?;
+        } => check(path, can_walk, &device, read_ahead_kib).map(alone),
+        Request::Unmount { device, how } => unmount(path, device.as_deref(), how).map(alone),
+        Request::IsMounted => is_mounted(path).map(alone),
+        Request::MountDetached => detached_helper::mount(),
+        Request::AbortConnection { device } => detached_helper::abort(&device).map(|()| alone(Done::Ok)),
+        Request::Erofs(request) => erofs_helper::serve(path, request, fds),
+        Request::Detach { attachments, how } => {
+            erofs_helper::detach_all(&attachments, how).map(|results| alone(Done::Each { results }))
+        }
+        Request::Walk => fs::symlink_metadata(path)
+            .map(|_| alone(Done::Ok))
+            .map_err(|error| Error::io(path.display().to_string(), &error)),
     }
-    sent
 }
 
 /// Where a mount shall be made, as [`resolve`] spells it. A place inside a mount of ours is refused before anything is
@@ -171,7 +233,8 @@ pub fn resolve_new_mountpoint(path: &Path) -> Result<PathBuf> {
 }
 
 fn refuse_inside_ours(path: &Path) -> Result<()> {
-    let enclosing = mountinfo::enclosing(path, FS_TYPE).map_err(|error| mount_table_error(&error))?;
+    let enclosing = mountinfo::enclosing(path, |mount| mount.fs_type == FS_TYPE)
+        .map_err(|error| mountinfo::unreadable(&error))?;
     match enclosing {
         Some(mount) => Err(Error::usage(format!(
             "the mountpoint {} lies inside the registryfs at {}; mount outside of it",
@@ -180,10 +243,6 @@ fn refuse_inside_ours(path: &Path) -> Result<()> {
         ))),
         None => Ok(()),
     }
-}
-
-fn mount_table_error(error: &io::Error) -> Error {
-    Error::io("/proc/self/mountinfo", error)
 }
 
 /// The canonical path of a mountpoint without asking the filesystem that is mounted there: it may be dead or hang.
@@ -218,7 +277,7 @@ fn not_a_directory(path: &Path) -> Error {
 }
 
 /// A failed system call, with what the user can do about it.
-fn system_error(what: impl Into<String>, errno: Errno) -> Error {
+pub(super) fn system_error(what: impl Into<String>, errno: Errno) -> Error {
     let remedy = match errno {
         Errno::EPERM | Errno::EACCES => {
             ": root has no right to mount here (CAP_SYS_ADMIN), as in a container"
@@ -234,7 +293,7 @@ fn system_error(what: impl Into<String>, errno: Errno) -> Error {
 }
 
 /// A failed open of /dev/fuse.
-fn device_error(error: &io::Error) -> Error {
+pub(super) fn device_error(error: &io::Error) -> Error {
     let what = "cannot open /dev/fuse";
     match Errno::from_raw(error.raw_os_error().unwrap_or(0)) {
         Errno::ENOENT => Error::Io {
@@ -248,7 +307,7 @@ fn device_error(error: &io::Error) -> Error {
 
 /// The mount table's word on our mount at a canonical path.
 fn ours_at(mountpoint: &Path) -> Result<Option<mountinfo::MountEntry>> {
-    let top = mountinfo::top_at(mountpoint).map_err(|error| mount_table_error(&error))?;
+    let top = mountinfo::top_at(mountpoint).map_err(|error| mountinfo::unreadable(&error))?;
     Ok(top.filter(|mount| mount.fs_type == FS_TYPE))
 }
 

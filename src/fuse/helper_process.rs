@@ -2,12 +2,12 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
@@ -18,11 +18,9 @@ use super::mount::MountOptions;
 use crate::error::{Error, Result};
 
 /// How long a mount, an unmount or a question about one may take.
-const DEADLINE: Duration = Duration::from_secs(15);
+pub(super) const DEADLINE: Duration = Duration::from_secs(15);
 /// How long a fresh mount may take to answer; its first listing may have to ask a registry.
 const CHECK_DEADLINE: Duration = Duration::from_secs(30);
-/// The longest answer, in bytes: an error names a handful of processes and paths.
-const REPLY_MAX_BYTES: usize = 128 * 1024;
 
 /// How to start the helper: a process of its own for everything that touches a mountpoint.
 #[derive(Debug, Clone)]
@@ -63,7 +61,7 @@ impl Helper {
 
     /// Whether a live mount of ours is at `mountpoint`.
     pub fn is_mounted(&self, mountpoint: &Path) -> Result<bool> {
-        match self.ask(mountpoint, &Request::IsMounted, DEADLINE)? {
+        match self.ask(mountpoint, &Request::IsMounted, &[], DEADLINE)? {
             (Done::Live { live }, _) => Ok(live),
             _ => Err(Self::nonsense()),
         }
@@ -78,24 +76,19 @@ impl Helper {
             no_exec: options.no_exec,
             place: options.place.clone(),
         });
-        let result = self.ask(mountpoint, &request, DEADLINE);
+        let result = self.ask(mountpoint, &request, &[], DEADLINE);
         if let Err(Error::Timeout { .. } | Error::Io { .. }) = &result {
             // The helper may have been killed between mounting and answering.
             if let Err(error) = self.unmount_device(mountpoint, None, Unmount::Dead) {
                 tracing::debug!(%error, "nothing to clean up after a failed mount");
             }
         }
-        match result? {
-            (
-                Done::Mounted {
-                    mountpoint,
-                    device: device_number,
-                },
-                Some(device),
-            ) => Ok(Mounted {
-                device,
+        let (done, mut fds) = result?;
+        match (done, fds.pop()) {
+            (Done::Mounted { mountpoint, device }, Some(fd)) => Ok(Mounted {
+                device: fd,
                 mountpoint: PathBuf::from(OsString::from_vec(mountpoint)),
-                device_number,
+                device_number: device,
             }),
             _ => Err(Self::nonsense()),
         }
@@ -108,7 +101,7 @@ impl Helper {
             device: device_number.to_owned(),
             read_ahead_kib: options.read_ahead_kib,
         };
-        self.ask(mountpoint, &request, CHECK_DEADLINE).map(drop)
+        self.ask(mountpoint, &request, &[], CHECK_DEADLINE).map(drop)
     }
 
     /// Unmounts one certain mount, or with no `device_number` ours at that place.
@@ -122,26 +115,26 @@ impl Helper {
             device: device_number.map(str::to_owned),
             how,
         };
-        self.ask(mountpoint, &request, DEADLINE).map(drop)
+        self.ask(mountpoint, &request, &[], DEADLINE).map(drop)
     }
 
-    fn ask(
+    /// Asks a helper process for one operation on `mountpoint`, with copies of `fds`.
+    pub(super) fn ask(
         &self,
         mountpoint: &Path,
         request: &Request,
+        fds: &[BorrowedFd<'_>],
         deadline: Duration,
-    ) -> Result<(Done, Option<OwnedFd>)> {
+    ) -> Result<(Done, Vec<OwnedFd>)> {
         let failed = |error: &io::Error| Error::io(format!("the helper {}", self.program.display()), error);
+        let until = Instant::now() + deadline;
         let flags = SockFlag::SOCK_CLOEXEC;
         let (socket, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)
             .map_err(|errno| failed(&errno.into()))?;
-        let limit = TimeVal::milliseconds(deadline.as_millis().try_into().unwrap_or(i64::MAX));
-        setsockopt(&socket, sockopt::ReceiveTimeout, &limit).map_err(|errno| failed(&errno.into()))?;
-        let request = serde_json::to_string(request).map_err(|error| failed(&error.into()))?;
+        let request = serde_json::to_vec(request).map_err(|error| failed(&error.into()))?;
         let child = Command::new(&self.program)
             .arg0("registryfs")
             .arg(SUBCOMMAND)
-            .arg(request)
             .arg(mountpoint)
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
@@ -150,31 +143,41 @@ impl Helper {
             .process_group(0)
             .spawn()
             .map_err(|error| failed(&error))?;
-        let mut buffer = vec![0; REPLY_MAX_BYTES];
-        let received = loop {
-            match fd_passing::receive(&socket, &mut buffer) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                other => break other,
-            }
-        };
+        let received = (|| {
+            setsockopt(&socket, sockopt::SendTimeout, &left(until)?)?;
+            fd_passing::send_message(&socket, &request, fds)?;
+            fd_passing::receive_message(&socket, || {
+                Ok(setsockopt(&socket, sockopt::ReceiveTimeout, &left(until)?)?)
+            })
+        })();
         end(child);
         match received {
-            Ok((0, _)) => Err(failed(&io::ErrorKind::UnexpectedEof.into())),
-            Ok((length, device)) => {
-                let reply: Reply = serde_json::from_slice(buffer.get(..length).unwrap_or_default())
-                    .map_err(|error| failed(&error.into()))?;
-                reply.map(|done| (done, device))
+            Ok(message) => {
+                let reply: Reply =
+                    serde_json::from_slice(&message.bytes).map_err(|error| failed(&error.into()))?;
+                reply.map(|done| (done, message.fds))
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(Error::Timeout {
-                what: mountpoint.display().to_string(),
-                waited_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX),
-            }),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                Err(Error::Timeout {
+                    what: mountpoint.display().to_string(),
+                    waited_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX),
+                })
+            }
             Err(error) => Err(failed(&error)),
         }
     }
 
-    fn nonsense() -> Error {
+    pub(super) fn nonsense() -> Error {
         Error::malformed("the helper's answer", "it answers another question")
+    }
+}
+
+/// The time that is left, which as a timeout of a socket must not be zero.
+fn left(until: Instant) -> io::Result<TimeVal> {
+    let left = until.saturating_duration_since(Instant::now());
+    match i64::try_from(left.as_micros()).unwrap_or(i64::MAX) {
+        0 => Err(io::ErrorKind::TimedOut.into()),
+        microseconds => Ok(TimeVal::microseconds(microseconds)),
     }
 }
 
@@ -221,7 +224,7 @@ mod tests {
             &format!("echo $$ > {}; exec sleep 60", pid_file.display()),
         );
         let deadline = Duration::from_millis(300);
-        let result = hanging.ask(dir.path(), &Request::IsMounted, deadline);
+        let result = hanging.ask(dir.path(), &Request::IsMounted, &[], deadline);
         assert!(matches!(result, Err(Error::Timeout { waited_ms: 300, .. })));
         let pid = fs::read_to_string(pid_file).unwrap();
         let process = PathBuf::from(format!("/proc/{}", pid.trim()));
@@ -239,6 +242,6 @@ mod tests {
         assert!(matches!(silent.is_mounted(dir.path()), Err(Error::Io { .. })));
         let talking = script(dir.path(), "echo nonsense >&0");
         let nonsense = talking.is_mounted(dir.path()).unwrap_err().to_string();
-        assert!(nonsense.contains("expected"), "{nonsense}");
+        assert!(nonsense.contains("no message"), "{nonsense}");
     }
 }

@@ -1,25 +1,16 @@
-//! A mount from its beginning to its end: the session's threads, the waiting, the unmounting.
+//! A mount from its beginning to its end: the mounting, the waiting, the unmounting.
 
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread::JoinHandle;
-use std::time::Duration;
 
-use fuser::{Config, Session, SessionACL};
-
-use super::adapter::Adapter;
-use super::counters::{Counters, Requests};
+use super::counters::Counters;
 use super::helper::{FS_TYPE, Unmount, enforces_permissions};
 use super::helper_process::{Helper, Mounted};
-use super::mountinfo;
-use super::session_end::SessionEnd;
+use super::session::{END_WAIT, Served, threads_by_default};
+use super::{mountinfo, notify};
 use crate::error::{Error, Result};
 use crate::fs::ops::Operations;
 
-/// How long the end of a session is waited for after its mount is gone. The kernel ends it as soon as nobody, in any
-/// mount namespace, has it.
-const END_WAIT: Duration = Duration::from_secs(5);
 /// How a mount is removed whose session has ended. A session that failed leaves a dead mount behind; one that was
 /// unmounted from outside leaves nothing, and a live mount with the same device number is somebody else's by then.
 const AFTER_END: Unmount = Unmount::Dead;
@@ -27,8 +18,6 @@ const AFTER_END: Unmount = Unmount::Dead;
 const DEFAULT_SOURCE: &str = "registryfs";
 /// The read-ahead by default, in KiB: the largest request that the kernel makes.
 const READ_AHEAD_KIB: u32 = 1024;
-/// Session threads: more only wake each other, because work that waits is not done on them.
-const THREADS: std::ops::RangeInclusive<usize> = 2..=8;
 
 /// How to mount.
 #[derive(Debug, Clone)]
@@ -57,7 +46,6 @@ pub struct MountOptions {
 impl MountOptions {
     /// The defaults: for all users, 1 MiB of read-ahead, a thread a core (2 to 8).
     pub fn new(mountpoint: impl Into<PathBuf>) -> Self {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             mountpoint: mountpoint.into(),
             allow_other: true,
@@ -65,7 +53,7 @@ impl MountOptions {
             no_exec: false,
             place: None,
             read_ahead_kib: READ_AHEAD_KIB,
-            threads: cores.clamp(*THREADS.start(), *THREADS.end()),
+            threads: threads_by_default(),
             helper: None,
         }
     }
@@ -78,9 +66,7 @@ pub struct Mount {
     device_number: String,
     is_guarded: bool,
     helper: Helper,
-    requests: Arc<Requests>,
-    end: Arc<SessionEnd>,
-    session: Option<JoinHandle<()>>,
+    session: Served,
 }
 
 impl Mount {
@@ -105,52 +91,18 @@ impl Mount {
             device_number,
             is_guarded: options.place.is_some(),
             helper,
-            requests: Arc::default(),
-            end: Arc::new(SessionEnd::new()),
-            session: None,
+            session: Served::default(),
         };
         // From here on an early return drops the mount, and that unmounts.
-        mount.serve(fs, device, options, runtime.clone())?;
+        let what = format!("the FUSE session of {}", mount.mountpoint.display());
+        let enforces = enforces_permissions(options.allow_other);
+        mount
+            .session
+            .start(fs, device, what, enforces, options.threads, runtime)?;
         mount
             .helper
             .check(&mount.mountpoint, &mount.device_number, options)?;
         Ok(mount)
-    }
-
-    /// Greets the kernel and starts the threads.
-    fn serve(
-        &mut self,
-        fs: Arc<dyn Operations>,
-        device: OwnedFd,
-        options: &MountOptions,
-        runtime: tokio::runtime::Handle,
-    ) -> Result<()> {
-        let failed = |error: &std::io::Error| {
-            self.end.set();
-            Error::io(
-                format!("the FUSE session of {}", self.mountpoint.display()),
-                error,
-            )
-        };
-        let enforces = enforces_permissions(options.allow_other);
-        let adapter = Adapter::new(fs, enforces, self.requests.clone(), runtime, self.end.clone());
-        let mut config = Config::default();
-        config.n_threads = Some(options.threads.max(1));
-        // Who may enter is the kernel's decision, by the mount's own options.
-        let session =
-            Session::from_fd(adapter, device, SessionACL::All, config).map_err(|error| failed(&error))?;
-        let end = self.end.clone();
-        let thread = std::thread::Builder::new()
-            .name("fuse-session".into())
-            .spawn(move || {
-                if let Err(error) = session.run() {
-                    tracing::error!(%error, "the FUSE session failed");
-                }
-                end.set();
-            })
-            .map_err(|error| failed(&error))?;
-        self.session = Some(thread);
-        Ok(())
     }
 
     /// Where it is mounted, without links and dots. The daemon must never open this path or one below.
@@ -161,14 +113,14 @@ impl Mount {
     /// Unmounts and waits a moment for the session's end, which copies of the mount put off. While the mount is busy this fails and names who uses it; `lazy` takes
     /// it out of the tree in any case and returns, and the session ends when the last user is gone. Blocks.
     pub fn unmount(&self, lazy: bool) -> Result<()> {
-        let how = match (self.end.is_set(), lazy) {
+        let how = match (self.session.has_ended(), lazy) {
             (true, _) => AFTER_END,
             (false, true) => Unmount::Lazy,
             (false, false) => Unmount::Idle,
         };
         self.helper
             .unmount_device(&self.mountpoint, Some(&self.device_number), how)?;
-        if !lazy && !self.end.wait_blocking(END_WAIT) {
+        if !lazy && !self.session.wait_blocking(END_WAIT) {
             tracing::warn!(
                 mountpoint = %self.mountpoint.display(),
                 "unmounted, but served on: a bind mount or another mount namespace has a copy of the mount"
@@ -179,20 +131,20 @@ impl Mount {
 
     /// Takes it out of the tree at once, lets every use of it fail, and waits for the session's end. Blocks.
     pub fn abort(&self) -> Result<()> {
-        let how = if self.end.is_set() {
+        let how = if self.session.has_ended() {
             AFTER_END
         } else {
             Unmount::Abort
         };
         self.helper
             .unmount_device(&self.mountpoint, Some(&self.device_number), how)?;
-        self.end.wait_blocking(END_WAIT);
+        self.session.wait_blocking(END_WAIT);
         Ok(())
     }
 
     /// Whether the session has ended: neither the mount nor a copy of it is left.
     pub fn has_ended(&self) -> bool {
-        self.end.is_set()
+        self.session.has_ended()
     }
 
     /// Whether it still has its place in the tree. One that was unmounted lazily, by whomever, has not, and is served
@@ -215,29 +167,38 @@ impl Mount {
 
     /// Resolves when the session has ended, for whatever reason: unmounted from here or outside, or failed.
     pub fn ended(&self) -> impl Future<Output = ()> + Send + 'static {
-        self.end.wait()
+        self.session.ended()
     }
 
-    /// Lets a name that the kernel keeps expire: the next one who walks over it asks for it. Waits for the lock of directory
-    /// `parent`. Blocks.
+    /// Makes the kernel ask again what `name` in directory `parent` means when it is used next; what is mounted there or
+    /// below stays if it still means the same. One that the kernel does not know is none. This waits for the directory's
+    /// lock, which a lookup in it holds for as long as it waits: it blocks, and is not for a thread of the session. A kernel
+    /// before 6.2 detaches what is mounted there.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Io`]; also when the session has ended.
     pub fn expire_entry(&self, parent: u64, name: &[u8]) -> Result<()> {
-        let _ = (parent, name);
-        Ok(())
+        self.session.notify(&notify::expire_entry(parent, name)?)
+    }
+
+    /// Makes the kernel ask for the attributes of an inode when they are used next.
+    ///
+    /// # Errors
+    /// As [`Self::expire_entry`].
+    pub fn expire_attributes(&self, ino: u64) -> Result<()> {
+        self.session.notify(&notify::expire_attributes(ino))
     }
 
     /// The requests so far.
     pub fn counters(&self) -> Counters {
-        self.requests.snapshot()
+        self.session.counters()
     }
 }
 
 impl Drop for Mount {
     fn drop(&mut self) {
         let mountpoint = self.mountpoint.display();
-        let how = if self.end.is_set() {
+        let how = if self.session.has_ended() {
             AFTER_END
         } else {
             Unmount::Abort
@@ -248,14 +209,7 @@ impl Drop for Mount {
         if let Err(error) = unmounted {
             tracing::warn!(%mountpoint, %error, "could not unmount");
         }
-        if !self.end.wait_blocking(END_WAIT) {
-            // Joining might take for ever; the session ends with this process at the latest.
-            tracing::warn!(%mountpoint, "the mount is still in use; its session goes on");
-            return;
-        }
-        if let Some(Err(_)) = self.session.take().map(JoinHandle::join) {
-            tracing::error!(%mountpoint, "the FUSE session panicked");
-        }
+        self.session.join(END_WAIT);
     }
 }
 

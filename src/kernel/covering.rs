@@ -3,15 +3,20 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
 use crate::fs::journal::Failure;
 use crate::fs::{CoveredRoot, Covers, Filesystem, Work};
-use crate::fuse::{Mount, MountTable};
+use crate::fuse::{Mount, mounted};
 use crate::kernel::Kernel;
 use crate::kernel::places::Owner;
+use crate::kernel::superblocks::Target;
+
+/// How long the helper may take to mount at a stage, for which a LOOKUP is held.
+const STAGE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// What covers the roots of one tree.
 #[derive(Debug)]
@@ -100,7 +105,11 @@ impl Covering {
 
     async fn cover_now(self: Arc<Self>, root: CoveredRoot) -> Result<()> {
         let mounted = self.mounted()?;
-        let stage = mounted.mountpoint.join(&root.stage);
+        let stage = Target {
+            mountpoint: mounted.mountpoint.join(&root.stage),
+            guarded: None,
+            deadline: STAGE_DEADLINE,
+        };
         let kernel = self.kernel.clone();
         let (superblock, mut attachment) = kernel.attached(&root.rootfs, self.no_exec, stage).await?;
         attachment.mountpoint = mounted.mountpoint.join(&root.path);
@@ -129,7 +138,7 @@ impl Covers for Covering {
         let Some(attachment) = self.kernel.0.places.over(self, slot) else {
             return false;
         };
-        match MountTable::find(std::slice::from_ref(&attachment)) {
+        match mounted(std::slice::from_ref(&attachment)) {
             Ok(found) if found.iter().any(Option::is_some) => true,
             Ok(_) => {
                 self.kernel.note_gone(&attachment);

@@ -2,14 +2,19 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 
 use crate::error::Result;
-use crate::fuse::{Attachment, Detach, MountTable};
+use crate::fuse::{Attachment, Detach, mounted};
 use crate::image::Rootfs;
 use crate::kernel::Kernel;
 use crate::kernel::places::Owner;
+use crate::kernel::superblocks::Target;
+
+/// How long the helper may take.
+const DEADLINE: Duration = Duration::from_secs(15);
 
 /// How to mount.
 #[derive(Debug, Clone)]
@@ -39,12 +44,12 @@ impl Kernel {
     /// # Errors
     /// What keeps the image from being written or mounted.
     pub async fn mount_at(&self, rootfs: &Arc<Rootfs>, options: &DirectOptions) -> Result<KernelMount> {
-        let place = options
-            .place
-            .clone()
-            .unwrap_or_else(|| options.mountpoint.clone());
-        let (superblock, mut attachment) = self.attached(rootfs, options.no_exec, place).await?;
-        attachment.mountpoint.clone_from(&options.mountpoint);
+        let target = Target {
+            mountpoint: options.mountpoint.clone(),
+            guarded: options.place.clone(),
+            deadline: DEADLINE,
+        };
+        let (superblock, attachment) = self.attached(rootfs, options.no_exec, target).await?;
         let (tell, gone) = watch::channel(false);
         let served_by = superblock.served_by();
         self.note_place(attachment.clone(), superblock, Owner::Mountpoint(tell));
@@ -88,7 +93,7 @@ impl KernelMount {
     #[must_use]
     pub fn is_attached(&self) -> bool {
         !self.has_ended()
-            && MountTable::find(std::slice::from_ref(&self.attachment))
+            && mounted(std::slice::from_ref(&self.attachment))
                 .map_or(true, |found| found.iter().any(Option::is_some))
     }
 

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use crate::error::{Error, Result};
 use crate::fetch::blocking;
-use crate::fuse::{Attachment, Detach, MountTable};
+use crate::fuse::{Attachment, Detach, MountTableWatch, mounted};
 use crate::kernel::superblocks::Superblock;
 use crate::kernel::{Covering, Inner, Kernel};
 
@@ -237,7 +237,7 @@ impl Kernel {
 
     /// Starts a thread that notices mounts which are gone. It ends with the last handle.
     pub(super) fn watch_mount_table(&self) -> Result<()> {
-        let table = MountTable::watch()?;
+        let table = MountTableWatch::new()?;
         let weak = Arc::downgrade(&self.0);
         std::thread::Builder::new()
             .name("mount-table".into())
@@ -247,15 +247,18 @@ impl Kernel {
     }
 }
 
-fn watch(mut table: MountTable, kernel: &Weak<Inner>) {
+fn watch(table: MountTableWatch, kernel: &Weak<Inner>) {
     loop {
-        table.wait(LOOK_INTERVAL);
+        if let Err(error) = table.wait(LOOK_INTERVAL) {
+            tracing::warn!(%error, "cannot watch the mount table");
+            std::thread::sleep(LOOK_INTERVAL);
+        }
         std::thread::sleep(GATHER);
         let Some(kernel) = kernel.upgrade().map(Kernel) else {
             return;
         };
         let known = kernel.0.places.all();
-        match MountTable::find(&known) {
+        match mounted(&known) {
             Ok(found) => {
                 for (attachment, place) in known.iter().zip(found) {
                     if place.is_none() {

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -20,7 +20,7 @@ use crate::fetch::blocking;
 use crate::fetch::device::DeviceAt;
 use crate::fetch::single_flight::SingleFlight;
 use crate::fs::devices::Shown;
-use crate::fuse::{Attachment, ErofsDevice, NewErofs};
+use crate::fuse::{Attachment, ErofsDevice, NewErofs, Place};
 use crate::image::Rootfs;
 use crate::image::kernel::KernelImage;
 use crate::kernel::Kernel;
@@ -83,6 +83,25 @@ impl Drop for Superblock {
         // for.
         if let Some(mount) = self.mount.take() {
             self.runtime.spawn_blocking(move || drop(mount));
+        }
+    }
+}
+
+/// Where a superblock is to be attached.
+#[derive(Debug, Clone)]
+pub(super) struct Target {
+    pub(super) mountpoint: PathBuf,
+    /// Another way there, where autofs guards it.
+    pub(super) guarded: Option<PathBuf>,
+    pub(super) deadline: Duration,
+}
+
+impl Target {
+    fn place(&self) -> Place<'_> {
+        Place {
+            mountpoint: &self.mountpoint,
+            guarded: self.guarded.as_deref(),
+            deadline: self.deadline,
         }
     }
 }
@@ -150,12 +169,12 @@ struct Devices {
 }
 
 impl Kernel {
-    /// A superblock of a merged tree, attached at `place`.
+    /// A superblock of a merged tree, attached at `target`.
     pub(super) async fn attached(
         &self,
         rootfs: &Arc<Rootfs>,
         no_exec: bool,
-        place: PathBuf,
+        target: Target,
     ) -> Result<(Arc<Superblock>, Attachment)> {
         let tree = *rootfs.key();
         let key = Key { tree, no_exec };
@@ -166,21 +185,21 @@ impl Kernel {
                 attached: None,
             },
             None => {
-                let (kernel, rootfs, place) = (self.clone(), Arc::clone(rootfs), place.clone());
-                let work = async move { kernel.make(key, &rootfs, place).await };
+                let (kernel, rootfs, target) = (self.clone(), Arc::clone(rootfs), target.clone());
+                let work = async move { kernel.make(key, &rootfs, target).await };
                 superblocks.under_way.run(&self.0.runtime, key, work).await?
             }
         };
         if let Some((at, attachment)) = made.attached
-            && at == place
+            && at == target.mountpoint
         {
             return Ok((made.superblock, attachment));
         }
         let (helper, superblock) = (self.0.helper.clone(), Arc::clone(&made.superblock));
         let attach = move || match superblock.mount() {
-            Some(mount) => helper.attach_erofs(mount, &place),
+            Some(mount) => helper.attach_erofs(mount, &target.place()),
             None => Err(crate::error::Error::busy(
-                place.display().to_string(),
+                target.mountpoint.display().to_string(),
                 "its mount is gone",
             )),
         };
@@ -188,7 +207,7 @@ impl Kernel {
         Ok((made.superblock, attachment))
     }
 
-    async fn make(&self, key: Key, rootfs: &Arc<Rootfs>, place: PathBuf) -> Result<Made> {
+    async fn make(&self, key: Key, rootfs: &Arc<Rootfs>, target: Target) -> Result<Made> {
         // The one before may have ended in between.
         if let Some(superblock) = self.0.superblocks.get(&key) {
             return Ok(Made {
@@ -199,7 +218,7 @@ impl Kernel {
         let image = self.0.images.kernel_image(rootfs).await?;
         let source = rootfs.name().to_owned();
         let kernel = self.clone();
-        let make = move || kernel.make_blocking(key, image, source, place);
+        let make = move || kernel.make_blocking(key, image, source, target);
         let (made, devices, witness) = blocking(&self.0.runtime, make).await?;
         self.0.superblocks.live.send_modify(|live| *live += 1);
         let kernel = self.clone();
@@ -216,20 +235,20 @@ impl Kernel {
         key: Key,
         image: KernelImage,
         source: String,
-        place: PathBuf,
+        target: Target,
     ) -> Result<(Made, Devices, Shown)> {
         let inner = &self.0;
         let places = image.devices.iter().map(|device| self.device(device));
         let places = places.collect::<Result<Vec<_>>>()?;
         let witness = inner.devices.show_witness();
         let named = places.iter().map(|place| match place {
-            Place::Shown(shown) => ErofsDevice::Shown(shown.name().to_owned()),
-            Place::Local(lent) => ErofsDevice::Local(lent.file().as_fd()),
+            DevicePlace::Shown(shown) => ErofsDevice::Shown(shown.name().to_owned()),
+            DevicePlace::Local(lent) => ErofsDevice::Local(lent.file().as_fd()),
         });
         let witness_device = ErofsDevice::Shown(witness.name().to_owned());
         let local: Vec<bool> = places
             .iter()
-            .map(|place| matches!(place, Place::Local(_)))
+            .map(|place| matches!(place, DevicePlace::Local(_)))
             .collect();
         let direct_io = inner.can_direct_io && local.iter().all(|local| *local);
         let new = NewErofs {
@@ -240,9 +259,8 @@ impl Kernel {
             direct_io,
             no_exec: key.no_exec,
         };
-        let mount = inner.helper.make_erofs(&new)?;
+        let (mount, attachment) = inner.helper.make_and_attach_erofs(&new, &target.place())?;
         drop(new);
-        let attachment = inner.helper.attach_erofs(mount.as_fd(), &place)?;
         let superblock = Arc::new(Superblock {
             source,
             mount: Some(mount),
@@ -258,29 +276,29 @@ impl Kernel {
         };
         for place in places {
             match place {
-                Place::Shown(shown) => devices.shown.push(shown),
-                Place::Local(lent) => devices.lent.push(lent),
+                DevicePlace::Shown(shown) => devices.shown.push(shown),
+                DevicePlace::Local(lent) => devices.lent.push(lent),
             }
         }
         let made = Made {
             superblock,
-            attached: Some((place, attachment)),
+            attached: Some((target.mountpoint, attachment)),
         };
         Ok((made, devices, witness))
     }
 
     /// Where the kernel reads a layer: its own file, if that may be, else through us.
-    fn device(&self, device: &DeviceAt) -> Result<Place> {
+    fn device(&self, device: &DeviceAt) -> Result<DevicePlace> {
         let store = self.0.images.fetcher().store();
         Ok(match store.lend(&device.layer, self.0.options.budget_bytes)? {
-            Some(lent) => Place::Local(lent),
-            None => Place::Shown(self.0.devices.show(device.clone())),
+            Some(lent) => DevicePlace::Local(lent),
+            None => DevicePlace::Shown(self.0.devices.show(device.clone())),
         })
     }
 }
 
 /// Where a device is.
-enum Place {
+enum DevicePlace {
     Shown(Shown),
     Local(Lent),
 }
