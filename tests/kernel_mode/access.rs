@@ -150,7 +150,7 @@ fn many_at_once_find_one_and_the_same() {
                             ),
                             _ => said(
                                 Path::new("/"),
-                                &format!("cat \"$(find '{}' -name name)\"", image.display()),
+                                &format!("cat \"$(find '{}/rootfs' -name name)\"", image.display()),
                             ),
                         };
                         (superblock(rootfs), said)

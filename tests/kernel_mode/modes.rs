@@ -77,3 +77,21 @@ fn layers_alone_and_names_are_shown_by_us() {
     assert!(!is_erofs(&at));
     assert_eq!(erofs_mounts(&world.root()).len(), 0, "nobody was in the rootfs");
 }
+
+#[test]
+fn what_erofs_cannot_say_is_shown_by_us_and_the_reason_is_told() {
+    let mut odd = file("odd", "odd");
+    // The kernel's own namespaces are stored as numbers, so a name of nothing else is none.
+    odd.0.xattrs = vec![(b"user.".to_vec(), b"value".to_vec())];
+    let mut content = Content::new();
+    content.add_tagged_image("team/app", "1.0", &image(&[&[file("a", "a"), odd]]));
+    let world = World::new(content);
+    for mode in ["kernel=auto", "kernel=require"] {
+        world.mount_with(&["-o", mode]);
+        let rootfs = world.at("team/app:1.0/rootfs");
+        assert_eq!(fs::read_to_string(rootfs.join("odd")).unwrap(), "odd");
+        assert!(!is_erofs(&rootfs), "{mode}");
+        assert!(world.errors().contains("EROFS"), "{}", world.errors());
+        world.umount();
+    }
+}

@@ -77,6 +77,8 @@ fn a_tag_that_moves_is_the_new_image_and_who_stands_in_the_old_one_stays() {
 fn an_outage_throws_nobody_out_however_often_tags_are_asked_for() {
     let world = world();
     let rootfs = world.at("team/app/1.0/rootfs");
+    // It is cached, so only its name can fail.
+    assert_eq!(fs::read_to_string(rootfs.join("etc/release")).unwrap(), "old");
     let device = superblock(&rootfs);
     let mounted = erofs_mounts(&world.root());
     let inside = Inside::new(&rootfs.join("etc"), "/bin/pwd; cat release");

@@ -113,7 +113,10 @@ fn overlayfs_stacks_on_an_image() {
         dir
     });
     let [upper, work, merged] = dirs.each_ref().map(|dir| dir.display());
-    let options = format!("lowerdir={},upperdir={upper},workdir={work}", rootfs.display());
+    // A colon would begin the next of its layers.
+    let lower = world.store().with_file_name("lower");
+    std::os::unix::fs::symlink(&rootfs, &lower).unwrap();
+    let options = format!("lowerdir={},upperdir={upper},workdir={work}", lower.display());
     mount(
         Some("overlay"),
         &dirs[2],
