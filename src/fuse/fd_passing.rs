@@ -160,10 +160,10 @@ mod tests {
                 let message = receive_message(&there, || Ok(())).unwrap();
                 assert!(message.bytes == bytes);
                 assert_eq!(message.fds.len(), count);
-                for (fd, (mut reader, _)) in message.fds.into_iter().zip(&pipes) {
+                for (fd, (reader, _)) in message.fds.into_iter().zip(&pipes) {
                     File::from(fd).write_all(b"x").unwrap();
                     let mut byte = [0];
-                    reader.read_exact(&mut byte).unwrap();
+                    (&mut &*reader).read_exact(&mut byte).unwrap();
                     assert_eq!(&byte, b"x");
                 }
             }
