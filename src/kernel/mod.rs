@@ -136,6 +136,7 @@ impl Kernel {
             .collect();
         json!({
             "state": "serves",
+            "superblocks": *self.superblocks().borrow(),
             "lent_bytes": self.0.images.fetcher().store().lent_bytes(),
             "device_requests": self.0.connection.counters().by_operation,
             "images": images,
