@@ -2,3 +2,5 @@
 //!
 //! The tree that `fs` shows stays underneath and is equal. Nothing here is needed for a read to be right, only for it to
 //! be fast: where anything fails, the tree underneath serves.
+
+pub mod probe;
