@@ -20,13 +20,12 @@ use super::ops::{
 use crate::error::{Error, Result};
 use crate::fetch::Fetcher;
 use crate::fetch::device::DeviceAt;
+use crate::image::erofs;
 use crate::layer::entry::{Kind, Time};
 use crate::layer::index::DATA_ALIGN_BYTES;
 
 /// How long a name holds in the kernel: not at all. Names are looked up when a device is opened, which is once a mount.
 const ENTRY_TTL: std::time::Duration = std::time::Duration::ZERO;
-/// The blocks of a probe.
-const PROBE_BLOCKS: u64 = 2;
 
 /// The tree. A handle: clones are the same tree.
 #[derive(Debug, Clone)]
@@ -74,7 +73,7 @@ impl Drop for Shown {
     }
 }
 
-/// A file of two blocks for trying out the kernel: its second block cannot be read until it is healed.
+/// The device of the image [`erofs::probe`], for trying out the kernel: its second block cannot be read until it is healed.
 #[derive(Debug)]
 pub struct Probe {
     shown: Shown,
@@ -91,15 +90,6 @@ impl Probe {
     /// Lets the second block be read from now on.
     pub fn heal(&self) {
         self.is_healed.store(true, std::sync::atomic::Ordering::SeqCst);
-    }
-
-    /// What the file holds: no two blocks are equal, and no byte is zero.
-    #[must_use]
-    pub fn content() -> Vec<u8> {
-        (0..PROBE_BLOCKS * DATA_ALIGN_BYTES)
-            .map(|at| (at % 251 + 1) as u8 ^ if at < DATA_ALIGN_BYTES { 0 } else { 0x80 })
-            .map(|byte| byte.max(1))
-            .collect()
     }
 }
 
@@ -149,7 +139,7 @@ impl Devices {
         let is_healed = Arc::default();
         let name = self.0.table.lock().unique_name("probe");
         let content = Content::Probe(Arc::clone(&is_healed));
-        let shown = self.shown(name, PROBE_BLOCKS * DATA_ALIGN_BYTES, content);
+        let shown = self.shown(name, erofs::probe::BYTES, content);
         Probe { shown, is_healed }
     }
 
@@ -200,7 +190,7 @@ fn place_in(device: &DeviceAt, offset: u64) -> String {
 
 /// Bytes of a probe.
 fn read_probe(is_healed: bool, offset: u64, size: u32) -> Result<Vec<u8>> {
-    let content = Probe::content();
+    let content = erofs::probe::content();
     let start = usize::try_from(offset).unwrap_or(usize::MAX).min(content.len());
     let end = start.saturating_add(size as usize).min(content.len());
     if end as u64 > DATA_ALIGN_BYTES && !is_healed {

@@ -122,27 +122,23 @@ pub(super) struct Attach {
 pub(super) struct ErofsDone {
     /// Where it was attached.
     pub(super) attachment: Option<Attachment>,
+    /// Whether the kernel took that devices shall be read past the page cache.
+    pub(super) is_direct: bool,
 }
 
 impl Helper {
     /// Makes a superblock: a mount of it that is attached nowhere, from which [`Self::attach_erofs`] makes others.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] where the kernel cannot; [`Error::Io`], [`Error::Timeout`].
+    /// [`Unsupported`](crate::error::Error::Unsupported) where the kernel cannot; what keeps the helper from doing it.
     pub fn make_erofs(&self, new: &NewErofs<'_>) -> Result<OwnedFd> {
-        let (make, fds) = new.to_request();
-        let request = ErofsRequest {
-            make: Some(make),
-            attach: None,
-        };
-        let (_, mount) = self.ask_for_erofs(Path::new(&new.source), request, &fds, DEADLINE)?;
-        mount.ok_or_else(Self::nonsense)
+        self.try_erofs(new).map(|(mount, _)| mount)
     }
 
     /// Attaches a copy of a mount at `place`, and says where the mount table has it.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Timeout`].
+    /// What keeps the helper from doing it.
     pub fn attach_erofs(&self, mount: BorrowedFd<'_>, place: &Place<'_>) -> Result<Attachment> {
         let request = ErofsRequest {
             make: None,
@@ -187,7 +183,7 @@ impl Helper {
         }
     }
 
-    /// Removes attachments, each on its own: whether it is gone, or why not ([`Error::Busy`] naming who uses it). One that
+    /// Removes attachments, each on its own: whether it is gone, or why not ([`Busy`](crate::error::Error::Busy) naming who uses it). One that
     /// is not there any more is gone.
     ///
     /// # Errors
@@ -206,10 +202,45 @@ impl Helper {
         }
     }
 
+    /// As [`Self::make_erofs`]; also whether devices are read past the page cache.
+    ///
+    /// # Errors
+    /// As [`Self::make_erofs`].
+    pub fn try_erofs(&self, new: &NewErofs<'_>) -> Result<(OwnedFd, bool)> {
+        let (make, fds) = new.to_request();
+        let request = ErofsRequest {
+            make: Some(make),
+            attach: None,
+        };
+        let (done, mount) = self.ask_for_erofs(Path::new(&new.source), request, &fds, DEADLINE)?;
+        Ok((mount.ok_or_else(Self::nonsense)?, done.is_direct))
+    }
+
+    /// What reads at these offsets, of these lengths in bytes, of the file `name` in the root of a mount give: bytes, or
+    /// an errno.
+    ///
+    /// # Errors
+    /// What keeps the helper from doing it, as a file that cannot be opened.
+    pub fn read_in(
+        &self,
+        mount: BorrowedFd<'_>,
+        name: &str,
+        ranges: &[(u64, u32)],
+    ) -> Result<Vec<Result<Vec<u8>, i32>>> {
+        let request = Request::Read {
+            name: name.to_owned(),
+            ranges: ranges.to_vec(),
+        };
+        match self.ask(Path::new(name), &request, &[mount], DEADLINE)? {
+            (Done::Bytes { results }, _) if results.len() == ranges.len() => Ok(results),
+            _ => Err(Self::nonsense()),
+        }
+    }
+
     /// Walks to a path and lets it be, so that the kernel looks its names up.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Timeout`].
+    /// What keeps the helper from doing it.
     pub fn walk_to(&self, path: &Path) -> Result<()> {
         self.ask(path, &Request::Walk, &[], DEADLINE).map(drop)
     }

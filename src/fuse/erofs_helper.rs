@@ -12,9 +12,10 @@ use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags, mkdirat, open, openat, statx
 use rustix::mount::{MountAttrFlags, MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
 use super::erofs::{Attach, Attachment, Detach, ErofsDone, ErofsRequest, Make};
-use super::helper::{Done, UNMOUNT_PAUSE, UNMOUNT_TRIES, system_error};
+use super::helper::{Done, system_error};
 use super::mountinfo::MountEntry;
 use super::new_mount::{NewMount, VALUE_BYTES_MAX};
+use super::unmounting::{UNMOUNT_PAUSE, UNMOUNT_TRIES, read_table};
 use super::{busy, mountinfo};
 use crate::error::{Error, Result};
 
@@ -31,15 +32,19 @@ pub(super) fn serve(
     request: ErofsRequest,
     fds: Vec<OwnedFd>,
 ) -> Result<(Done, Vec<OwnedFd>)> {
-    let mount = match &request.make {
+    let (mount, is_direct) = match &request.make {
         Some(make) => made(make, &fds)?,
-        None => fds.into_iter().next().ok_or_else(too_few)?,
+        None => (fds.into_iter().next().ok_or_else(too_few)?, false),
     };
     let attachment = match &request.attach {
         Some(attach) => Some(attached(mount.as_fd(), mountpoint, attach)?),
         None => None,
     };
-    Ok((Done::Erofs(ErofsDone { attachment }), vec![mount]))
+    let done = ErofsDone {
+        attachment,
+        is_direct,
+    };
+    Ok((Done::Erofs(done), vec![mount]))
 }
 
 fn too_few() -> Error {
@@ -51,8 +56,8 @@ fn by_descriptor(fd: &OwnedFd) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
-/// A new superblock, with a mount of it that is attached nowhere.
-fn made(make: &Make, fds: &[OwnedFd]) -> Result<OwnedFd> {
+/// A new superblock, with a mount of it that is attached nowhere, and whether its devices are read past the page cache.
+fn made(make: &Make, fds: &[OwnedFd]) -> Result<(OwnedFd, bool)> {
     let (image, shown_root, mut locals) = match fds {
         [image, shown_root, locals @ ..] => (image, shown_root, locals.iter()),
         _ => return Err(too_few()),
@@ -71,23 +76,20 @@ fn made(make: &Make, fds: &[OwnedFd]) -> Result<OwnedFd> {
         };
         new.set("device", &path)?;
     }
-    if make.direct_io
-        && let Err(error) = new.set_flag("directio")
-    {
-        tracing::debug!(%error, "devices are read through the page cache");
-    }
+    let is_direct = make.direct_io && new.set_flag("directio").is_ok();
     let mut attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
         | MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOATIME;
     attributes.set(MountAttrFlags::MOUNT_ATTR_NOEXEC, make.no_exec);
-    new.make(attributes).map_err(|error| match error {
+    let mount = new.make(attributes).map_err(|error| match error {
         Error::Io { errno, why, .. } if errno == libc::ENOTBLK => Error::unsupported(
             "mounting erofs",
             format!("the kernel mounts none from a file (Linux 6.12 can): {why}"),
         ),
         error => error,
-    })
+    })?;
+    Ok((mount, is_direct))
 }
 
 /// A path that leads to `image` and reads as `source`, from this process's working directory: the kernel opens it and
@@ -195,10 +197,6 @@ pub(super) fn detach_all(attachments: &[Attachment], how: Detach) -> Result<Vec<
     Ok(results)
 }
 
-fn read_table() -> Result<Vec<MountEntry>> {
-    mountinfo::read().map_err(|error| mountinfo::unreadable(&error))
-}
-
 /// Removes a mount that the table has. It is not walked to before: a walk would count as a use of it.
 pub(super) fn detach(mounts: &[MountEntry], mount: &MountEntry, how: Detach) -> Result<()> {
     let path = &mount.mountpoint;
@@ -226,6 +224,28 @@ pub(super) fn detach(mounts: &[MountEntry], mount: &MountEntry, how: Detach) -> 
         }
     }
     Ok(())
+}
+
+/// What reads of a file in the root of a mount give.
+pub(super) fn read(
+    name: &str,
+    ranges: &[(u64, u32)],
+    fds: Vec<OwnedFd>,
+) -> Result<Vec<Result<Vec<u8>, i32>>> {
+    let mount = fds.into_iter().next().ok_or_else(too_few)?;
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = openat(&mount, name, flags, Mode::empty()).map_err(|errno| Error::io(name, &errno.into()))?;
+    let read = |&(offset, length): &(u64, u32)| {
+        let mut buffer = vec![0; length as usize];
+        match rustix::io::pread(&file, &mut buffer, offset) {
+            Ok(read) => {
+                buffer.truncate(read);
+                Ok(buffer)
+            }
+            Err(errno) => Err(errno.raw_os_error()),
+        }
+    };
+    Ok(ranges.iter().map(read).collect())
 }
 
 #[cfg(test)]

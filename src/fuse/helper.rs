@@ -10,10 +10,9 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MsFlags, mount};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{getegid, geteuid};
 use serde::{Deserialize, Serialize};
@@ -21,7 +20,9 @@ use serde::{Deserialize, Serialize};
 use super::adapter::MAX_READ_BYTES;
 use super::erofs::{Attachment, Detach, ErofsDone, ErofsRequest};
 use super::fusermount::{self, Fusermount};
-use super::{busy, detached_helper, erofs_helper, fd_passing, mountinfo};
+use super::mountinfo::MountEntry;
+use super::unmounting::{detach, is_dead, is_mounted, ours_at, unmount};
+use super::{detached_helper, erofs_helper, fd_passing, mountinfo, unmounting};
 use crate::error::{Error, Result};
 
 /// The hidden subcommand.
@@ -32,10 +33,6 @@ pub(super) const FS_TYPE: &str = "fuse.registryfs";
 const SYMLINKS_MAX: usize = 40;
 /// How many dead mounts, one over the other, are removed from a mountpoint.
 const DEAD_MOUNTS_MAX: usize = 16;
-/// How often an unmount is tried while the mount is busy: someone may just be leaving.
-pub(super) const UNMOUNT_TRIES: u32 = 4;
-/// The pause between two tries.
-pub(super) const UNMOUNT_PAUSE: Duration = Duration::from_millis(50);
 
 /// What the helper shall do.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -80,6 +77,13 @@ pub(super) enum Request {
     },
     /// Walk to the mountpoint and let it be.
     Walk,
+    /// Read of a file in the root of the mount that comes along; the answer is [`Done::Bytes`].
+    Read {
+        /// The file.
+        name: String,
+        /// Offsets and lengths in bytes.
+        ranges: Vec<(u64, u32)>,
+    },
 }
 
 /// What [`Request::Mount`] shall make.
@@ -132,6 +136,11 @@ pub(super) enum Done {
     },
     /// For [`Request::Erofs`].
     Erofs(ErofsDone),
+    /// For [`Request::Read`]: what each read gave, an errno where it failed.
+    Bytes {
+        /// The results.
+        results: Vec<Result<Vec<u8>, i32>>,
+    },
     /// For [`Request::Detach`]: one for each attachment.
     Each {
         /// The results.
@@ -211,6 +220,9 @@ fn serve(path: &Path, request: Request, fds: Vec<OwnedFd>) -> Result<(Done, Vec<
         Request::Detach { attachments, how } => {
             erofs_helper::detach_all(&attachments, how).map(|results| alone(Done::Each { results }))
         }
+        Request::Read { name, ranges } => {
+            erofs_helper::read(&name, &ranges, fds).map(|results| alone(Done::Bytes { results }))
+        }
         Request::Walk => fs::symlink_metadata(path)
             .map(|_| alone(Done::Ok))
             .map_err(|error| Error::io(path.display().to_string(), &error)),
@@ -233,9 +245,16 @@ pub fn resolve_new_mountpoint(path: &Path) -> Result<PathBuf> {
 }
 
 fn refuse_inside_ours(path: &Path) -> Result<()> {
-    let enclosing = mountinfo::enclosing(path, |mount| mount.fs_type == FS_TYPE)
-        .map_err(|error| mountinfo::unreadable(&error))?;
-    match enclosing {
+    let enclosing = |is_ours: fn(&MountEntry) -> bool| {
+        mountinfo::enclosing(path, is_ours).map_err(|error| mountinfo::unreadable(&error))
+    };
+    let is_fuse = |mount: &MountEntry| mount.fs_type == FS_TYPE;
+    // Whether an EROFS is ours is asked of itself, and the way to it must not lead through a connection of this process.
+    let found = match enclosing(is_fuse)? {
+        None => enclosing(unmounting::is_ours)?,
+        found => found,
+    };
+    match found {
         Some(mount) => Err(Error::usage(format!(
             "the mountpoint {} lies inside the registryfs at {}; mount outside of it",
             path.display(),
@@ -246,7 +265,7 @@ fn refuse_inside_ours(path: &Path) -> Result<()> {
 }
 
 /// The canonical path of a mountpoint without asking the filesystem that is mounted there: it may be dead or hang.
-fn resolve(path: &Path) -> Result<PathBuf> {
+pub(super) fn resolve(path: &Path) -> Result<PathBuf> {
     let failed = |error: &io::Error| match error.raw_os_error() {
         Some(libc::ENOENT) => Error::usage(format!(
             "the mountpoint {0} does not exist; create it first: mkdir -p {0}",
@@ -303,17 +322,6 @@ pub(super) fn device_error(error: &io::Error) -> Error {
         },
         errno => system_error(what, errno),
     }
-}
-
-/// The mount table's word on our mount at a canonical path.
-fn ours_at(mountpoint: &Path) -> Result<Option<mountinfo::MountEntry>> {
-    let top = mountinfo::top_at(mountpoint).map_err(|error| mountinfo::unreadable(&error))?;
-    Ok(top.filter(|mount| mount.fs_type == FS_TYPE))
-}
-
-/// Whether nobody serves the mount any more.
-fn is_dead(mountpoint: &Path) -> bool {
-    matches!(statvfs(mountpoint), Err(Errno::ENOTCONN | Errno::ECONNABORTED))
 }
 
 /// Mounts, after removing what a killed daemon left behind.
@@ -413,22 +421,6 @@ fn mounted_descriptor(mountpoint: &Path, new: &NewMount) -> Result<OwnedFd> {
     Ok(device.into())
 }
 
-/// Takes a mount out of the tree. Where its device number is given, every use of it fails from then on.
-fn detach(mountpoint: &Path, abort: Option<&str>) -> Result<()> {
-    if !geteuid().is_root() {
-        if let Some(device) = abort {
-            fusermount::abort(device);
-        }
-        return Fusermount::find()?.unmount(mountpoint, true);
-    }
-    let force = abort.map_or(MntFlags::empty(), |_| MntFlags::MNT_FORCE);
-    umount2(
-        mountpoint,
-        force | MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW,
-    )
-    .map_err(|errno| system_error(format!("cannot unmount {}", mountpoint.display()), errno))
-}
-
 /// Sees that a new mount is the one on top, and that it answers.
 fn check(mountpoint: &Path, can_walk: bool, device: &str, read_ahead_kib: u32) -> Reply {
     let read_ahead = format!("/sys/class/bdi/{device}/read_ahead_kb");
@@ -459,57 +451,6 @@ pub(super) fn answers(mountpoint: &Path) -> Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-fn unmount(path: &Path, device: Option<&str>, how: Unmount) -> Reply {
-    let mountpoint = resolve(path)?;
-    let entry = match (ours_at(&mountpoint)?, device) {
-        (Some(entry), None) => entry,
-        (Some(entry), Some(device)) if entry.device == device => entry,
-        // Somebody else unmounted it, which is what was wanted.
-        (_, Some(_)) => return Ok(Done::Ok),
-        (None, None) => {
-            let message = format!("no registryfs is mounted on {}", mountpoint.display());
-            return Err(Error::usage(message));
-        }
-    };
-    match how {
-        Unmount::Idle => unmount_idle(&entry.mountpoint)?,
-        Unmount::Lazy => detach(&mountpoint, None)?,
-        Unmount::Abort => detach(&mountpoint, Some(&entry.device))?,
-        Unmount::Dead if is_dead(&mountpoint) => detach(&mountpoint, None)?,
-        Unmount::Dead => {}
-    }
-    Ok(Done::Ok)
-}
-
-fn unmount_idle(mountpoint: &Path) -> Result<()> {
-    for attempt in 1.. {
-        match unmount_once(mountpoint) {
-            Err(Error::Busy { .. }) if attempt < UNMOUNT_TRIES => std::thread::sleep(UNMOUNT_PAUSE),
-            Err(Error::Busy { what, .. }) => return Err(Error::busy(what, busy::describe(mountpoint))),
-            done => return done,
-        }
-    }
-    Ok(())
-}
-
-fn unmount_once(mountpoint: &Path) -> Result<()> {
-    if !geteuid().is_root() {
-        return Fusermount::find()?.unmount(mountpoint, false);
-    }
-    let what = format!("cannot unmount {}", mountpoint.display());
-    match umount2(mountpoint, MntFlags::UMOUNT_NOFOLLOW) {
-        Ok(()) => Ok(()),
-        Err(Errno::EBUSY) => Err(Error::busy(what, "it is in use")),
-        Err(errno) => Err(system_error(what, errno)),
-    }
-}
-
-fn is_mounted(path: &Path) -> Reply {
-    let mountpoint = resolve(path)?;
-    let live = ours_at(&mountpoint)?.is_some() && !is_dead(&mountpoint);
-    Ok(Done::Live { live })
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ mod detached;
 mod detached_helper;
 mod erofs;
 mod erofs_helper;
+mod erofs_uuid;
 mod fd_passing;
 mod fusermount;
 mod helper;
@@ -26,6 +27,7 @@ mod new_mount;
 mod notify;
 mod session;
 mod session_end;
+mod unmounting;
 
 pub use autofs::Guarded;
 pub use counters::Counters;
