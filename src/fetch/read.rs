@@ -17,6 +17,8 @@ use crate::store::layer::Layer;
 const DEADLINE_BYTES_MAX: u64 = 4 << 20;
 /// How often a reader of a long member looks whether his part of it has come.
 const LONG_MEMBER_LOOK_INTERVAL: Duration = Duration::from_millis(50);
+/// After so long what was written when it was read is on the disk mostly, and can be given up.
+const FORGET_AGAIN_AFTER: Duration = Duration::from_secs(5);
 /// How often a read starts over when its chunks were evicted before it could copy them.
 const EVICTED_RETRIES: usize = 3;
 
@@ -72,6 +74,7 @@ impl Fetcher {
         if !layer.is_complete() && !span.chunks.is_empty() {
             self.follow_hit(source, layer, &span.chunks);
         }
+        self.hand_on(layer, span);
         Some(bytes)
     }
 
@@ -93,6 +96,9 @@ impl Fetcher {
                 }
             }
             if let Some(bytes) = self.copy(layer, span).await? {
+                if reader == Reader::Lazy {
+                    self.hand_on(layer, span);
+                }
                 return Ok(bytes);
             }
             // Looked at before anything is fetched: on a full disk a chunk serves many reads from there.
@@ -105,6 +111,28 @@ impl Fetcher {
             errno: libc::ENOSPC,
             why: "the cache cannot keep what was fetched".to_owned(),
         })
+    }
+
+    /// The kernel is given a span and keeps it: the copy in the page cache of the data file is given up, in time.
+    fn hand_on(&self, layer: &Arc<Layer>, span: &Span) {
+        let Some(ranges) = layer.handed_on(span.data_offset, span.len) else {
+            return;
+        };
+        let (layer, runtime) = (Arc::downgrade(layer), self.runtime.clone());
+        self.runtime.spawn(async move {
+            for pause in [Duration::ZERO, FORGET_AGAIN_AFTER] {
+                tokio::time::sleep(pause).await;
+                let (Some(layer), ranges) = (layer.upgrade(), ranges.clone()) else {
+                    return;
+                };
+                let forgotten = blocking(&runtime, move || {
+                    layer.forget(&ranges);
+                    Ok(())
+                });
+                // It only costs memory if it fails.
+                let _ = forgotten.await;
+            }
+        });
     }
 
     /// Copies a span out of the store, where the disk may have to be waited for.

@@ -8,6 +8,7 @@
 #![allow(unsafe_code)]
 
 mod files;
+mod page_cache;
 mod verification;
 
 use std::fs::File;
@@ -19,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
@@ -27,6 +28,7 @@ use crate::layer::index::{EntryRef, HEADER_BYTES, Index};
 use crate::store::chunk_map::ChunkMap;
 pub(super) use crate::store::layer::files::new_data;
 use crate::store::layer::files::{DATA_ASIDE, open_files};
+use crate::store::layer::page_cache::HandedOn;
 use crate::store::mapped::Mapped;
 
 /// Readers are counted in this many stripes of neighbouring chunks: an evictor waits for a stripe, not for a layer.
@@ -53,6 +55,7 @@ pub struct Layer {
     keeping: RwLock<u64>,
     /// How often the data file is lent now. Only raised while `keeping` is held exclusively.
     lent: AtomicU32,
+    handed_on: Mutex<HandedOn>,
 }
 
 /// A count on some stripes of a layer: while it lives, none of their chunks is punched out.
@@ -132,6 +135,7 @@ impl Layer {
             readers: [const { AtomicU32::new(0) }; STRIPES],
             keeping: RwLock::new(0),
             lent: AtomicU32::new(0),
+            handed_on: Mutex::default(),
         })
     }
 

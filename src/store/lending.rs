@@ -10,7 +10,8 @@
 //! ([`crate::store::eviction`]): a mount keeps the bytes that it was made with.
 //!
 //! A layer that came over a restart of the machine is served through us until it has been verified again, which one thread
-//! of low priority does, a layer at a time.
+//! of low priority does, a layer at a time. The same thread sends to the disk what is lent: the kernel reads it from there
+//! without a copy of its own (`directio`), so what the page cache of the data file holds is of no more use.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
@@ -28,17 +29,17 @@ use crate::store::layer::Layer;
 
 /// The part of the budget that may be lent: one in so many.
 const BUDGET_PART: u64 = 2;
-/// The most layers that wait to be verified: those of a few images. Whoever is left out asks again at the next mount.
+/// The most chores that wait: those of a few images. What is left out is asked for again at the next mount.
 const WAITING_MAX: usize = 256;
-/// The nice value of the thread that verifies.
-const VERIFYING_NICE: i32 = 19;
+/// The nice value of the thread that does them.
+const CHORES_NICE: i32 = 19;
 
 /// What a store has lent, and what it verifies in order to lend it.
 #[derive(Debug, Default)]
 pub(super) struct Lending {
     /// The layers that are lent.
     accounts: Mutex<HashMap<Digest, Account>>,
-    verification: Mutex<Verification>,
+    chores: Mutex<Chores>,
     is_over: AtomicBool,
 }
 
@@ -51,11 +52,17 @@ struct Account {
     count: u64,
 }
 
-/// Layers that wait to be verified.
+/// What is to be done with layers when there is time.
 #[derive(Debug, Default)]
-struct Verification {
-    waiting: VecDeque<Weak<Layer>>,
+struct Chores {
+    waiting: VecDeque<(Chore, Weak<Layer>)>,
     is_running: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Chore {
+    Verify,
+    WriteBack,
 }
 
 /// A layer's data file, for as long as the kernel has it. Dropping it gives it back.
@@ -91,7 +98,7 @@ impl Store {
             return Ok(None);
         }
         if layer.is_to_verify() {
-            self.lending.verify(layer);
+            self.lending.ask(Chore::Verify, layer);
         }
         if !layer.is_complete() || !layer.is_verified() {
             return Ok(None);
@@ -109,11 +116,12 @@ impl Store {
             return Ok(None);
         };
         // Counted before anything can fail, so that it is given back in every case.
-        accounts
-            .entry(*layer.key())
-            .or_insert(Account { bytes, count: 0 })
-            .count += 1;
+        let account = accounts.entry(*layer.key());
+        account.or_insert(Account { bytes, count: 0 }).count += 1;
         drop(accounts);
+        if !is_lent {
+            self.lending.ask(Chore::WriteBack, layer);
+        }
         let again = File::open(format!("/proc/self/fd/{}", data.as_raw_fd()));
         match again {
             Ok(file) => Ok(Some(Lent {
@@ -149,42 +157,47 @@ impl Lending {
         }
     }
 
-    /// Has a layer verified in the background.
-    fn verify(self: &Arc<Self>, layer: &Arc<Layer>) {
-        let mut verification = self.verification.lock();
+    /// Has something done with a layer in the background.
+    fn ask(self: &Arc<Self>, chore: Chore, layer: &Arc<Layer>) {
+        let mut chores = self.chores.lock();
         let layer = Arc::downgrade(layer);
-        let is_waiting = verification.waiting.iter().any(|waiting| waiting.ptr_eq(&layer));
-        if is_waiting || verification.waiting.len() >= WAITING_MAX {
+        let mut waiting = chores.waiting.iter();
+        let is_known = waiting.any(|(known, waiting)| *known == chore && waiting.ptr_eq(&layer));
+        if is_known || chores.waiting.len() >= WAITING_MAX {
             return;
         }
-        verification.waiting.push_back(layer);
-        if verification.is_running {
+        chores.waiting.push_back((chore, layer));
+        if chores.is_running {
             return;
         }
         let lending = Arc::clone(self);
-        let thread = std::thread::Builder::new().name("verify".to_owned());
-        match thread.spawn(move || lending.verify_waiting()) {
-            Ok(_) => verification.is_running = true,
-            Err(error) => tracing::warn!(%error, "layers of before the restart are not verified now"),
+        let thread = std::thread::Builder::new().name("chores".to_owned());
+        match thread.spawn(move || lending.do_waiting()) {
+            Ok(_) => chores.is_running = true,
+            Err(error) => tracing::warn!(%error, "layers are not verified now"),
         }
     }
 
-    /// Verifies one layer after the other until none waits.
-    fn verify_waiting(&self) {
-        if let Err(error) = rustix::process::setpriority_process(None, VERIFYING_NICE) {
+    /// Does one chore after the other until none waits.
+    fn do_waiting(&self) {
+        if let Err(error) = rustix::process::setpriority_process(None, CHORES_NICE) {
             tracing::debug!(%error, "layers are verified at full priority");
         }
         loop {
-            let mut verification = self.verification.lock();
-            let next = verification.waiting.pop_front();
-            verification.is_running = next.is_some();
-            drop(verification);
-            let Some(next) = next else { return };
+            let mut chores = self.chores.lock();
+            let next = chores.waiting.pop_front();
+            chores.is_running = next.is_some();
+            drop(chores);
+            let Some((chore, layer)) = next else { return };
             // Nobody uses one that is gone.
-            let Some(layer) = next.upgrade() else { continue };
-            match layer.verify_all(&self.is_over) {
-                Ok(is_right) => tracing::debug!(layer = %layer.key(), is_right, "a layer was verified"),
-                Err(error) => tracing::warn!(layer = %layer.key(), %error, "cannot be verified"),
+            let Some(layer) = layer.upgrade() else { continue };
+            let done = match chore {
+                Chore::Verify => layer.verify_all(&self.is_over),
+                Chore::WriteBack => layer.write_back().map(|()| true),
+            };
+            match done {
+                Ok(is_right) => tracing::debug!(layer = %layer.key(), ?chore, is_right, "done"),
+                Err(error) => tracing::warn!(layer = %layer.key(), %error, ?chore, "failed"),
             }
         }
     }
@@ -192,7 +205,7 @@ impl Lending {
     /// Ends what goes on in the background.
     pub(super) fn end(&self) {
         self.is_over.store(true, Ordering::Relaxed);
-        self.verification.lock().waiting.clear();
+        self.chores.lock().waiting.clear();
     }
 }
 

@@ -11,6 +11,8 @@ use crate::layer::index::Chunk;
 
 /// Bytes read at a time.
 const VERIFY_PIECE_BYTES: usize = 1 << 20;
+/// After so many bytes their copies in the page cache are given up.
+const FORGET_BYTES: u64 = 8 << 20;
 
 impl Layer {
     /// Verifies a chunk that was there before an unclean reboot. Returns whether it is present now.
@@ -47,7 +49,7 @@ impl Layer {
                 return Ok(false);
             }
         }
-        let mut is_right = true;
+        let (mut is_right, mut read_from) = (true, 0);
         for number in 0..self.index.chunk_count() {
             if stop.load(Ordering::Relaxed) {
                 return Ok(false);
@@ -63,6 +65,12 @@ impl Layer {
                     return Ok(false);
                 }
                 is_right = false;
+            }
+            // Nobody has asked for these bytes.
+            let end = chunk.data_offset.saturating_add(chunk.bytes);
+            if end.saturating_sub(read_from) >= FORGET_BYTES {
+                self.forget(&[read_from..end]);
+                read_from = end;
             }
         }
         let keeping = self.keeping.read();
