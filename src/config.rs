@@ -20,6 +20,8 @@
 //! | `REGISTRYFS_PLAIN_LAYERS` | `plain_layers`: `index` or `refuse` |
 //! | `REGISTRYFS_PLAIN_LAYER_BYTES_MAX` | `plain_layer_bytes_max`, such as `5GB` |
 //! | `REGISTRYFS_SHARED_INDEX_DIR` | `shared_index_dir` |
+//! | `REGISTRYFS_KERNEL` | `kernel`: `auto`, `off` or `require` |
+//! | `REGISTRYFS_KERNEL_IDLE`, `_KERNEL_MOUNTS_MAX` | `kernel_idle_s`, in seconds; `kernel_mounts_max` |
 //! | `REGISTRYFS_CREDENTIAL` | `USER:PASS`, as `--credential`; there is no such key in files |
 
 mod bytes;
@@ -37,7 +39,7 @@ use serde::{Deserialize, Serialize};
 pub use bytes::parse_bytes;
 pub use credential::{Credential, SecretText};
 pub use environment::Environment;
-pub use layer::{Layer, LayoutEntry, MirrorEntry, MountEntry, PlainLayers, RegistryEntry};
+pub use layer::{KernelMode, Layer, LayoutEntry, MirrorEntry, MountEntry, PlainLayers, RegistryEntry};
 pub use toml_error::explain;
 
 use crate::error::Result;
@@ -90,6 +92,12 @@ pub struct Config {
     pub share_private: bool,
     /// Whether images are asked for SOCI indexes of version 1, which anyone who may push can attach to them.
     pub soci_v1: bool,
+    /// Whether root filesystems are served by the kernel itself.
+    pub kernel: KernelMode,
+    /// How long one that nobody uses stays mounted.
+    pub kernel_idle: Duration,
+    /// How many of them stay mounted in a tree at once, those in use aside.
+    pub kernel_mounts_max: usize,
     /// What `registryfs daemon` mounts.
     pub mounts: Vec<MountEntry>,
     /// What differs for single registries, by host.
@@ -148,7 +156,7 @@ impl Config {
     }
 
     /// The names of the settings of a whole daemon that `given` states otherwise than this configuration, as flags or
-    /// keys. Settings of a single mount or request (platform, allow, deny, share_private) cannot conflict.
+    /// keys. Settings of a single mount or request (platform, allow, deny, share_private, kernel) cannot conflict.
     #[must_use]
     pub fn conflicts(&self, given: &Layer) -> Vec<&'static str> {
         fn differs<T: PartialEq>(given: Option<&T>, running: &T) -> bool {
@@ -206,6 +214,11 @@ impl Config {
                 differs(given.journal_entries.as_ref(), &self.journal_entries),
             ),
             ("soci_v1", differs(given.soci_v1.as_ref(), &self.soci_v1)),
+            ("kernel_idle", seconds(given.kernel_idle_s, self.kernel_idle)),
+            (
+                "kernel_mounts_max",
+                differs(given.kernel_mounts_max.as_ref(), &self.kernel_mounts_max),
+            ),
             ("[registry]", registries_differ),
             ("[layout]", layouts_differ),
         ];

@@ -219,6 +219,28 @@ impl Error {
         }
     }
 
+    /// The same failure, of a part of the thing that it names.
+    #[must_use]
+    pub fn of_part(mut self, part: &str) -> Self {
+        match &mut self {
+            Self::NotFound { what, .. }
+            | Self::NotListable { what, .. }
+            | Self::Denied { what, .. }
+            | Self::NoCredentials { what, .. }
+            | Self::Network { what, .. }
+            | Self::Timeout { what, .. }
+            | Self::Verification { what, .. }
+            | Self::Malformed { what, .. }
+            | Self::Unsupported { what, .. }
+            | Self::Offline { what }
+            | Self::Busy { what, .. }
+            | Self::Io { what, .. }
+            | Self::Posix { what, .. } => *what = format!("{part} of {what}"),
+            Self::Usage { .. } | Self::Interrupted => {}
+        }
+        self
+    }
+
     /// The table of `README.md`, "Errors", first column to second: what a system call on the tree answers.
     #[must_use]
     pub fn errno(&self) -> i32 {

@@ -166,8 +166,19 @@ class Mount:
         Left out: statfs, which `find` and `grep` ask for once and no kernel caches; lseek, whose first refusal ends all;
         and forget, by which the kernel makes room.
         """
-        counted = self.status()["mounts"][0]["requests"]
+        return self.counted(self.status())
+
+    @staticmethod
+    def counted(status):
+        counted = status["mounts"][0]["requests"]
         return {name: count for name, count in counted.items() if name not in ("statfs", "lseek", "forget")}
+
+    def reached(self):
+        """Requests that the daemon has answered, those of the kernel's EROFS for data too, and bytes that it has fetched."""
+        status = self.status()
+        of_devices = status.get("kernel", {}).get("device_requests", {})
+        requests = sum(self.counted(status).values()) + of_devices.get("read", 0)
+        return requests, sum(host["bytes"] for host in status["hosts"])
 
 
 def rss_anon_mb(status):

@@ -6,6 +6,11 @@ whole seconds, or with --exact-times to the nanosecond), size and SHA-256 of reg
 hard-link groups and extended attributes. Directory sizes and link counts are not: they
 belong to the filesystem, not to the image.
 
+With --everything those are compared too, and whatever else programs can see but the numbers of
+filesystem and inodes: all three times, blocks on disk and their size, the types that a directory
+read gives, what a name that is not there is answered, and names of attributes that are listed twice.
+So two filesystems that are to show the same are told apart by nothing.
+
 Every difference is one line. Exit status: 0 equal, 1 different, 2 trouble.
 """
 
@@ -20,6 +25,7 @@ import sys
 MTIME_TOLERANCE_NS = 1_000_000_000
 READ_BYTES = 1 << 20
 HASH_THREADS = 4
+ABSENT_NAMES = (b"registryfs-absent", b".wh.registryfs-absent", b"\xff\xfe", b"n" * 255, b"n" * 256)
 
 TYPE_NAMES = {
     stat.S_IFREG: "regular file",
@@ -38,6 +44,7 @@ class Tree:
     def __init__(self, root):
         self.root = os.fsencode(root)
         self.entries = {b".": os.lstat(self.root)}
+        self.listed_types = {}
         self._walk(b".")
         self.link_leaders = self._link_leaders()
 
@@ -48,9 +55,15 @@ class Tree:
         pending = [top]
         while pending:
             directory = pending.pop()
-            # scandir would answer types from d_type; every entry is needed in full anyway.
-            for child in os.listdir(self.path(directory)):
-                name = child if directory == b"." else directory + b"/" + child
+            with os.scandir(self.path(directory)) as children:
+                listed = list(children)
+            for child in listed:
+                name = child.name if directory == b"." else directory + b"/" + child.name
+                if name in self.entries:
+                    raise OSError(errno.EEXIST, "listed twice", name)
+                # As the directory read gave them, not as the entry itself says.
+                self.listed_types[name] = (child.is_dir(follow_symlinks=False), child.is_file(follow_symlinks=False),
+                                           child.is_symlink())
                 status = os.lstat(self.path(name))
                 self.entries[name] = status
                 if stat.S_ISDIR(status.st_mode):
@@ -78,7 +91,31 @@ class Tree:
             if error.errno == errno.ENOTSUP:
                 return {}
             raise
+        if len(names) != len(set(names)):
+            raise OSError(errno.EEXIST, "attributes are listed twice", name)
         return {key: os.getxattr(path, key, follow_symlinks=False) for key in names}
+
+    def absent(self, name):
+        """What names that are not there are answered: in a directory others than its own, below anything else any."""
+        said = []
+        for child in ABSENT_NAMES:
+            path = name + b"/" + child
+            if path in self.entries or (name == b"." and child in self.entries):
+                continue
+            try:
+                os.lstat(self.path(path))
+                said.append("found")
+            except OSError as error:
+                said.append(errno.errorcode.get(error.errno, error.errno))
+        return said
+
+    def absent_attribute(self, name):
+        """What an attribute that is not there is answered."""
+        try:
+            os.getxattr(self.path(name), "security.registryfs-absent", follow_symlinks=False)
+            return "found"
+        except OSError as error:
+            return errno.errorcode.get(error.errno, error.errno)
 
     def sha256(self, name):
         digest = hashlib.sha256()
@@ -133,13 +170,30 @@ def metadata_differences(a, b, name, tolerance_ns):
             yield f"xattr {key}", xa.get(key), xb.get(key)
 
 
+def other_differences(a, b, name):
+    """Yields the same for what belongs to a filesystem more than to an image."""
+    sa, sb = a.entries[name], b.entries[name]
+    for what in ("st_size", "st_nlink", "st_blocks", "st_blksize", "st_atime_ns", "st_mtime_ns", "st_ctime_ns", "st_rdev"):
+        va, vb = getattr(sa, what), getattr(sb, what)
+        if va != vb:
+            yield what, va, vb
+    if a.listed_types.get(name) != b.listed_types.get(name):
+        yield "type in its directory", a.listed_types.get(name), b.listed_types.get(name)
+    # Both would lead out of the tree through a symlink.
+    if not stat.S_ISLNK(sa.st_mode):
+        for what, of in (("absent names", Tree.absent), ("absent attribute", Tree.absent_attribute)):
+            va, vb = of(a, name), of(b, name)
+            if va != vb:
+                yield what, va, vb
+
+
 def content_difference(a, b, name):
     """Returns the difference in contents of two regular files of one size, or None."""
     da, db = a.sha256(name), b.sha256(name)
     return None if da == db else ("content sha256", da, db)
 
 
-def compare_entry(a, b, name, tolerance_ns):
+def compare_entry(a, b, name, tolerance_ns, everything):
     """Returns the differences at `name`, each a printable line."""
     if name not in a.entries or name not in b.entries:
         side = a if name in a.entries else b
@@ -147,6 +201,8 @@ def compare_entry(a, b, name, tolerance_ns):
         return [f"{shown(name)}: {type_name(side.entries[name])} is missing in {other}"]
     try:
         found = list(metadata_differences(a, b, name, tolerance_ns))
+        if everything:
+            found += other_differences(a, b, name)
         both_regular = all(stat.S_ISREG(t.entries[name].st_mode) for t in (a, b))
         if both_regular and a.entries[name].st_size == b.entries[name].st_size:
             content = content_difference(a, b, name)
@@ -162,6 +218,7 @@ def main():
         prog="lab compare", description="Compares two trees entry by entry, metadata included."
     )
     parser.add_argument("--exact-times", action="store_true", help="modification times to the nanosecond")
+    parser.add_argument("--everything", action="store_true", help="all that programs can see, as of two mounts of one image")
     parser.add_argument("tree_a", metavar="TREE_A")
     parser.add_argument("tree_b", metavar="TREE_B")
     arguments = parser.parse_args()
@@ -171,11 +228,12 @@ def main():
         print(f"lab compare: {error}", file=sys.stderr)
         return 2
 
-    tolerance_ns = 0 if arguments.exact_times else MTIME_TOLERANCE_NS
+    everything = arguments.everything
+    tolerance_ns = 0 if arguments.exact_times or everything else MTIME_TOLERANCE_NS
     names = sorted(a.entries.keys() | b.entries.keys())
     differences = 0
     with concurrent.futures.ThreadPoolExecutor(HASH_THREADS) as pool:
-        for lines in pool.map(lambda name: compare_entry(a, b, name, tolerance_ns), names):
+        for lines in pool.map(lambda name: compare_entry(a, b, name, tolerance_ns, everything), names):
             differences += len(lines)
             for line in lines:
                 print(line)

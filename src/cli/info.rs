@@ -68,6 +68,9 @@ fn image_pairs(info: &ImageInfo) -> Vec<(&'static str, String)> {
     let inodes = info.inodes.map_or_else(unknown, |inodes| inodes.to_string());
     pairs.push(("inodes", inodes));
     pairs.push(("size", info.bytes.map_or_else(unknown, human_bytes)));
+    if let Some(served_by) = &info.served_by {
+        pairs.push(("served by", served_by.clone()));
+    }
     pairs
 }
 

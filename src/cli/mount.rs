@@ -98,6 +98,7 @@ impl Mount {
             allow: config.allow.clone(),
             deny: config.deny.clone(),
             share_private: config.share_private,
+            kernel: config.kernel,
         })
     }
 }

@@ -47,6 +47,12 @@ impl MountOptions {
             ("offline", None) => layer.offline = Some(true),
             ("plain_http", None) => layer.plain_http = Some(true),
             ("insecure", None) => layer.insecure = Some(true),
+            ("kernel", Some(value)) => {
+                let mode = value
+                    .parse()
+                    .map_err(|error: Error| Error::usage(format!("-o kernel={error}")))?;
+                layer.kernel = Some(mode);
+            }
             ("platform", Some(value)) => layer.platform = Some(value.to_owned()),
             ("cache_dir", Some(value)) => layer.cache_dir = Some(PathBuf::from(value)),
             ("tag_ttl", Some(value)) => layer.tag_ttl_s = Some(number(name, value)?),

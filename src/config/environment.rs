@@ -109,6 +109,11 @@ impl Environment {
             })?,
             plain_layer_bytes_max: self.size("REGISTRYFS_PLAIN_LAYER_BYTES_MAX")?,
             shared_index_dir: self.path("REGISTRYFS_SHARED_INDEX_DIR"),
+            kernel: self.parsed("REGISTRYFS_KERNEL", |text| {
+                text.parse().map_err(|e: Error| e.to_string())
+            })?,
+            kernel_idle_s: self.number("REGISTRYFS_KERNEL_IDLE")?,
+            kernel_mounts_max: self.number("REGISTRYFS_KERNEL_MOUNTS_MAX")?,
             allow: self.list("REGISTRYFS_ALLOW")?,
             deny: self.list("REGISTRYFS_DENY")?,
             credential: self.parsed("REGISTRYFS_CREDENTIAL", |text| {

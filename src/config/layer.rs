@@ -18,6 +18,9 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 /// Longest wait that can be configured, in seconds.
 const WAIT_S_MAX: u64 = 24 * 3600;
 
+/// The most EROFS mounts of a tree that can be configured: far below what the kernel lets a mount namespace have (100,000).
+const KERNEL_MOUNTS_MAX: usize = 20_000;
+
 /// The settings that one source names; the keys of a configuration file are these fields. What each means is said at
 /// [`Config`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,6 +68,12 @@ pub struct Layer {
     pub share_private: Option<bool>,
     /// Ask for SOCI indexes of version 1. Default false.
     pub soci_v1: Option<bool>,
+    /// `"auto"`, `"off"` or `"require"`. Default `"auto"`.
+    pub kernel: Option<KernelMode>,
+    /// Seconds that an idle mount of the kernel stays. Default 900.
+    pub kernel_idle_s: Option<u64>,
+    /// Mounts of the kernel in a tree at once. Default 256.
+    pub kernel_mounts_max: Option<usize>,
     /// `[[mount]]`: what `registryfs daemon` mounts.
     pub mount: Option<Vec<MountEntry>>,
     /// `[registry."HOST"]`: what differs for one registry.
@@ -99,6 +108,34 @@ impl std::str::FromStr for PlainLayers {
     }
 }
 
+/// Whether the kernel serves root filesystems by itself, by EROFS.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KernelMode {
+    /// Where it can.
+    #[default]
+    Auto,
+    /// Never.
+    Off,
+    /// A mount is refused where it cannot.
+    Require,
+}
+
+impl std::str::FromStr for KernelMode {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "off" => Ok(Self::Off),
+            "require" => Ok(Self::Require),
+            _ => Err(Error::usage(format!(
+                "{text:?}: write \"auto\", \"off\" or \"require\""
+            ))),
+        }
+    }
+}
+
 /// One `[[mount]]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -114,6 +151,8 @@ pub struct MountEntry {
     pub platform: Option<String>,
     /// Show other users of this mount what came with credentials.
     pub share_private: Option<bool>,
+    /// `"auto"`, `"off"` or `"require"` for this mount.
+    pub kernel: Option<KernelMode>,
 }
 
 /// One `[registry."HOST"]`.
@@ -327,6 +366,9 @@ impl Layer {
             deny: self.deny.or(below.deny),
             share_private: self.share_private.or(below.share_private),
             soci_v1: self.soci_v1.or(below.soci_v1),
+            kernel: self.kernel.or(below.kernel),
+            kernel_idle_s: self.kernel_idle_s.or(below.kernel_idle_s),
+            kernel_mounts_max: self.kernel_mounts_max.or(below.kernel_mounts_max),
             mount: self.mount.or(below.mount),
             registry,
             layout,
@@ -342,8 +384,15 @@ impl Layer {
         };
         let timeout = seconds("timeout", self.timeout_s, 60)?;
         let concurrency = self.concurrency.unwrap_or(32);
+        let kernel_idle = seconds("kernel_idle", self.kernel_idle_s, 900)?;
         let out_of_range = [
             ("timeout", timeout.is_zero()),
+            ("kernel_idle", kernel_idle.is_zero()),
+            (
+                "kernel_mounts_max",
+                self.kernel_mounts_max
+                    .is_some_and(|mounts| !(1..=KERNEL_MOUNTS_MAX).contains(&mounts)),
+            ),
             ("concurrency", !(1..=1024).contains(&concurrency)),
             ("retries", self.retries.is_some_and(|retries| retries > 100)),
             (
@@ -389,6 +438,9 @@ impl Layer {
             deny: host_patterns("deny", self.deny)?,
             share_private: self.share_private.unwrap_or(false),
             soci_v1: self.soci_v1.unwrap_or(false),
+            kernel: self.kernel.unwrap_or_default(),
+            kernel_idle,
+            kernel_mounts_max: self.kernel_mounts_max.unwrap_or(256),
             mounts: self.mount.unwrap_or_default(),
             registries: self.registry,
             layouts: self

@@ -4,14 +4,16 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 
 use super::endpoints::host_options;
+use super::mounted::{Carried, Mounted, Opened};
 use super::protocol::MountRequest;
 use super::source::MountSource;
-use crate::config::Config;
-use crate::digest::Digest;
+use crate::config::{Config, KernelMode};
 use crate::error::{Error, Result};
 use crate::fetch::{FetchOptions, Fetcher, PlainLimits};
 use crate::fs::{Filesystem, Options, Root};
@@ -19,6 +21,7 @@ use crate::fuse::{Mount, MountOptions};
 use crate::image::Images;
 use crate::image::platform::Platform;
 use crate::image::resolve::Resolver;
+use crate::kernel::{Covering, DirectOptions, Kernel};
 use crate::registry::reference::{DEFAULT_HOST, canonical_host, is_host, layout_host};
 use crate::registry::{Client, ClientOptions, CredentialEnvironment, HostOptions, HostPatterns, Secret};
 use crate::store::Store;
@@ -31,6 +34,7 @@ pub(super) struct Engine {
     images: Arc<Images>,
     runtime: Handle,
     config: Config,
+    kernel: Mutex<Option<Kernel>>,
 }
 
 impl Engine {
@@ -63,6 +67,7 @@ impl Engine {
             store,
             runtime: runtime.clone(),
             config: config.clone(),
+            kernel: Mutex::default(),
         })
     }
 
@@ -85,6 +90,9 @@ impl Engine {
         status.insert("passes".to_owned(), json!(fetcher.passes()));
         status.insert("hosts".to_owned(), json!(fetcher.client().health()));
         status.insert("stale".to_owned(), json!(self.images.resolver().stale_names()));
+        if let Some(kernel) = self.kernel() {
+            status.insert("kernel".to_owned(), kernel.status());
+        }
         status
     }
 
@@ -123,7 +131,7 @@ impl Engine {
         &self,
         request: &MountRequest,
         status: Arc<dyn Fn() -> String + Send + Sync>,
-    ) -> Result<Filesystem> {
+    ) -> Result<Opened> {
         let platform: Platform = match &request.platform {
             Some(text) => text.parse()?,
             None => Platform::host(),
@@ -131,8 +139,55 @@ impl Engine {
         tracing::debug!(source = %request.source, %platform, "resolving");
         self.images.resolver().openness().load().await?;
         let root = self.root(&request.source).await?;
-        let options = self.tree_options(request, platform, status);
-        Filesystem::open(Arc::clone(&self.images), options, &root).await
+        let mut options = self.tree_options(request, platform, status);
+        let kernel = match self.kernel_for(request) {
+            Ok(kernel) if matches!(root, Root::Rootfs(_)) => Carried::Whole(kernel),
+            Ok(kernel) => {
+                let covering = Covering::new(kernel, request.no_exec);
+                options.covers = Some(covering.clone());
+                Carried::Covered(covering)
+            }
+            Err(error) if request.kernel == KernelMode::Require => return Err(error),
+            Err(error) => Carried::Not(error.to_string()),
+        };
+        let tree = Filesystem::open(Arc::clone(&self.images), options, &root).await?;
+        Ok(Opened { tree, kernel })
+    }
+
+    /// Kernel mode for a mount, or why it is not to be had for it.
+    fn kernel_for(&self, request: &MountRequest) -> Result<Kernel> {
+        if request.kernel == KernelMode::Off {
+            return Err(Error::unsupported("kernel mode", "it is switched off"));
+        }
+        let mut known = self.kernel.lock();
+        if let Some(kernel) = &*known {
+            return Ok(kernel.clone());
+        }
+        let options = crate::kernel::Options {
+            idle: self.config.kernel_idle,
+            mounts_max: self.config.kernel_mounts_max,
+            budget_bytes: self.config.budget_bytes,
+            journal_entries: self.config.journal_entries,
+        };
+        let images = Arc::clone(&self.images);
+        let started = tokio::task::block_in_place(|| Kernel::start(images, options, &self.runtime));
+        match started {
+            Ok(kernel) => Ok(known.insert(kernel).clone()),
+            Err(error) => {
+                tracing::info!(%error, "the kernel does not serve root filesystems");
+                Err(error)
+            }
+        }
+    }
+
+    /// The superblocks that the kernel has of ours, if it may have any.
+    pub(super) fn superblocks(&self) -> Option<watch::Receiver<usize>> {
+        self.kernel().map(|kernel| kernel.superblocks())
+    }
+
+    /// Kernel mode, if any mount has it.
+    pub(super) fn kernel(&self) -> Option<Kernel> {
+        self.kernel.lock().clone()
     }
 
     async fn root(&self, source: &MountSource) -> Result<Root> {
@@ -157,7 +212,12 @@ impl Engine {
     }
 
     /// Mounts a tree. Blocks until it answers or cannot.
-    pub(super) fn mount(&self, request: &MountRequest, tree: Filesystem) -> Result<Mounted> {
+    pub(super) fn mount(&self, request: &MountRequest, opened: Opened) -> Result<Mounted> {
+        let Opened { tree, kernel } = opened;
+        let kernel = match self.mount_whole(request, &tree, kernel)? {
+            Whole::Mounted(mounted) => return Ok(*mounted),
+            Whole::Not(kernel) => kernel,
+        };
         let mut options = MountOptions {
             allow_other: request.allow_other && !tree.is_private(),
             no_exec: request.no_exec,
@@ -172,10 +232,43 @@ impl Engine {
             options.source.clone_from(source);
         }
         tracing::debug!(mountpoint = %request.mountpoint.display(), "mounting");
-        Ok(Mounted {
-            mount: Mount::start(Arc::new(tree.clone()), &options, &self.runtime)?,
-            tree,
-        })
+        let mount = Mount::start(Arc::new(tree.clone()), &options, &self.runtime)?;
+        Ok(Mounted::by_fuse(mount, tree, kernel))
+    }
+
+    /// Lets the kernel mount the one image that a tree shows, where it can. In an EROFS nobody can be kept out but by the
+    /// modes of its files, so what only its owner may enter stays with us.
+    fn mount_whole(&self, request: &MountRequest, tree: &Filesystem, kernel: Carried) -> Result<Whole> {
+        let (Carried::Whole(kernel), Some(rootfs)) = (&kernel, tree.top_rootfs()) else {
+            return Ok(Whole::Not(kernel));
+        };
+        let options = DirectOptions {
+            mountpoint: request.mountpoint.clone(),
+            place: request.place.clone(),
+            source: request
+                .shown_source
+                .clone()
+                .unwrap_or_else(|| request.source.to_string()),
+            no_exec: request.no_exec,
+        };
+        let mounted = match request.allow_other && !tree.is_private() {
+            true => self.runtime.block_on(kernel.mount_at(rootfs, &options)),
+            false => Err(Error::unsupported(
+                "kernel mode",
+                "only the owner may enter this mount, and EROFS keeps nobody out",
+            )),
+        };
+        match mounted {
+            Ok(mount) => {
+                let mounted = Mounted::by_kernel(mount, tree.clone());
+                Ok(Whole::Mounted(Box::new(mounted)))
+            }
+            Err(error) if request.kernel == KernelMode::Require => Err(error),
+            Err(error) => {
+                tracing::warn!(%error, "the kernel does not serve this image");
+                Ok(Whole::Not(Carried::Not(error.to_string())))
+            }
+        }
     }
 
     /// How the tree of a mount for `platform` behaves.
@@ -201,6 +294,7 @@ impl Engine {
             owner_uid: nix::unistd::geteuid().as_raw(),
             lookup_wait: config.lookup_wait,
             journal_entries: config.journal_entries,
+            covers: None,
             status,
         }
     }
@@ -209,6 +303,12 @@ impl Engine {
     pub(super) fn close(&self) {
         self.store.close();
     }
+}
+
+/// What came of letting the kernel mount a whole tree.
+enum Whole {
+    Mounted(Box<Mounted>),
+    Not(Carried),
 }
 
 /// The layouts by canonical host names, none of which a registry has.
@@ -282,68 +382,4 @@ fn client_options(config: &Config, credential_host: Option<&str>) -> Result<Clie
         deny: HostPatterns::new(&config.deny),
         ..ClientOptions::default()
     })
-}
-
-/// A tree and its mount. Dropping it unmounts: nothing may be left without someone who answers.
-#[derive(Debug)]
-pub(super) struct Mounted {
-    mount: Mount,
-    tree: Filesystem,
-}
-
-impl Mounted {
-    /// Unmounts; blocks. A busy mount is [`Error::Busy`] naming who is busy.
-    pub(super) fn unmount(&self) -> Result<()> {
-        self.mount.unmount(false)
-    }
-
-    /// Unmounts whoever uses it; blocks.
-    pub(super) fn abort(&self) -> Result<()> {
-        self.mount.abort()
-    }
-
-    /// Whether nobody can use it any more.
-    pub(super) fn has_ended(&self) -> bool {
-        self.mount.has_ended()
-    }
-
-    /// Whether it still has its place in the tree; one that was unmounted lazily has not.
-    pub(super) fn is_attached(&self) -> bool {
-        self.mount.is_attached()
-    }
-
-    /// Sees that it answers; blocks. Needs no network.
-    pub(super) fn see_it_answers(&self) -> Result<()> {
-        self.mount.see_it_answers()
-    }
-
-    /// Waits until the kernel has ended the session, whoever unmounted.
-    pub(super) async fn ended(&self) {
-        self.mount.ended().await;
-    }
-
-    /// The requests that reached the daemon, by operation.
-    pub(super) fn requests(&self) -> Value {
-        json!(self.mount.counters().by_operation)
-    }
-
-    /// Whether nobody but the owner may enter, because what is mounted came with his credentials.
-    pub(super) fn is_private(&self) -> bool {
-        self.tree.is_private()
-    }
-
-    /// The image that is mounted, where it is one.
-    pub(super) fn digest(&self) -> Option<Digest> {
-        self.tree.digest()
-    }
-
-    /// The last failed operations, each an object.
-    pub(super) fn errors(&self) -> Vec<Value> {
-        self.tree
-            .journal()
-            .entries()
-            .iter()
-            .map(|failure| json!(failure))
-            .collect()
-    }
 }

@@ -14,6 +14,7 @@ mod endpoints;
 mod engine;
 pub mod log;
 mod memory;
+mod mounted;
 mod mounts;
 mod protocol;
 mod query;

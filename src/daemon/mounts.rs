@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::engine::{Engine, Mounted};
+use super::engine::Engine;
+use super::mounted::Mounted;
 use super::protocol::MountRequest;
 use super::run::Ending;
 use crate::error::{Error, Result};
@@ -25,6 +26,7 @@ const FIRST_MOUNT_WITHIN: Duration = Duration::from_secs(10);
 /// The mounts.
 #[derive(Debug)]
 pub(super) struct Mounts {
+    own: Weak<Self>,
     engine: Arc<Engine>,
     ending: Ending,
     started: Instant,
@@ -135,7 +137,8 @@ fn drop_in_time(mounted: Arc<Mounted>) {
 impl Mounts {
     /// No mounts yet.
     pub(super) fn new(engine: Arc<Engine>, ending: Ending) -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new_cyclic(|own| Self {
+            own: Weak::clone(own),
             engine,
             ending,
             started: Instant::now(),
@@ -283,10 +286,22 @@ impl Mounts {
 
     fn note_end(&self, state: &mut State) {
         self.changes.send_modify(|count| *count += 1);
-        if self.ending == Ending::WithLastMount && state.slots.is_empty() && state.detached.is_empty() {
-            state.is_over = true;
-            self.over.send_replace(true);
+        if self.ending != Ending::WithLastMount || !state.slots.is_empty() || !state.detached.is_empty() {
+            return;
         }
+        if let Some(mut superblocks) = self.engine.superblocks().filter(|live| *live.borrow() > 0) {
+            // Programs stand in mounts of the kernel that have lost their places, and need us for what is not complete.
+            let mounts = Weak::clone(&self.own);
+            tokio::spawn(async move {
+                let gone = superblocks.wait_for(|live| *live == 0).await.is_ok();
+                if let Some(mounts) = mounts.upgrade().filter(|_| gone) {
+                    mounts.note_end(&mut mounts.state.lock());
+                }
+            });
+            return;
+        }
+        state.is_over = true;
+        self.over.send_replace(true);
     }
 
     /// Waits until nothing is mounted at `mountpoint`.
@@ -399,9 +414,13 @@ impl Mounts {
                     "share_private": request.share_private,
                     "mounted_s": since.elapsed().as_secs(),
                     "requests": mounted.requests(),
+                    "kernel": mounted.kernel(),
                 }));
                 errors.extend(mounted.errors());
             }
+        }
+        if let Some(kernel) = self.engine.kernel() {
+            errors.extend(kernel.errors().iter().map(|failure| json!(failure)));
         }
         let daemon = json!({
             "pid": std::process::id(),

@@ -16,11 +16,11 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::query::{Query, repository_of};
 use super::source::MountSource;
-use crate::config::{Credential, Layer};
+use crate::config::{Credential, KernelMode, Layer};
 use crate::error::{Error, Result};
 
 /// The version of the messages. A daemon and a client of different versions refuse each other with a remedy.
-pub(super) const VERSION: u32 = 3;
+pub(super) const VERSION: u32 = 4;
 /// Largest message in bytes.
 const MESSAGE_BYTES_MAX: u32 = 16 << 20;
 /// Largest piece of data in bytes.
@@ -260,6 +260,8 @@ pub struct MountRequest {
     pub deny: Vec<String>,
     /// Whether other users see what came with credentials.
     pub share_private: bool,
+    /// Whether the kernel serves root filesystems by itself.
+    pub kernel: KernelMode,
 }
 
 /// How a request ended.

@@ -13,6 +13,7 @@ use crate::fetch::PassProgress;
 use crate::image::Images;
 use crate::image::platform::Platform;
 use crate::image::select::Pattern;
+use crate::kernel::Kernel;
 use crate::registry::reference::{Reference, canonical_host};
 
 /// How many pieces may wait for whoever takes them: what `cat` reads ahead, in MiB.
@@ -240,8 +241,10 @@ pub(super) fn passes_of(images: &Images, repository: &str) -> Vec<PassProgress> 
 pub(super) type Pieces = mpsc::Sender<Vec<u8>>;
 
 /// Answers a question; `status` is what [`Query::Status`] is answered with, because only the caller knows its mounts.
+/// `kernel` may have mounted images.
 pub(super) async fn answer(
     images: &Arc<Images>,
+    kernel: Option<Kernel>,
     status: impl FnOnce() -> serde_json::Value,
     query: Query,
     to: &Pieces,
@@ -258,7 +261,11 @@ pub(super) async fn answer(
         Query::Resolve { reference } => send_document(&images.resolve(&reference.parse()?).await?, to).await,
         Query::Info { image } => {
             let (reference, platform) = image.parse()?;
-            send_document(&images.info(&reference, &platform).await?, to).await
+            let mut info = images.info(&reference, &platform).await?;
+            if let (Some(kernel), Some(tree)) = (kernel, &info.tree) {
+                info.served_by = Some(kernel.serving(tree));
+            }
+            send_document(&info, to).await
         }
         Query::FileInfo { image, path } => {
             let (reference, platform) = image.parse()?;
@@ -294,7 +301,11 @@ pub(super) async fn answer(
         }
         Query::Evict { image, patterns } => {
             let (reference, platform) = image.parse()?;
-            let evicted = images.evict(&reference, &platform, &patterns).await?;
+            let evict = || images.evict(&reference, &platform, &patterns);
+            let evicted = match (evict().await, kernel) {
+                (Err(Error::Busy { .. }), Some(kernel)) => kernel.once_idle(evict).await?,
+                (evicted, _) => evicted?,
+            };
             send_document(&evicted, to).await
         }
         Query::ExportIndexes { image } => export_indexes(images, &image, to).await,

@@ -73,6 +73,7 @@ pub fn daemon(config: &Config, notice: fn(&str)) -> Result<()> {
                 allow: config.allow.clone(),
                 deny: config.deny.clone(),
                 share_private: entry.share_private.unwrap_or(config.share_private),
+                kernel: entry.kernel.unwrap_or(config.kernel),
             })
         })
         .collect::<Result<Vec<_>>>()?;

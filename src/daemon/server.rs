@@ -209,7 +209,13 @@ impl Server {
                     true => self.streams.acquire().await.ok(),
                     false => None,
                 };
-                let work = answer(self.engine.images(), || self.status(), query, pieces);
+                let work = answer(
+                    self.engine.images(),
+                    self.engine.kernel(),
+                    || self.status(),
+                    query,
+                    pieces,
+                );
                 if is_stream {
                     work.await?;
                 } else {

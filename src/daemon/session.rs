@@ -134,7 +134,13 @@ impl Session {
     ) -> Result<()> {
         let repository = query.repository();
         let mut waiting = Waiting::new(self.show);
-        let mut answering = std::pin::pin!(answer(engine.images(), || status(engine), query, to));
+        let mut answering = std::pin::pin!(answer(
+            engine.images(),
+            engine.kernel(),
+            || status(engine),
+            query,
+            to
+        ));
         loop {
             if let Ok(result) = timeout(WAITING_INTERVAL, &mut answering).await {
                 return result;

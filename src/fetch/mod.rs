@@ -18,6 +18,7 @@ mod overflow;
 mod pass;
 pub mod plan;
 pub mod prefetch;
+mod read;
 pub mod readahead;
 mod settle;
 mod shared;
@@ -28,7 +29,6 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -42,7 +42,6 @@ use crate::fetch::documents::Configs;
 use crate::fetch::external_toc::TocImages;
 use crate::fetch::failures::{FAILURES_MAX, FailureKey, Failures};
 pub use crate::fetch::file::FileAt;
-use crate::fetch::file::Span;
 use crate::fetch::flight::{Flights, Waiter};
 use crate::fetch::indexing::{ByRanges, Indexing};
 use crate::fetch::job::Job;
@@ -62,12 +61,6 @@ use crate::store::layer::Layer;
 const FOLLOWED_LAYERS_MAX: usize = 256;
 /// The most windows that are read ahead at once, all layers together.
 const READ_AHEAD_WINDOWS_MAX: usize = 6;
-/// Reads of at most this many compressed bytes have a total deadline; larger ones the rules of streams.
-const DEADLINE_BYTES_MAX: u64 = 4 << 20;
-/// How often a reader of a long member looks whether his part of it has come.
-const LONG_MEMBER_LOOK_INTERVAL: Duration = Duration::from_millis(50);
-/// How often a read starts over when its chunks were evicted before it could copy them.
-const EVICTED_RETRIES: usize = 3;
 
 /// Where a layer's blob is to be had.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -262,154 +255,6 @@ impl Fetcher {
         }
     }
 
-    /// Bytes `offset..offset + len` of file `entry`, cut at its end, if they are here and need no disk wait.
-    pub fn read_now(self: &Arc<Self>, at: &FileAt, offset: u64, len: usize) -> Option<Vec<u8>> {
-        let span = at.span(offset, len).ok()?;
-        let Some(span) = span else { return Some(Vec::new()) };
-        let bytes = at.layer.read_now(&span.chunks, span.data_offset, span.len)?;
-        self.counters.reads.fetch_add(1, Ordering::Relaxed);
-        // Holes are nowhere in the blob.
-        if !at.layer.is_complete() && !span.chunks.is_empty() {
-            self.follow_hit(at, &span.chunks);
-        }
-        Some(bytes)
-    }
-
-    /// Bytes `offset..offset + len` of file `entry`, cut at its end.
-    ///
-    /// # Errors
-    /// What kept the bytes from coming, or from being what the layer promises.
-    pub async fn read(self: &Arc<Self>, at: &FileAt, offset: u64, len: usize) -> Result<Vec<u8>> {
-        self.read_as(Reader::Lazy, at, offset, len).await
-    }
-
-    async fn read_as(
-        self: &Arc<Self>,
-        reader: Reader,
-        at: &FileAt,
-        offset: u64,
-        len: usize,
-    ) -> Result<Vec<u8>> {
-        let Some(span) = at.span(offset, len)? else {
-            return Ok(Vec::new());
-        };
-        self.counters.reads.fetch_add(1, Ordering::Relaxed);
-        for attempt in 0..=EVICTED_RETRIES {
-            if attempt > 0 {
-                let needed = self.missing(&at.layer, vec![span.chunks.clone()]).await?;
-                match reader {
-                    Reader::Lazy => {
-                        self.ensure(&at.source, &at.layer, needed, &span.chunks).await?;
-                    }
-                    Reader::Whole => self.bring_members(&at.source, &at.layer, needed).await?,
-                }
-            }
-            if let Some(bytes) = self.copy(&at.layer, &span).await? {
-                return Ok(bytes);
-            }
-            // Looked at before anything is fetched: on a full disk a chunk serves many reads from there.
-            if let Some(bytes) = self.overflow.assemble(&at.layer, &span)? {
-                return Ok(bytes);
-            }
-        }
-        let what = at.source.name();
-        Err(Error::Io {
-            what,
-            errno: libc::ENOSPC,
-            why: "the cache cannot keep what was fetched".to_owned(),
-        })
-    }
-
-    /// Copies a span out of the store, where the disk may have to be waited for.
-    async fn copy(&self, layer: &Arc<Layer>, span: &Span) -> Result<Option<Vec<u8>>> {
-        if !layer.all_present(span.chunks.clone()) {
-            return Ok(None);
-        }
-        let (layer, span) = (Arc::clone(layer), span.clone());
-        blocking(&self.runtime, move || {
-            layer.read(&span.chunks, span.data_offset, span.len)
-        })
-        .await
-    }
-
-    /// Sees to it that members are in the store (or, the disk being full, in the overflow), within a reader's deadline.
-    async fn ensure(
-        self: &Arc<Self>,
-        source: &Arc<Source>,
-        layer: &Arc<Layer>,
-        needed: Vec<u32>,
-        chunks: &Range<u32>,
-    ) -> Result<()> {
-        let (Some(&first), Some(&last)) = (needed.first(), needed.last()) else {
-            return Ok(());
-        };
-        self.counters.misses.fetch_add(1, Ordering::Relaxed);
-        let start = layer.index().member(first)?.blob_start;
-        let end = layer.index().member(last)?.blob_end;
-        let arrival = self.bring(source, layer, &needed, start..end);
-        if end.saturating_sub(start) > DEADLINE_BYTES_MAX {
-            // A member may be as long as its layer: nobody waits for its end who has what he needs.
-            return tokio::select! {
-                arrived = arrival => arrived,
-                () = self.all_here(layer, chunks) => Ok(()),
-            };
-        }
-        let arrived = tokio::time::timeout(self.options.timeout, arrival).await;
-        arrived.unwrap_or_else(|_| {
-            let waited_ms = u64::try_from(self.options.timeout.as_millis()).unwrap_or(u64::MAX);
-            let error = Error::Timeout {
-                what: source.name(),
-                waited_ms,
-            };
-            for member in needed {
-                self.remember_failure(source, member, &error);
-            }
-            Err(error)
-        })
-    }
-
-    /// Waits until chunks have come with a long member, be it that the disk took them or not: those that it did not take
-    /// are soon pushed out of memory by the rest of the member. It is looked for them now and then, because who brings them
-    /// does not know who waits.
-    async fn all_here(&self, layer: &Layer, chunks: &Range<u32>) {
-        let is_here = |chunk| layer.is_present(chunk) || self.overflow.has(layer.key(), chunk);
-        while !chunks.clone().all(is_here) {
-            tokio::time::sleep(LONG_MEMBER_LOOK_INTERVAL).await;
-        }
-    }
-
-    /// Waits for the needed members, which lie within `place` of the blob. One that somebody else fetches, from a source
-    /// that refuses him, is asked of our own.
-    async fn bring(
-        self: &Arc<Self>,
-        source: &Arc<Source>,
-        layer: &Arc<Layer>,
-        needed: &[u32],
-        place: Range<u64>,
-    ) -> Result<()> {
-        let ahead = self.follow(layer, &place, true);
-        let mut refused_elsewhere = false;
-        for waiter in self.launch(source, layer, needed, ahead)? {
-            match waiter.arrival.await {
-                Err(
-                    Error::Denied { .. }
-                    | Error::NoCredentials { .. }
-                    | Error::Malformed { .. }
-                    | Error::Verification { .. },
-                ) if waiter.foreign => {
-                    refused_elsewhere = true;
-                }
-                outcome => outcome?,
-            }
-        }
-        if refused_elsewhere {
-            for waiter in self.launch(source, layer, needed, None)? {
-                waiter.arrival.await?;
-            }
-        }
-        Ok(())
-    }
-
     /// Starts requests for the needed members that nobody fetches yet, and for those in `ahead` that are missing.
     /// Returns what to wait for.
     fn launch(
@@ -461,24 +306,6 @@ impl Fetcher {
         Some(Ahead { range, permit })
     }
 
-    /// A reader found its chunks in the store: it may still be one that goes on, and soon miss.
-    fn follow_hit(self: &Arc<Self>, at: &FileAt, chunks: &Range<u32>) {
-        let place = || -> Result<Range<u64>> {
-            let index = at.layer.index();
-            let first = index.member(index.chunk(chunks.start)?.member)?;
-            let last = index.member(index.chunk(chunks.end.saturating_sub(1))?.member)?;
-            Ok(first.blob_start..last.blob_end)
-        };
-        let Ok(place) = place() else { return };
-        if let Some(ahead) = self.follow(&at.layer, &place, false) {
-            let (fetcher, at) = (Arc::clone(self), at.clone());
-            // Planning a large window takes a while, and this is the thread of a hit. What fails here fails again, with a
-            // reader to tell, when it is needed.
-            self.runtime
-                .spawn(async move { fetcher.launch(&at.source, &at.layer, &[], Some(ahead)).map(drop) });
-        }
-    }
-
     /// Keeps a verified chunk that the disk would not take.
     fn keep_in_memory(&self, layer: &Layer, chunk: u32, bytes: bytes::Bytes, error: &Error) {
         // The first one says it; a full disk makes thousands.
@@ -504,15 +331,6 @@ impl Fetcher {
 
 fn failure_key(source: &Source, member: u32) -> FailureKey {
     (source.key(), member, source.repository.clone())
-}
-
-/// Who reads a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Reader {
-    /// Someone who needs these bytes, soon, and perhaps the ones behind them.
-    Lazy,
-    /// Someone who copies whole files and has what he needs fetched himself: it may take as long as bytes come.
-    Whole,
 }
 
 /// What to fetch ahead of a reader.

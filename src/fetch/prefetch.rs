@@ -12,7 +12,8 @@ use tokio::task::JoinSet;
 
 use crate::error::{Error, Result};
 use crate::fetch::failures::FAILURE_MEMORY;
-use crate::fetch::{Fetcher, FileAt, Reader, Source, blocking, plan};
+use crate::fetch::read::Reader;
+use crate::fetch::{Fetcher, FileAt, Source, blocking, plan};
 use crate::store::layer::Layer;
 
 /// The first pause before something is tried again: what failed is remembered for less.

@@ -89,9 +89,12 @@ impl Journal {
         self.entries.lock().iter().cloned().collect()
     }
 
-    /// The failures as lines: time, operation, path, errno, reason.
+    /// The failures, and others from elsewhere, as lines in the order of time: time, operation, path, errno, reason.
     #[must_use]
-    pub fn to_text(&self) -> String {
+    pub fn to_text(&self, others: Vec<Failure>) -> String {
+        let mut failures = self.entries();
+        failures.extend(others);
+        failures.sort_by_key(|failure| failure.at_ms);
         let line = |failure: &Failure| {
             let Failure {
                 at_ms,
@@ -110,7 +113,7 @@ impl Journal {
             let (seconds, ms) = (at_ms / 1000, at_ms % 1000);
             format!("{seconds}.{ms:03} {operation} {path}: {errno:?}: {reason}{times}\n")
         };
-        self.entries.lock().iter().map(line).collect()
+        failures.iter().map(line).collect()
     }
 }
 
@@ -131,7 +134,7 @@ mod tests {
         assert_eq!(seen, [("a/1", 1), ("a/2", 2)]);
         assert!(
             journal
-                .to_text()
+                .to_text(Vec::new())
                 .ends_with("lookup a/2: ENOENT: a: not found: absent (2 times)\n")
         );
     }

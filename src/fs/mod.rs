@@ -6,6 +6,7 @@
 //! contents only, once their tree is open ([`pending`]). Each wait has a deadline.
 
 mod blob;
+mod cover;
 pub mod devices;
 mod grammar;
 mod hosts;
@@ -37,6 +38,8 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fetch::single_flight::SingleFlight;
 use crate::fs::blob::Streams;
+use crate::fs::cover::Coverings;
+pub use crate::fs::cover::{CoveredRoot, Covers, Work};
 use crate::fs::hosts::Hosts;
 use crate::fs::ino::{Place, place};
 use crate::fs::journal::Journal;
@@ -80,6 +83,8 @@ pub struct Options {
     pub lookup_wait: Duration,
     /// Failures kept for `.registryfs/errors`.
     pub journal_entries: usize,
+    /// Mounts the kernel's own view over the root filesystems of this tree; none where it is not to.
+    pub covers: Option<Arc<dyn Covers>>,
     /// Makes the text of `.registryfs/status.json`.
     pub status: Arc<dyn Fn() -> String + Send + Sync>,
 }
@@ -115,6 +120,7 @@ struct Inner {
     journal: Journal,
     tocs: Tocs,
     streams: Arc<Streams>,
+    coverings: Coverings,
     /// Shown as the time of what has none of its own.
     started: SystemTime,
 }
@@ -157,6 +163,7 @@ impl Filesystem {
                 under_way: SingleFlight::default(),
             },
             streams: Arc::default(),
+            coverings: Coverings::default(),
             started: SystemTime::now(),
         }))
     }

@@ -56,7 +56,7 @@ impl Filesystem {
         }
         match &dir.kind {
             Kind::Root => Answer::Now(self.lookup_root(caller, dir, name)),
-            Kind::State => Answer::Now(Ok(self.lookup_state(dir, name))),
+            Kind::State => Answer::Now(self.lookup_state(dir, name)),
             Kind::Registry { host } => self.lookup_below(caller, dir, host, None, name),
             Kind::Bare(bare) => match meaning(name) {
                 Meaning::Own(own) => self.lookup_own_of_bare(caller, dir, own),
@@ -92,7 +92,10 @@ impl Filesystem {
         if canonical_host(host)? != host {
             return Ok(Lookup::Absent(FOREVER));
         }
-        if !self.may_be_reached(caller, host) {
+        // What is held already has a mode that keeps strangers out. An error would make the kernel throw out what is mounted
+        // below, for those who may be there.
+        let is_held = || !self.nodes().held(&dir.child_path(host)).is_empty();
+        if !self.may_be_reached(caller, host) && !is_held() {
             let why = "the configuration does not allow this registry here: see allow, deny and [registry]";
             let error = Error::denied(host, why);
             self.journal().record("lookup", host, &error);
@@ -179,7 +182,11 @@ impl Filesystem {
             let tag = match within(wait, || what, check).await {
                 Ok(current) => Tag::Names(current.digest, current.valid_for),
                 Err(Error::NotFound { .. }) => Tag::Absent,
-                Err(error) => return Err(error),
+                Err(error @ Error::Denied { .. }) => return Err(error),
+                Err(error) => match images.last() {
+                    Some(at) => filesystem.still(&dir.child_path(&name), *at.digest(), &error),
+                    None => return Err(error),
+                },
             };
             for at in &images {
                 filesystem.settle(at).await;
@@ -188,6 +195,13 @@ impl Filesystem {
                 filesystem.count_bare(&dir, &host, parent, &name, tag),
             ))
         })
+    }
+
+    /// A tag that is held and cannot be checked, for a reason that says nothing about it: it stays what it was. An error
+    /// would make the kernel throw out what is mounted below.
+    fn still(&self, path: &str, digest: Digest, error: &Error) -> Tag {
+        self.journal().record("lookup", path, error);
+        Tag::Names(digest, CHANGING_TTL)
     }
 
     /// Counts a lookup of a bare name.
@@ -248,7 +262,21 @@ impl Filesystem {
                     let holds = filesystem.images().resolver().absent_ttl(repository.host());
                     return Ok(Lookup::Absent(holds));
                 }
-                Err(error) => return Err(error),
+                Err(error @ Error::Denied { .. }) => return Err(error),
+                // As in `still`.
+                Err(error) => match filesystem
+                    .nodes()
+                    .held(&path)
+                    .iter()
+                    .rev()
+                    .find_map(|node| node.image())
+                {
+                    Some(at) => {
+                        filesystem.journal().record("lookup", &path, &error);
+                        (at, CHANGING_TTL)
+                    }
+                    None => return Err(error),
+                },
             };
             let (digest, has_image) = (*at.digest(), at.image.is_ok());
             let like = |kind: &Kind| match kind {

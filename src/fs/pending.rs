@@ -22,7 +22,7 @@ use crate::fetch::Awaited;
 use crate::fs::Filesystem;
 use crate::fs::ino::in_slot;
 use crate::fs::nodes::{ImageAt, NameNode};
-use crate::fs::ops::{Answer, Attr, Caller, Entry, FileType, Lookup};
+use crate::fs::ops::{Answer, Attr, Caller, Entry, FOREVER, FileType, Lookup};
 use crate::fs::slots::{Held, Slot};
 use crate::image::tree::ROOT;
 use crate::image::{Image, Rootfs};
@@ -108,6 +108,14 @@ impl Pending {
     }
 }
 
+/// The root of a tree, as a lookup finds it.
+enum Root {
+    /// The tree is open.
+    Open(Arc<Slot>),
+    /// It is not: what stands for it, counted.
+    Pending(Entry),
+}
+
 impl Filesystem {
     /// The root of a merged tree under a name of its own. The slots that its numbers come from are the same each time.
     pub(super) fn lookup_tree(
@@ -119,42 +127,58 @@ impl Filesystem {
         unopened: Unopened,
     ) -> Answer<Lookup> {
         let (filesystem, dir, at) = (self.clone(), Arc::clone(dir), Arc::clone(at));
-        let path = dir.child_path(name);
+        let (name, path) = (name.to_owned(), dir.child_path(name));
         let journal_path = path.clone();
         self.journaled("lookup", move || journal_path, async move {
             let number = filesystem.slot(filesystem.view_key(&path, at.digest())).await?;
-            let pending = match filesystem.slots().held(number) {
+            let is_rootfs = unopened.layer.is_none();
+            let held = filesystem.slots().held(number);
+            let was_known = held.is_ok();
+            let pending = match held {
                 Ok(Held::Pending(pending)) => pending,
                 _ => Pending::new(number, path, dir.ino, unopened),
             };
             let may_wait = pending.comes_again(caller);
-            let entry = filesystem.root_entry(&pending, may_wait).await?;
+            let own_ttl = filesystem.own_ttl(&dir, &at);
+            let slot = match filesystem.opened_root(&pending, may_wait).await? {
+                Root::Open(slot) => slot,
+                Root::Pending(entry) => {
+                    // Once it is open, whoever comes next sees it mounted over.
+                    let is_covered = is_rootfs && filesystem.covers_roots();
+                    let entry_ttl = if is_covered { Duration::ZERO } else { own_ttl };
+                    return Ok(Lookup::Found(Entry { entry_ttl, ..entry }));
+                }
+            };
+            // While a stranger may be on his way in, he must be refused at this name, and that would throw a mount out.
+            let entry_ttl = match is_rootfs && own_ttl == FOREVER {
+                true => filesystem.cover(&slot, &dir, &name, was_known).await,
+                false => own_ttl,
+            };
+            let root = slot.rootfs.tree().node(ROOT)?;
             Ok(Lookup::Found(Entry {
-                entry_ttl: filesystem.own_ttl(&dir, &at),
-                ..entry
+                entry_ttl,
+                ..filesystem.merged_entry(&slot, &root)
             }))
         })
     }
 
-    /// The entry for a tree's root, counted as one lookup. It waits for a pass only if it may.
-    async fn root_entry(&self, pending: &Arc<Pending>, may_wait: bool) -> Result<Entry> {
+    /// Opens a tree for a lookup of its root, or counts one of what stands for it. It waits for a pass only if it may.
+    async fn opened_root(&self, pending: &Arc<Pending>, may_wait: bool) -> Result<Root> {
         let awaited = pending.unopened.awaited();
         let mut opening = std::pin::pin!(self.opened(pending));
-        let slot = loop {
+        loop {
             if let Ok(slot) = tokio::time::timeout(LOOK_INTERVAL, &mut opening).await {
-                break slot?;
+                return slot.map(Root::Open);
             }
             let would_wait = self.images().fetcher().is_passing(&awaited);
             if would_wait && !may_wait && self.slots().count_pending(pending) {
-                return Ok(Entry {
+                return Ok(Root::Pending(Entry {
                     attr: pending.attr(),
                     attr_ttl: Duration::ZERO,
                     entry_ttl: Duration::ZERO,
-                });
+                }));
             }
-        };
-        let root = slot.rootfs.tree().node(ROOT)?;
-        Ok(self.merged_entry(&slot, &root))
+        }
     }
 
     /// Opens a tree, however long the layers take that must be read as a whole, as long as they come. All who wait share

@@ -12,6 +12,7 @@ use crate::fs::ino::{Place, in_slot, place};
 use crate::fs::nodes::Kind;
 use crate::fs::ops::{Caller, ROOT_INO};
 use crate::fs::slots::Slot;
+use crate::image::Rootfs;
 use crate::image::tree::ROOT;
 use crate::registry::reference::Reference;
 
@@ -58,6 +59,16 @@ pub(super) enum Top {
         /// Whether it is for the mount's owner only.
         is_private: bool,
     },
+}
+
+impl Top {
+    /// The merged tree that is shown.
+    pub(super) fn rootfs(&self) -> Option<&Arc<Rootfs>> {
+        match self {
+            Self::Names => None,
+            Self::Tree { slot, .. } => Some(&slot.rootfs),
+        }
+    }
 }
 
 impl Filesystem {

@@ -3,6 +3,7 @@
 
 use bytes::Bytes;
 
+use crate::error::Result;
 use crate::fs::Filesystem;
 use crate::fs::nodes::{NameNode, STATE_INO};
 use crate::fs::ops::{DirEntry, Entry, FOREVER, FileType, Lookup};
@@ -12,15 +13,18 @@ use std::time::Duration;
 const FILES: [&str; 3] = ["version", "status.json", "errors"];
 
 impl Filesystem {
-    pub(super) fn lookup_state(&self, dir: &NameNode, name: &[u8]) -> Lookup {
+    pub(super) fn lookup_state(&self, dir: &NameNode, name: &[u8]) -> Result<Lookup> {
+        if let Some(staged) = self.lookup_stage(name) {
+            return staged;
+        }
         let content = match name {
             b"version" => format!("registryfs {}\n", env!("CARGO_PKG_VERSION")),
             b"status.json" => self.status_text(),
-            b"errors" => self.journal().to_text(),
-            _ => return Lookup::Absent(FOREVER),
+            b"errors" => self.journal().to_text(self.covers_failures()),
+            _ => return Ok(Lookup::Absent(FOREVER)),
         };
         let path = dir.child_path(&String::from_utf8_lossy(name));
-        Lookup::Found(self.snapshot(dir.ino, path, Bytes::from(content)))
+        Ok(Lookup::Found(self.snapshot(dir.ino, path, Bytes::from(content))))
     }
 
     /// A file that is made anew for each lookup.

@@ -48,6 +48,12 @@ pub struct ImageInfo {
     pub bytes: Option<u64>,
     /// What was odd in the layers and how it was read.
     pub warnings: Vec<String>,
+    /// What the merged tree is stored under, as `inodes`.
+    #[serde(skip)]
+    pub tree: Option<Digest>,
+    /// How its root filesystem is served where the kernel does that by itself, now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub served_by: Option<String>,
 }
 
 /// One layer of an image.

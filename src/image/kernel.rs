@@ -4,13 +4,16 @@
 use std::fs::File;
 use std::sync::Arc;
 
+use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fetch::blocking;
 use crate::fetch::device::DeviceAt;
 use crate::image::erofs;
 use crate::image::images::{Images, Rootfs};
+use crate::image::tree::Tree;
 use crate::store::Store;
 use crate::store::layer::Layer;
+use crate::store::mapped::Mapped;
 
 /// What the kernel needs to serve a merged tree.
 #[derive(Debug)]
@@ -33,7 +36,7 @@ impl Images {
         let (store, of) = (Arc::clone(self.fetcher().store()), Arc::clone(rootfs));
         let layers: Vec<Arc<Layer>> = devices.iter().map(|at| Arc::clone(&at.layer)).collect();
         let runtime = self.fetcher().runtime().clone();
-        let open = move || open_or_write(&store, &of, &layers).map(Arc::new);
+        let open = move || open_or_write(&store, of.name(), of.tree(), of.key(), &layers).map(Arc::new);
         let open = async move { blocking(&runtime, open).await };
         let opened = self
             .kernel_images()
@@ -46,25 +49,30 @@ impl Images {
     }
 }
 
-/// The image in the store if it is whole and of this tree and these indexes, else a new one in its place.
-fn open_or_write(store: &Store, rootfs: &Rootfs, layers: &[Arc<Layer>]) -> Result<File> {
+/// The image in the store if it is whole and of this tree and these indexes, else a new one in its place. `name` is for
+/// messages.
+fn open_or_write(
+    store: &Store,
+    name: &str,
+    tree: &Tree<Mapped>,
+    key: &Digest,
+    layers: &[Arc<Layer>],
+) -> Result<File> {
     let indexes: Vec<_> = layers.iter().map(|layer| layer.index()).collect();
-    let identity = erofs::identity(rootfs.tree(), &indexes, rootfs.key());
-    if let Some(mut file) = store.kernel_image(rootfs.key())? {
+    let identity = erofs::identity(tree, &indexes, key);
+    if let Some(mut file) = store.kernel_image(key)? {
         match erofs::verify(&mut file, &identity) {
             Ok(()) => return Ok(file),
-            Err(error) => {
-                tracing::warn!(image = rootfs.name(), %error, "a kernel image is written anew");
-            }
+            Err(error) => tracing::warn!(image = name, %error, "a kernel image is written anew"),
         }
     }
-    store.put_kernel_image(rootfs.key(), |file| {
-        erofs::write(rootfs.tree(), &indexes, rootfs.key(), file)?;
+    store.put_kernel_image(key, |file| {
+        erofs::write(tree, &indexes, key, file)?;
         // Zeros may have been read in place of what is gone from the disk.
         for index in &indexes {
             index.source().vouch("layer index", ())?;
         }
-        rootfs.vouch(())
+        tree.source().vouch(name, ())
     })
 }
 

@@ -173,11 +173,11 @@ impl Images {
         for source in image.sources() {
             layers.push(self.layer_info(source).await?);
         }
-        let (mut inodes, mut bytes, mut warnings) = (None, None, Vec::new());
+        let (mut inodes, mut bytes, mut warnings, mut tree) = (None, None, Vec::new(), None);
         if layers.iter().all(|layer| layer.indexed.is_some()) {
             let rootfs = self.rootfs(&image).await?;
             let totals = rootfs.tree().totals();
-            (inodes, bytes) = (Some(totals.nodes), Some(totals.bytes));
+            (inodes, bytes, tree) = (Some(totals.nodes), Some(totals.bytes), Some(*rootfs.key()));
             let (store, key) = (Arc::clone(self.fetcher().store()), *rootfs.key());
             let read = move || store.db().warnings(&key);
             warnings = crate::fetch::blocking(self.fetcher().runtime(), read).await?;
@@ -191,6 +191,8 @@ impl Images {
             inodes,
             bytes,
             warnings,
+            tree,
+            served_by: None,
         })
     }
 

@@ -8,8 +8,8 @@
 //! header 256 | entries 96 each | chunks 64 each | members 48 each | order 4 each | digests 32 each | xattrs | windows |
 //! strings
 //! ```
-//! *Entries* stand in tar order. The *chunks* of a file stand together in file order; what no chunk covers is a hole, and
-//! reads as zeros. A *member* is the unit that decodes on its own (a gzip member, a zstd frame, a span between two
+//! *Entries* stand in tar order. The *chunks* of a file stand together in file order, and files in the order of their
+//! places in the data file, so that a chunk is also found by its place; what no chunk covers is a hole, and reads as zeros. A *member* is the unit that decodes on its own (a gzip member, a zstd frame, a span between two
 //! checkpoints): its chunks are `order[first..first + count]`, by their place in it. Every non-empty regular file has its
 //! place in the layer's data file, contiguous and aligned to [`DATA_ALIGN_BYTES`].
 

@@ -20,7 +20,7 @@ use crate::layer::xattrs;
 /// Longest path in bytes, as PATH_MAX.
 const PATH_BYTES_MAX: usize = 4095;
 /// Longest path component in bytes, as NAME_MAX.
-const NAME_BYTES_MAX: usize = 255;
+pub const NAME_BYTES_MAX: usize = 255;
 /// The most components in a path.
 const DEPTH_MAX: usize = 1000;
 /// The most chunks of one layer that are the same bytes of the same member.

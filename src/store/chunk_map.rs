@@ -6,8 +6,13 @@
 //! left, so that what nobody looked at is not lost. A clean shutdown syncs the data first and then says `clean`, and no
 //! mark is set in between. The mark of a chunk is set only after its bytes were verified and written.
 //!
+//! The map also remembers two things of the data file that hold for one boot: that every marked chunk was verified in it
+//! (also those that a clean shutdown made trustworthy without looking), and that the file was lent to the kernel, which may
+//! have it still, whatever became of the process that lent it (see [`crate::store::lending`]).
+//!
 //! ```text
-//! magic 8 | version u32 | clean u32 | chunks u64 | boot id 16 | index id u32 | … | at 4096: bits, u64 little-endian words
+//! magic 8 | version u32 | clean u32 | chunks u64 | boot id 16 | index id u32 | boot id of verification 16 | boot id of
+//! lending 16 | … | at 4096: bits, u64 little-endian words
 //! ```
 #![allow(unsafe_code)]
 
@@ -27,6 +32,13 @@ const VERSION: u32 = 1;
 const BITS_AT: usize = 4096;
 const CLEAN_AT: usize = 12;
 const BOOT_AT: usize = 24;
+const VERIFIED_AT: usize = 44;
+const LENT_AT: usize = 60;
+
+/// The kernel's id of a boot.
+type BootId = [u8; 16];
+/// No boot's: nothing is known.
+const NO_BOOT: BootId = [0; 16];
 
 /// The chunk map of one layer.
 #[derive(Debug)]
@@ -35,6 +47,7 @@ pub struct ChunkMap {
     _guard: Option<Guard>,
     map: MmapRaw,
     chunks: u32,
+    boot: BootId,
     suspects: Option<Suspects>,
     /// Whether the file says `clean`, so that the first mark must take that back.
     clean: AtomicBool,
@@ -47,8 +60,6 @@ pub struct ChunkMap {
 struct Suspects {
     words: Box<[AtomicU64]>,
     left: AtomicU32,
-    /// What the file says once none is left.
-    boot: [u8; 16],
 }
 
 impl ChunkMap {
@@ -72,13 +83,22 @@ impl ChunkMap {
             _guard: None,
             map: MmapRaw::from(map),
             chunks,
+            boot: NO_BOOT,
             suspects: None,
             clean: AtomicBool::new(false),
             state: RwLock::new(()),
         })
     }
 
-    fn open_at_boot(path: &Path, chunks: u32, index_id: u32, boot: [u8; 16]) -> Result<Self> {
+    /// Whether there is a map that [`Self::open`] would not begin anew.
+    #[must_use]
+    pub fn is_kept(path: &Path, chunks: u32, index_id: u32) -> bool {
+        let fits =
+            File::open(path).and_then(|file| fits(&file, &header(chunks, index_id), file_bytes(chunks)));
+        fits.unwrap_or(false)
+    }
+
+    pub(super) fn open_at_boot(path: &Path, chunks: u32, index_id: u32, boot: BootId) -> Result<Self> {
         let failed = |e: std::io::Error| Error::io(path.display().to_string(), &e);
         let len = file_bytes(chunks);
         let header = header(chunks, index_id);
@@ -96,6 +116,7 @@ impl ChunkMap {
             zeros[..header.len()].copy_from_slice(&header);
             zeros[BOOT_AT..BOOT_AT + 16].copy_from_slice(&boot);
             zeros[40..44].copy_from_slice(&index_id.to_le_bytes());
+            zeros[VERIFIED_AT..VERIFIED_AT + 16].copy_from_slice(&boot);
             file.set_len(0)
                 .and_then(|()| file.write_all(&zeros))
                 .map_err(failed)?;
@@ -106,16 +127,17 @@ impl ChunkMap {
             _guard: guard,
             map,
             chunks,
+            boot,
             suspects: None,
             clean: AtomicBool::new(false),
             state: RwLock::new(()),
         };
-        map.adopt(boot);
+        map.adopt();
         Ok(map)
     }
 
     /// Decides what the bits are worth after the boot that the file names.
-    fn adopt(&mut self, boot: [u8; 16]) {
+    fn adopt(&mut self) {
         // Bits of no chunk would be counted as chunks.
         if let (Some(last), Some(used)) = (
             self.words().last(),
@@ -125,28 +147,65 @@ impl ChunkMap {
         }
         let clean = self.header_word(CLEAN_AT) == 1;
         self.clean.store(clean, Ordering::Release);
-        let mut recorded = [0; 16];
-        for (i, word) in recorded.chunks_exact_mut(4).enumerate() {
-            word.copy_from_slice(&self.header_word(BOOT_AT + 4 * i).to_le_bytes());
-        }
         // A boot without an id is not known to be the same as any other.
-        let same_boot = recorded == boot && boot != [0; 16];
+        let same_boot = self.header_id(BOOT_AT) == self.boot && self.boot != NO_BOOT;
         let load = |word: &AtomicU64| AtomicU64::new(word.load(Ordering::Relaxed));
         let words: Box<[AtomicU64]> = self.words().iter().map(load).collect();
         let left = count_ones(&words);
+        if left == 0 {
+            self.set_header_id(VERIFIED_AT, self.boot);
+        }
         if clean || same_boot || left == 0 {
-            self.set_boot(boot);
+            self.set_header_id(BOOT_AT, self.boot);
         } else {
             let left = AtomicU32::new(left);
-            self.suspects = Some(Suspects { words, left, boot });
+            self.suspects = Some(Suspects { words, left });
         }
     }
 
-    fn set_boot(&self, boot: [u8; 16]) {
-        for (i, word) in boot.chunks_exact(4).enumerate() {
-            let word = u32::from_le_bytes([word[0], word[1], word[2], word[3]]);
-            self.set_header_word(BOOT_AT + 4 * i, word);
+    /// Whether every chunk that is present was verified since the machine started.
+    #[must_use]
+    pub fn is_verified(&self) -> bool {
+        self.boot != NO_BOOT && self.header_id(VERIFIED_AT) == self.boot && !self.has_suspects()
+    }
+
+    /// Whether every chunk is marked, some of them without having been verified since the machine started.
+    #[must_use]
+    pub fn is_to_verify(&self) -> bool {
+        self.boot != NO_BOOT && !self.is_verified() && count_ones(self.words()) == self.chunks
+    }
+
+    /// Notes that every chunk that is present was verified since the machine started.
+    pub fn note_verified(&self) {
+        self.set_header_id(VERIFIED_AT, self.boot);
+    }
+
+    /// Whether the kernel may have the data file: it was lent since the machine started, by this process or another.
+    #[must_use]
+    pub fn is_lent(&self) -> bool {
+        match self.header_id(LENT_AT) {
+            NO_BOOT => false,
+            // Without an id it is not known to be another boot.
+            lent => self.boot == NO_BOOT || lent == self.boot,
         }
+    }
+
+    /// Notes that the data file is lent, before it is.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the file cannot be told; [`Error::Unsupported`] where nobody would know later in which boot it was.
+    pub fn note_lent(&self) -> Result<()> {
+        if self.boot == NO_BOOT {
+            return Err(Error::unsupported("chunk map", "the kernel says no boot id"));
+        }
+        self.set_header_id(LENT_AT, self.boot);
+        let flushed = self.map.flush_range(0, BITS_AT);
+        flushed.map_err(|e| Error::io("chunk map", &e))
+    }
+
+    /// Notes that the data file is another one than was lent.
+    pub fn forget_lent(&self) {
+        self.set_header_id(LENT_AT, NO_BOOT);
     }
 
     /// Whether a chunk is in the data file, verified.
@@ -229,8 +288,14 @@ impl ChunkMap {
         };
         let was_suspect = word.fetch_and(!bit, Ordering::AcqRel) & bit != 0;
         if was_suspect && suspects.left.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.set_boot(suspects.boot);
+            self.set_header_id(BOOT_AT, self.boot);
+            self.set_header_id(VERIFIED_AT, self.boot);
         }
+    }
+
+    fn has_suspects(&self) -> bool {
+        let suspects = self.suspects.as_ref();
+        suspects.is_some_and(|suspects| suspects.left.load(Ordering::Acquire) > 0)
     }
 
     /// Number of chunks that are present.
@@ -250,11 +315,7 @@ impl ChunkMap {
     /// Those of `sync_data`; [`Error::Io`].
     pub fn make_clean(&self, sync_data: impl FnOnce() -> Result<()>) -> Result<()> {
         let _changing = self.state.write();
-        let suspects = self
-            .suspects
-            .as_ref()
-            .is_some_and(|suspects| suspects.left.load(Ordering::Acquire) > 0);
-        if suspects || self.clean.load(Ordering::Acquire) {
+        if self.has_suspects() || self.clean.load(Ordering::Acquire) {
             return Ok(());
         }
         sync_data()?;
@@ -296,6 +357,21 @@ impl ChunkMap {
     fn set_header_word(&self, at: usize, value: u32) {
         self.header_atomic(at).store(value.to_le(), Ordering::Release);
     }
+
+    fn header_id(&self, at: usize) -> BootId {
+        let mut id = NO_BOOT;
+        for (i, word) in id.chunks_exact_mut(4).enumerate() {
+            word.copy_from_slice(&self.header_word(at + 4 * i).to_le_bytes());
+        }
+        id
+    }
+
+    fn set_header_id(&self, at: usize, id: BootId) {
+        for (i, word) in id.chunks_exact(4).enumerate() {
+            let word = u32::from_le_bytes([word[0], word[1], word[2], word[3]]);
+            self.set_header_word(at + 4 * i, word);
+        }
+    }
 }
 
 fn count_ones(words: &[AtomicU64]) -> u32 {
@@ -335,14 +411,14 @@ fn fits(file: &File, expected: &[u8; 44], len: usize) -> std::io::Result<bool> {
 }
 
 /// The kernel's random id of this boot; zeros (which equal no boot's) where it cannot be read, so that nothing is trusted.
-fn boot_id() -> [u8; 16] {
+fn boot_id() -> BootId {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let digits: Vec<u8> = text
         .chars()
         .filter_map(|c| c.to_digit(16))
         .filter_map(|d| u8::try_from(d).ok())
         .collect();
-    let mut id = [0; 16];
+    let mut id = NO_BOOT;
     for (byte, pair) in id.iter_mut().zip(digits.chunks_exact(2)) {
         *byte = pair[0] << 4 | pair[1];
     }
@@ -350,126 +426,4 @@ fn boot_id() -> [u8; 16] {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const BOOT: [u8; 16] = [1; 16];
-    const NEXT_BOOT: [u8; 16] = [2; 16];
-
-    fn open(dir: &tempfile::TempDir, boot: [u8; 16]) -> ChunkMap {
-        ChunkMap::open_at_boot(&dir.path().join("map"), 130, 7, boot).unwrap()
-    }
-
-    #[test]
-    fn marks_survive_a_crash_of_the_process() {
-        let dir = tempfile::tempdir().unwrap();
-        let map = open(&dir, BOOT);
-        map.mark(0).unwrap();
-        map.mark(129).unwrap();
-        drop(map);
-        let map = open(&dir, BOOT);
-        assert!(map.is_present(0) && map.is_present(129) && !map.is_present(64));
-        assert_eq!(map.count(), 2);
-        assert!(!map.is_present(130), "no such chunk");
-    }
-
-    #[test]
-    fn after_an_unclean_reboot_marks_are_suspects_until_looked_at() {
-        let dir = tempfile::tempdir().unwrap();
-        open(&dir, BOOT).mark(5).unwrap();
-        let map = open(&dir, NEXT_BOOT);
-        assert!(!map.is_present(5) && map.is_suspect(5));
-        map.mark(5).unwrap();
-        assert!(map.is_present(5) && !map.is_suspect(5));
-        drop(map);
-        assert!(open(&dir, NEXT_BOOT).is_present(5));
-    }
-
-    #[test]
-    fn after_a_clean_stop_marks_are_trusted_until_the_next_change() {
-        let dir = tempfile::tempdir().unwrap();
-        let map = open(&dir, BOOT);
-        map.mark(5).unwrap();
-        map.make_clean(|| Ok(())).unwrap();
-        drop(map);
-        let map = open(&dir, NEXT_BOOT);
-        assert!(map.is_present(5));
-        map.mark(6).unwrap();
-        drop(map);
-        let map = open(&dir, [3; 16]);
-        assert!(map.is_suspect(5) && map.is_suspect(6) && !map.is_present(5));
-    }
-
-    #[test]
-    fn suspects_that_nobody_looked_at_outlive_the_map() {
-        let dir = tempfile::tempdir().unwrap();
-        let map = open(&dir, BOOT);
-        (5..8).for_each(|chunk| map.mark(chunk).unwrap());
-        drop(map);
-        let map = open(&dir, NEXT_BOOT);
-        map.mark(5).unwrap();
-        map.drop_suspect(6);
-        map.make_clean(|| Ok(())).unwrap();
-        assert_eq!(
-            (map.count(), map.is_present(5), map.is_suspect(7)),
-            (1, true, true)
-        );
-        drop(map);
-        // The same boot goes on, but the file still speaks of the one before: 5 is looked at once more.
-        let map = open(&dir, NEXT_BOOT);
-        assert!(map.is_suspect(5) && map.is_suspect(7) && !map.is_suspect(6) && !map.is_present(6));
-        map.mark(5).unwrap();
-        map.mark(7).unwrap();
-        drop(map);
-        let map = open(&dir, NEXT_BOOT);
-        assert!(map.is_present(5) && map.is_present(7));
-    }
-
-    #[test]
-    fn boots_without_an_id_are_not_the_same() {
-        let dir = tempfile::tempdir().unwrap();
-        open(&dir, [0; 16]).mark(5).unwrap();
-        assert!(open(&dir, [0; 16]).is_suspect(5));
-    }
-
-    #[test]
-    fn nothing_is_clean_whose_data_could_not_be_synced() {
-        let dir = tempfile::tempdir().unwrap();
-        let map = open(&dir, BOOT);
-        map.mark(5).unwrap();
-        let refused = Error::posix("sync", libc::EIO);
-        assert_eq!(map.make_clean(|| Err(refused.clone())), Err(refused));
-        drop(map);
-        assert!(open(&dir, NEXT_BOOT).is_suspect(5));
-    }
-
-    #[test]
-    fn marks_of_no_chunk_are_not_counted() {
-        let dir = tempfile::tempdir().unwrap();
-        drop(open(&dir, BOOT));
-        let path = dir.path().join("map");
-        let mut bytes = std::fs::read(&path).unwrap();
-        *bytes.last_mut().unwrap() = 0xff;
-        std::fs::write(&path, &bytes).unwrap();
-        assert_eq!(open(&dir, BOOT).count(), 0);
-        // Nobody would ever look at such suspects, and the map would never be clean again.
-        std::fs::write(&path, &bytes).unwrap();
-        let map = open(&dir, NEXT_BOOT);
-        map.mark(1).unwrap();
-        map.make_clean(|| Ok(())).unwrap();
-        drop(map);
-        assert!(open(&dir, [3; 16]).is_present(1));
-    }
-
-    #[test]
-    fn a_map_of_another_index_is_begun_anew() {
-        let dir = tempfile::tempdir().unwrap();
-        open(&dir, BOOT).mark(5).unwrap();
-        let path = dir.path().join("map");
-        let other = ChunkMap::open_at_boot(&path, 130, 8, BOOT).unwrap();
-        assert!(!other.is_present(5) && !other.is_suspect(5));
-        drop(other);
-        std::fs::write(&path, b"rubbish").unwrap();
-        assert_eq!(open(&dir, BOOT).count(), 0);
-    }
-}
+mod tests;

@@ -3,28 +3,37 @@
 //! In: a chunk is decoded and verified elsewhere, written to its place, and only then marked. Out: whoever reads holds a
 //! count ([`ReadGuard`]) from before it looks at the marks until it has the bytes. How chunks go again stands in
 //! [`crate::store::eviction`]; both ways share `keeping`, because a mark must never be set on a place that is being
-//! emptied.
+//! emptied. A data file that the kernel was given ([`crate::store::lending`]) is never written to again; eviction puts
+//! another file in its place, so whoever reads takes the file after the marks.
 #![allow(unsafe_code)]
+
+mod files;
+mod verification;
 
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
 
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use crate::digest::{Digest, Hasher};
+use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::layer::index::{Chunk, EntryRef, HEADER_BYTES, Index};
+use crate::layer::index::{EntryRef, HEADER_BYTES, Index};
 use crate::store::chunk_map::ChunkMap;
+pub(super) use crate::store::layer::files::new_data;
+use crate::store::layer::files::{DATA_ASIDE, open_files};
 use crate::store::mapped::Mapped;
 
 /// Readers are counted in this many stripes of neighbouring chunks: an evictor waits for a stripe, not for a layer.
 const STRIPES: usize = 64;
-/// Bytes read at a time where a suspect is verified.
-const VERIFY_PIECE_BYTES: usize = 1 << 20;
+
+/// How long it is waited to lend a layer for those who mark or evict something in it.
+const LEND_WAIT: Duration = Duration::from_millis(100);
 
 /// Takes the place of a data file that cannot be had: no write to it succeeds, so no chunk is ever marked.
 const NOWHERE: &str = "/dev/full";
@@ -34,12 +43,16 @@ const NOWHERE: &str = "/dev/full";
 pub struct Layer {
     key: Digest,
     index: Index<Mapped>,
-    data: File,
+    /// Where its files are.
+    dir: PathBuf,
+    data: RwLock<Arc<File>>,
     map: ChunkMap,
     readers: [AtomicU32; STRIPES],
     complete: AtomicBool,
-    /// How often chunks were evicted. Shared by who writes and marks, exclusive for who evicts.
+    /// How often chunks were evicted. Shared by who writes and marks, exclusive for who evicts or lends.
     keeping: RwLock<u64>,
+    /// How often the data file is lent now. Only raised while `keeping` is held exclusively.
+    lent: AtomicU32,
 }
 
 /// A count on some stripes of a layer: while it lives, none of their chunks is punched out.
@@ -61,9 +74,20 @@ impl Drop for ReadGuard<'_> {
 #[derive(Debug)]
 pub(super) struct Evicted<'a> {
     pub(super) keeping: RwLockWriteGuard<'a, u64>,
-    pub(super) data: &'a File,
+    pub(super) data: Arc<File>,
     pub(super) map: &'a ChunkMap,
     pub(super) complete: &'a AtomicBool,
+    layer: &'a Layer,
+}
+
+impl Evicted<'_> {
+    /// Puts another data file in the place of the one that was lent. What is marked must be in it.
+    pub(super) fn replace(&self, aside: &Path, data: File) -> std::io::Result<()> {
+        std::fs::rename(aside, self.layer.dir.join("data"))?;
+        *self.layer.data.write() = Arc::new(data);
+        self.map.forget_lent();
+        Ok(())
+    }
 }
 
 impl Layer {
@@ -102,10 +126,12 @@ impl Layer {
             key,
             complete: AtomicBool::new(map.count() == index.chunk_count()),
             index,
-            data,
+            dir: dir.to_owned(),
+            data: RwLock::new(Arc::new(data)),
             map,
             readers: [const { AtomicU32::new(0) }; STRIPES],
             keeping: RwLock::new(0),
+            lent: AtomicU32::new(0),
         })
     }
 
@@ -124,7 +150,8 @@ impl Layer {
     /// Whether every chunk is present.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        self.complete.load(Ordering::Acquire)
+        // As strictly ordered against a reader's count as the marks are.
+        self.complete.load(Ordering::SeqCst)
     }
 
     /// Whether a chunk is present.
@@ -136,7 +163,7 @@ impl Layer {
     /// Whether all of these chunks are present.
     #[must_use]
     pub fn all_present(&self, chunks: Range<u32>) -> bool {
-        chunks.into_iter().all(|chunk| self.map.is_present(chunk))
+        self.is_complete() || chunks.into_iter().all(|chunk| self.map.is_present(chunk))
     }
 
     /// The chunks of a file that hold its bytes `offset..end`, which must not be empty nor reach beyond its size. None, where
@@ -145,13 +172,26 @@ impl Layer {
     /// # Errors
     /// [`Error::Malformed`] for a damaged index.
     pub fn chunks_of(&self, entry: &EntryRef<'_>, offset: u64, end: u64) -> Result<Range<u32>> {
-        let all = entry.chunk_range();
-        let starts_at_or_before = |position: u64, from: u32| -> Result<u32> {
+        let place = |position: u64| entry.data_offset.saturating_add(position);
+        self.chunks_among(entry.chunk_range(), place(offset)..place(end))
+    }
+
+    /// The chunks that lie in these bytes of the data file, which must not be empty, whatever files they are of. None, where
+    /// there are only holes and what lies between files.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] for a damaged index.
+    pub fn chunks_in(&self, data: Range<u64>) -> Result<Range<u32>> {
+        self.chunks_among(0..self.index.chunk_count(), data)
+    }
+
+    /// Those of `all` chunks, which stand in the order of the data file, that lie in these bytes of it.
+    fn chunks_among(&self, all: Range<u32>, data: Range<u64>) -> Result<Range<u32>> {
+        let starts_at_or_before = |place: u64, from: u32| -> Result<u32> {
             let (mut low, mut high) = (from, all.end);
             while low < high {
                 let middle = low + (high - low) / 2;
-                let chunk = self.index.chunk(middle)?;
-                if chunk.data_offset <= entry.data_offset + position {
+                if self.index.chunk(middle)?.data_offset <= place {
                     low = middle + 1;
                 } else {
                     high = middle;
@@ -159,14 +199,13 @@ impl Layer {
             }
             Ok(low)
         };
-        let mut first = starts_at_or_before(offset, all.start)?
+        let mut first = starts_at_or_before(data.start, all.start)?
             .saturating_sub(1)
             .max(all.start);
-        let last = starts_at_or_before(end.saturating_sub(1), first)?;
+        let last = starts_at_or_before(data.end.saturating_sub(1), first)?;
         if first < last {
             let chunk = self.index.chunk(first)?;
-            let is_before = chunk.data_offset.saturating_add(chunk.bytes) <= entry.data_offset + offset;
-            first += u32::from(is_before);
+            first += u32::from(chunk.data_offset.saturating_add(chunk.bytes) <= data.start);
         }
         Ok(first..last)
     }
@@ -218,10 +257,10 @@ impl Layer {
             iov_len: len,
         };
         let offset = libc::off_t::try_from(data_offset).ok()?;
+        let data = self.data();
         // SAFETY: `iov` names `len` writable bytes of the vector's capacity; the descriptor is open; the kernel says how
         // many bytes it wrote and no more are exposed.
-        let read =
-            unsafe { libc::preadv2(self.data.as_raw_fd(), &raw const iov, 1, offset, libc::RWF_NOWAIT) };
+        let read = unsafe { libc::preadv2(data.as_raw_fd(), &raw const iov, 1, offset, libc::RWF_NOWAIT) };
         if usize::try_from(read).ok()? != len {
             return None;
         }
@@ -244,7 +283,7 @@ impl Layer {
             return Ok(None);
         }
         let mut buffer = vec![0; len];
-        self.data
+        self.data()
             .read_exact_at(&mut buffer, data_offset)
             .map_err(|e| self.failed(&e))?;
         Ok(Some(buffer))
@@ -255,8 +294,8 @@ impl Layer {
     /// # Errors
     /// [`Error::Io`], with ENOSPC when the disk is full.
     pub fn keep(&self, chunk: u32, data_offset: u64, bytes: &[u8]) -> Result<()> {
-        let _keeping = self.keeping.read();
-        self.write(data_offset, bytes)?;
+        let keeping = self.keeping.read();
+        self.write_while(&keeping, data_offset, bytes)?;
         self.map.mark(chunk)
     }
 
@@ -271,7 +310,15 @@ impl Layer {
     /// # Errors
     /// [`Error::Io`], with ENOSPC when the disk is full.
     pub fn write(&self, data_offset: u64, bytes: &[u8]) -> Result<()> {
-        self.data
+        self.write_while(&self.keeping.read(), data_offset, bytes)
+    }
+
+    fn write_while(&self, _keeping: &RwLockReadGuard<'_, u64>, data_offset: u64, bytes: &[u8]) -> Result<()> {
+        if self.map.is_lent() {
+            let why = "the kernel has been given this file, so nothing is written to it";
+            return Err(Error::busy(format!("data of layer {}", self.key), why));
+        }
+        self.data()
             .write_all_at(bytes, data_offset)
             .map_err(|e| self.failed(&e))
     }
@@ -300,7 +347,7 @@ impl Layer {
     /// Only while nothing is evicted: else the marks that were counted may be gone when that is noted.
     fn look_whether_complete(&self, _keeping: &RwLockReadGuard<'_, u64>) {
         if self.map.count() == self.index.chunk_count() {
-            self.complete.store(true, Ordering::Release);
+            self.complete.store(true, Ordering::SeqCst);
         }
     }
 
@@ -310,54 +357,16 @@ impl Layer {
     /// [`Error::Io`].
     pub fn read_back(&self, data_offset: u64, len: usize) -> Result<Vec<u8>> {
         let mut buffer = vec![0; len];
-        self.data
+        self.data()
             .read_exact_at(&mut buffer, data_offset)
             .map_err(|e| self.failed(&e))?;
         Ok(buffer)
-    }
-
-    /// Verifies a chunk that was there before an unclean reboot. Returns whether it is present now.
-    ///
-    /// # Errors
-    /// [`Error::Io`]; [`Error::Malformed`] for a damaged index.
-    pub fn verify_suspect(&self, number: u32) -> Result<bool> {
-        if !self.map.is_suspect(number) {
-            return Ok(self.map.is_present(number));
-        }
-        let keeping = self.keeping.read();
-        let _guard = self.hold(&(number..number + 1));
-        let chunk = self.index.chunk(number)?;
-        // What has no digest of its own cannot be looked at again, only fetched.
-        if chunk.digest.is_some() && Some(self.digest_of(&chunk)?) == chunk.digest {
-            self.map.mark(number)?;
-            self.look_whether_complete(&keeping);
-            return Ok(true);
-        }
-        tracing::warn!(layer = %self.key, chunk = number, "a chunk did not survive the reboot");
-        self.map.drop_suspect(number);
-        Ok(false)
     }
 
     /// Whether a chunk has to be verified before it can be used.
     #[must_use]
     pub fn is_suspect(&self, chunk: u32) -> bool {
         self.map.is_suspect(chunk)
-    }
-
-    fn digest_of(&self, chunk: &Chunk) -> Result<Digest> {
-        let mut hasher = Hasher::default();
-        let mut buffer = vec![0; VERIFY_PIECE_BYTES.min(chunk.bytes as usize)];
-        let mut at = 0;
-        while at < chunk.bytes {
-            let len = (chunk.bytes - at).min(VERIFY_PIECE_BYTES as u64) as usize;
-            let piece = &mut buffer[..len];
-            self.data
-                .read_exact_at(piece, chunk.data_offset + at)
-                .map_err(|e| self.failed(&e))?;
-            hasher.update(piece);
-            at += len as u64;
-        }
-        Ok(hasher.finish())
     }
 
     /// Bytes of these chunks that are present.
@@ -389,17 +398,70 @@ impl Layer {
     /// [`Error::Io`].
     pub fn sync_clean(&self) -> Result<()> {
         self.map
-            .make_clean(|| self.data.sync_data().map_err(|e| self.failed(&e)))
+            .make_clean(|| self.data().sync_data().map_err(|e| self.failed(&e)))
     }
 
     /// What eviction needs of a layer.
-    pub(super) fn evicted(&self) -> Evicted<'_> {
-        Evicted {
-            keeping: self.keeping.write(),
-            data: &self.data,
+    ///
+    /// # Errors
+    /// [`Error::Busy`] while the kernel reads the data file.
+    pub(super) fn evicted(&self) -> Result<Evicted<'_>> {
+        let keeping = self.keeping.write();
+        if self.lent.load(Ordering::Acquire) > 0 {
+            let why = "the kernel reads it for mounted images; unmount those with this layer first";
+            return Err(Error::busy(format!("data of layer {}", self.key), why));
+        }
+        Ok(Evicted {
+            keeping,
+            data: self.data(),
             map: &self.map,
             complete: &self.complete,
+            layer: self,
+        })
+    }
+
+    /// The name for a data file that is to take the place of the present one.
+    pub(super) fn aside(&self) -> PathBuf {
+        self.dir.join(DATA_ASIDE)
+    }
+
+    /// The data file. To be taken after it was seen that something is present.
+    pub(super) fn data(&self) -> Arc<File> {
+        Arc::clone(&self.data.read())
+    }
+
+    /// Whether every chunk that is present was verified since the machine started.
+    #[must_use]
+    pub fn is_verified(&self) -> bool {
+        self.map.is_verified()
+    }
+
+    /// Whether it only has to be verified to be lent.
+    pub(super) fn is_to_verify(&self) -> bool {
+        self.map.is_to_verify()
+    }
+
+    /// Counts the data file as lent, and notes on the disk that it was; `None` where it may not be.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(super) fn lend(&self) -> Result<Option<Arc<File>>> {
+        let Some(_keeping) = self.keeping.try_write_for(LEND_WAIT) else {
+            return Ok(None);
+        };
+        let data = self.data();
+        let len = data.metadata().map_err(|e| self.failed(&e))?.len();
+        if len != self.index.summary().data_bytes || !self.is_complete() || !self.is_verified() {
+            return Ok(None);
         }
+        self.map.note_lent()?;
+        self.lent.fetch_add(1, Ordering::AcqRel);
+        Ok(Some(data))
+    }
+
+    /// Takes back one of what [`Self::lend`] gave.
+    pub(super) fn take_back(&self) {
+        self.lent.fetch_sub(1, Ordering::AcqRel);
     }
 
     pub(super) fn failed(&self, error: &std::io::Error) -> Error {
@@ -410,29 +472,6 @@ impl Layer {
 /// What an index is known by. Its header holds a checksum of all the rest, so the header's hash names the whole.
 pub(super) fn index_id(index: &[u8]) -> u32 {
     crc32fast::hash(index.get(..HEADER_BYTES).unwrap_or_default())
-}
-
-/// The data file and the chunk map of the layer in `dir`.
-fn open_files(dir: &Path, index: &Index<Mapped>, index_id: u32) -> Result<(File, ChunkMap)> {
-    let failed = |e: std::io::Error| Error::io(dir.display().to_string(), &e);
-    let mut options = File::options();
-    let data = options
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(dir.join("data"));
-    let data = data.map_err(failed)?;
-    let data_bytes = index.summary().data_bytes;
-    if data.metadata().map_err(failed)?.len() != data_bytes {
-        // Another length means the data is not what the map describes: both begin anew.
-        let _ = std::fs::remove_file(dir.join("map"));
-        data.set_len(0)
-            .and_then(|()| data.set_len(data_bytes))
-            .map_err(failed)?;
-    }
-    let map = ChunkMap::open(&dir.join("map"), index.chunk_count(), index_id)?;
-    Ok((data, map))
 }
 
 #[cfg(test)]

@@ -29,6 +29,8 @@ pub mod lock;
 pub mod mapped;
 mod sigbus;
 pub mod staged;
+#[cfg(test)]
+mod test_layer;
 
 use std::collections::HashMap;
 use std::fs;
@@ -45,6 +47,7 @@ use crate::error::{Error, Result};
 use crate::store::db::Db;
 use crate::store::documents::Documents;
 use crate::store::layer::Layer;
+use crate::store::lending::Lending;
 use crate::store::lock::{Lock, make_dir};
 use crate::store::mapped::Mapped;
 
@@ -72,7 +75,14 @@ pub struct Store {
     layers: Mutex<HashMap<Digest, Weak<Layer>>>,
     /// What layers in the making may write and have not written yet.
     granted_bytes: Mutex<u64>,
+    lending: Arc<Lending>,
     lock: Lock,
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.lending.end();
+    }
 }
 
 impl Store {
@@ -103,6 +113,7 @@ impl Store {
             documents: Documents::new(dir.join("documents"), dir.join("tmp")),
             layers: Mutex::default(),
             granted_bytes: Mutex::default(),
+            lending: Arc::default(),
             lock,
         };
         Ok(Arc::new(store))

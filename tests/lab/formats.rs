@@ -6,6 +6,21 @@ use std::path::PathBuf;
 
 use crate::world::{Mounted, assert_equal_trees, assert_exactly_equal_trees, lab};
 
+/// The tags of the image in every format.
+pub(crate) const FORMATS: [&str; 11] = [
+    "estargz",
+    "estargz-external",
+    "estargz-min-chunk",
+    "gzip",
+    "gzip-docker",
+    "soci",
+    "stargz",
+    "tar",
+    "zstd",
+    "zstd-chunked",
+    "zstd-chunked-skopeo",
+];
+
 /// What a format keeps of modification times.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Times {

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod formats;
+mod kernel;
 mod line;
 mod merge;
 mod mirrors;

@@ -139,6 +139,11 @@ pub(super) fn assert_exactly_equal_trees(mounted: &Path, unpacked: &Path) {
     assert_equal(&["compare", "--exact-times"], mounted, unpacked);
 }
 
+/// As two mounts of one image are to be, by all that programs can see.
+pub(super) fn assert_indistinguishable_trees(ours: &Path, theirs: &Path) {
+    assert_equal(&["compare", "--everything"], ours, theirs);
+}
+
 fn assert_equal(command: &[&str], mounted: &Path, unpacked: &Path) {
     let compared = Command::new(script("lab"))
         .args(command)

@@ -17,6 +17,9 @@ use registryfs::layer::entry::{Entry, Kind, Time};
 use crate::support::{File, image};
 use crate::world::World;
 
+/// Who serves the tree: we, and the kernel where it can.
+const MODES: [&str; 2] = ["kernel=off", "kernel=auto"];
+
 struct Case {
     name: &'static str,
     lower: &'static [&'static str],
@@ -370,8 +373,16 @@ fn layers_merge_by_the_rules() {
     let mut content = Content::new();
     let merged = image(&[&entries(|case| case.lower), &entries(|case| case.upper)]);
     content.add_tagged_image("team/app", "1.0", &merged);
-    let world = World::new(content).mounted();
-    let rootfs = world.at("team/app/1.0/rootfs");
+    let world = World::new(content);
+    for mode in MODES {
+        world.mount_with(&["-o", mode]);
+        assert_cases(&world.at("team/app/1.0/rootfs"), mode);
+        world.umount();
+    }
+}
+
+/// Fails with all cases that came out otherwise.
+fn assert_cases(rootfs: &Path, mode: &str) {
     let mut failures = Vec::new();
     for case in CASES {
         let found = found(&rootfs.join(case.name));
@@ -382,12 +393,12 @@ fn layers_merge_by_the_rules() {
             ));
         }
     }
-    assert!(failures.is_empty(), "{}", failures.join("\n"));
-    let listed = fs::read_dir(&rootfs).unwrap().count();
+    assert!(failures.is_empty(), "{mode}: {}", failures.join("\n"));
+    let listed = fs::read_dir(rootfs).unwrap().count();
     assert_eq!(
         listed,
         CASES.len(),
-        "nothing but the cases, no landmark, no index"
+        "{mode}: nothing but the cases, no landmark, no index"
     );
 }
 
@@ -410,22 +421,31 @@ fn nothing_gets_above_the_root_and_the_root_has_its_own_attributes() {
         let layers: Vec<_> = layers.iter().take(count).map(Vec::as_slice).collect();
         content.add_tagged_image("team/app", tag, &image(&layers));
     }
-    let world = World::new(content).mounted();
-    let plain = world.at("team/app/plain/rootfs");
-    assert_eq!(found(&plain), ["d abs", "f abs/f =abs", "f b =b", "f evil =evil"]);
-    let root = fs::metadata(&plain).unwrap();
+    let world = World::new(content);
+    for mode in MODES {
+        world.mount_with(&["-o", mode]);
+        assert_roots(
+            &world.at("team/app/plain/rootfs"),
+            &world.at("team/app/rooted/rootfs"),
+        );
+        world.umount();
+    }
+}
+
+fn assert_roots(plain: &Path, rooted: &Path) {
+    assert_eq!(found(plain), ["d abs", "f abs/f =abs", "f b =b", "f evil =evil"]);
+    let root = fs::metadata(plain).unwrap();
     assert_eq!(
         (root.mode() & 0o7777, root.uid(), root.gid(), root.mtime()),
         (0o755, 0, 0, 0)
     );
-    let rooted = world.at("team/app/rooted/rootfs");
-    let root = fs::metadata(&rooted).unwrap();
+    let root = fs::metadata(rooted).unwrap();
     assert_eq!(
         (root.mode() & 0o7777, root.uid(), root.gid(), root.mtime()),
         (0o700, 3, 4, 7777)
     );
     assert_eq!(
-        found(&rooted),
+        found(rooted),
         [
             "d abs",
             "f abs/f =abs",

@@ -1,6 +1,9 @@
 //! A demo registry, a store and mountpoints for one test, used through system calls as a user would. Nothing of it outlives
 //! the test: a watchdog kills a daemon that leaves a test waiting, and with it every system call that waits for it.
 
+// Each test binary uses its own part of this.
+#![allow(dead_code)]
+
 use std::ffi::OsStr;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};

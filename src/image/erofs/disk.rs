@@ -30,8 +30,6 @@ pub(super) const XATTR_HEAD_BYTES: u64 = 12;
 pub(super) const XATTR_ALIGN_BYTES: u64 = 4;
 /// The most bytes of attributes behind one inode: they are counted in 16 bits, from the head on as 1.
 pub(super) const XATTR_BODY_BYTES_MAX: u64 = XATTR_HEAD_BYTES + XATTR_ALIGN_BYTES * (u16::MAX as u64 - 1);
-/// The longest name in a directory.
-pub(super) const NAME_BYTES_MAX: usize = 255;
 
 const MAGIC: u32 = 0xE0F5_E1E2;
 const BLOCK_BITS: u8 = 12;

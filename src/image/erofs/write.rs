@@ -7,8 +7,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::image::erofs::dirents::{DOTS, DirBlock};
 use crate::image::erofs::disk::{
-    BLOCK_BYTES, CHUNK_BYTES, DataLayout, Inode, NAME_BYTES_MAX, Superblock, chunk_form, dirent_type,
-    put_device, uuid,
+    BLOCK_BYTES, CHUNK_BYTES, DataLayout, Inode, Superblock, chunk_form, dirent_type, put_device, uuid,
 };
 use crate::image::erofs::header::{self, COVERED_AT, CRC_AT};
 use crate::image::erofs::layout::{Content, Layout, Shape, Source};
@@ -16,6 +15,7 @@ use crate::image::erofs::xattrs::{Refusal, Sets};
 use crate::image::tree::{Node, Tree};
 use crate::layer::entry::Kind;
 use crate::layer::index::{DATA_ALIGN_BYTES, DATA_BYTES_MAX, Index};
+use crate::layer::index_builder::NAME_BYTES_MAX;
 
 /// So much is written at once.
 const WRITE_BYTES: usize = 256 << 10;

@@ -11,6 +11,7 @@ use crate::image::tree::warnings::Warnings;
 use crate::image::tree::whiteouts::{PSEUDO_LINKS, Role, role, split};
 use crate::layer::entry::Kind;
 use crate::layer::index::{EntryRef, Index};
+use crate::layer::index_builder::NAME_BYTES_MAX;
 
 /// What a hard link's `slot` says while its target is being looked for.
 const SEEKING: u32 = NONE - 1;
@@ -138,7 +139,7 @@ impl<'a, B: Deref<Target = [u8]>> Merger<'a, B> {
         }
         let (parent, name) = split(entry.path);
         let Some(dir) = self.parent(layer, parent)? else {
-            let why = "is left out: the symlinks to its directory have no end";
+            let why = "is left out: the symlinks to its directory have no end, or a name over 255 bytes";
             self.warnings.entry(layer, entry.path, why);
             return Ok(None);
         };
@@ -184,6 +185,8 @@ impl<'a, B: Deref<Target = [u8]>> Merger<'a, B> {
                     at = self.arena.parent(at);
                     continue;
                 }
+                // Only a symlink's target can have one.
+                Step::Name(name) if name.len() > NAME_BYTES_MAX => return Ok(None),
                 Step::Name(name) => name,
             };
             let slot = self.arena.slot(at, name)?;

@@ -123,7 +123,7 @@ fn the_chunks_of_a_part_are_those_that_have_bytes_of_it() {
 fn a_hole_can_be_read_whatever_becomes_of_the_data_file() {
     let dir = tempfile::tempdir().unwrap();
     let layer = layer(&Store::open(dir.path()).unwrap());
-    layer.data.set_len(0).unwrap();
+    layer.data().set_len(0).unwrap();
     let entry = layer.index().entry(2).unwrap();
     let chunks = layer.chunks_of(&entry, 0, 3).unwrap();
     assert_eq!(

@@ -18,7 +18,8 @@ pub(in crate::image) fn layer(entries: &[Entry]) -> Index<Vec<u8>> {
     Index::open(layer_bytes(entries)).unwrap()
 }
 
-fn layer_bytes(entries: &[Entry]) -> Vec<u8> {
+/// As [`layer`], in bytes.
+pub(in crate::image) fn layer_bytes(entries: &[Entry]) -> Vec<u8> {
     let mut builder = IndexBuilder::new(Coding::Gzip);
     let mut blob_bytes = 1;
     for entry in entries {

@@ -74,6 +74,19 @@ fn a_symlinked_parent_is_held_at_the_root() {
 }
 
 #[test]
+fn a_symlinked_parent_with_a_name_that_no_filesystem_has_leaves_its_entries_out() {
+    let (fits, long) = ("x".repeat(255), "x".repeat(256));
+    let entries = [symlink("a", &fits), file("a/f"), symlink("b", &long), file("b/f")];
+    let lines = [
+        format!("a l0 -> {fits}"),
+        format!("b l0 -> {long}"),
+        format!("{fits} D0"),
+        format!("{fits}/f f0"),
+    ];
+    becomes_with_warning(&[&entries], &lines.each_ref().map(String::as_str), "255 bytes");
+}
+
+#[test]
 fn a_symlinked_parent_that_leads_nowhere_leaves_its_entries_out() {
     let entries = [symlink("a", "b"), symlink("b", "a"), file("a/f")];
     becomes_with_warning(&[&entries], &["a l0 -> b", "b l0 -> a"], "no end");

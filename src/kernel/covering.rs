@@ -1,0 +1,165 @@
+//! Roots of merged trees in one mount of ours, mounted over by the kernel's own view of them.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::error::{Error, Result};
+use crate::fs::journal::Failure;
+use crate::fs::{CoveredRoot, Covers, Filesystem, Work};
+use crate::fuse::{Mount, mounted};
+use crate::kernel::Kernel;
+use crate::kernel::places::Owner;
+use crate::kernel::superblocks::Target;
+
+/// How long the helper may take to mount at a stage, for which a LOOKUP is held.
+const STAGE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// What covers the roots of one tree.
+#[derive(Debug)]
+pub struct Covering {
+    kernel: Kernel,
+    no_exec: bool,
+    own: Weak<Self>,
+    /// Set while the tree is mounted.
+    mounted: Mutex<Option<MountedTree>>,
+    is_trimming: AtomicBool,
+}
+
+#[derive(Debug, Clone)]
+struct MountedTree {
+    mountpoint: PathBuf,
+    tree: Filesystem,
+    mount: Weak<Mount>,
+}
+
+impl Covering {
+    /// One for a tree that is about to be mounted.
+    #[must_use]
+    pub fn new(kernel: Kernel, no_exec: bool) -> Arc<Self> {
+        Arc::new_cyclic(|own| Self {
+            kernel,
+            no_exec,
+            own: Weak::clone(own),
+            mounted: Mutex::default(),
+            is_trimming: AtomicBool::new(false),
+        })
+    }
+
+    /// From now on roots are mounted over.
+    pub fn begin(&self, tree: &Filesystem, mount: &Arc<Mount>) {
+        *self.mounted.lock() = Some(MountedTree {
+            mountpoint: mount.mountpoint().to_owned(),
+            tree: tree.clone(),
+            mount: Arc::downgrade(mount),
+        });
+    }
+
+    /// From now on none is: before an unmount, which new mounts below would make fail.
+    pub fn end(&self) {
+        *self.mounted.lock() = None;
+    }
+
+    /// How many roots are mounted over now.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.kernel.0.places.count(self)
+    }
+
+    fn mounted(&self) -> Result<MountedTree> {
+        let mounted = self.mounted.lock().clone();
+        mounted.ok_or_else(|| {
+            Error::busy(
+                "root filesystem",
+                "its tree is not mounted, or about to be unmounted",
+            )
+        })
+    }
+
+    /// Notes that a root is not mounted over any more: the kernel shall ask for it again.
+    pub(super) fn uncovered(&self, slot: u32) {
+        let Some(mounted) = self.mounted.lock().clone() else {
+            return;
+        };
+        if let (Some((parent, name)), Some(mount)) = (mounted.tree.uncovered(slot), mounted.mount.upgrade()) {
+            // It takes the directory's lock, for which it may have to wait.
+            self.kernel.0.runtime.spawn_blocking(move || {
+                if let Err(error) = mount.expire_entry(parent, name.as_bytes()) {
+                    tracing::debug!(%error, name, "the kernel does not let a name expire");
+                }
+            });
+        }
+    }
+
+    /// Whether nobody else is at work to keep the mounts below their limit; from now on we are.
+    pub(super) fn begin_trimming(&self) -> bool {
+        !self.is_trimming.swap(true, Ordering::AcqRel)
+    }
+
+    pub(super) fn end_trimming(&self) {
+        self.is_trimming.store(false, Ordering::Release);
+    }
+
+    async fn cover_now(self: Arc<Self>, root: CoveredRoot) -> Result<()> {
+        let mounted = self.mounted()?;
+        let stage = Target {
+            mountpoint: mounted.mountpoint.join(&root.stage),
+            guarded: None,
+            deadline: STAGE_DEADLINE,
+        };
+        let kernel = self.kernel.clone();
+        let (superblock, mut attachment) = kernel.attached(&root.rootfs, self.no_exec, stage).await?;
+        attachment.mountpoint = mounted.mountpoint.join(&root.path);
+        let owner = Owner::Tree {
+            covering: Arc::downgrade(&self),
+            slot: root.slot,
+        };
+        kernel.note_place(attachment, superblock, owner);
+        kernel.keep_below_limit(&self);
+        Ok(())
+    }
+}
+
+impl Covers for Covering {
+    fn cover(&self, root: CoveredRoot) -> Work {
+        let own = self.own.upgrade();
+        Box::pin(async move {
+            match own {
+                Some(own) => own.cover_now(root).await,
+                None => Err(Error::Interrupted),
+            }
+        })
+    }
+
+    fn stands(&self, slot: u32) -> bool {
+        let Some(attachment) = self.kernel.0.places.over(self, slot) else {
+            return false;
+        };
+        match mounted(std::slice::from_ref(&attachment)) {
+            Ok(found) if found.iter().any(Option::is_some) => true,
+            Ok(_) => {
+                self.kernel.note_gone(&attachment);
+                false
+            }
+            // What cannot be read counts as there.
+            Err(_) => true,
+        }
+    }
+
+    fn failures(&self) -> Vec<Failure> {
+        self.kernel.errors()
+    }
+
+    fn settle(&self, path: String) {
+        let Ok(mounted) = self.mounted() else { return };
+        let helper = self.kernel.0.helper.clone();
+        self.kernel.0.runtime.spawn_blocking(move || {
+            if let Err(error) = helper.walk_to(&mounted.mountpoint.join(path)) {
+                tracing::debug!(%error, "a mounted root has not been walked to");
+            }
+        });
+    }
+}
