@@ -67,16 +67,14 @@ impl Mounted {
     pub(super) fn unmount(&self) -> Result<()> {
         match &self.carrier {
             Carrier::Kernel(mount) => mount.unmount(false),
-            Carrier::Fuse { mount, kernel } => {
-                if let Carried::Covered(covering) = kernel {
-                    covering.end();
-                }
-                let unmounted = mount.unmount(false);
-                if let (Err(_), Carried::Covered(covering)) = (&unmounted, kernel) {
-                    covering.begin(&self.tree, mount);
-                }
-                unmounted
+            Carrier::Fuse {
+                mount,
+                kernel: Carried::Covered(covering),
+            } => {
+                covering.pause();
+                mount.unmount(false).inspect_err(|_| covering.resume())
             }
+            Carrier::Fuse { mount, .. } => mount.unmount(false),
         }
     }
 
@@ -86,7 +84,7 @@ impl Mounted {
             Carrier::Kernel(mount) => mount.unmount(true),
             Carrier::Fuse { mount, kernel } => {
                 if let Carried::Covered(covering) = kernel {
-                    covering.end();
+                    covering.pause();
                 }
                 mount.abort()
             }

@@ -134,8 +134,6 @@ impl Filesystem {
             return FOREVER;
         };
         let number = slot.number;
-        let parent = (dir.ino, name.to_owned());
-        self.coverings().parents.lock().insert(number, parent);
         let state = self.coverings().states.lock().get(&number).copied();
         match state {
             Some(State::Covered) if covers.stands(number) => return FOREVER,
@@ -149,6 +147,8 @@ impl Filesystem {
         let flight = self.coverings().under_way.run(runtime, number, work);
         match tokio::time::timeout(COVER_WAIT, flight).await {
             Ok(Ok(())) => {
+                let parent = (dir.ino, name.to_owned());
+                self.coverings().parents.lock().insert(number, parent);
                 if let Some((covers, path)) = settles {
                     covers.settle(path);
                 }

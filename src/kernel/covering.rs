@@ -26,6 +26,8 @@ pub struct Covering {
     own: Weak<Self>,
     /// Set while the tree is mounted.
     mounted: Mutex<Option<MountedTree>>,
+    /// Set while the tree is about to be unmounted.
+    is_paused: AtomicBool,
     is_trimming: AtomicBool,
 }
 
@@ -45,6 +47,7 @@ impl Covering {
             no_exec,
             own: Weak::clone(own),
             mounted: Mutex::default(),
+            is_paused: AtomicBool::new(false),
             is_trimming: AtomicBool::new(false),
         })
     }
@@ -59,7 +62,18 @@ impl Covering {
     }
 
     /// From now on none is: before an unmount, which new mounts below would make fail.
+    pub fn pause(&self) {
+        self.is_paused.store(true, Ordering::Release);
+    }
+
+    /// From now on roots are mounted over again: the unmount has failed.
+    pub fn resume(&self) {
+        self.is_paused.store(false, Ordering::Release);
+    }
+
+    /// Lets go of the tree, which is not mounted any more.
     pub fn end(&self) {
+        self.pause();
         *self.mounted.lock() = None;
     }
 
@@ -71,7 +85,8 @@ impl Covering {
 
     fn mounted(&self) -> Result<MountedTree> {
         let mounted = self.mounted.lock().clone();
-        mounted.ok_or_else(|| {
+        let is_paused = self.is_paused.load(Ordering::Acquire);
+        mounted.filter(|_| !is_paused).ok_or_else(|| {
             Error::busy(
                 "root filesystem",
                 "its tree is not mounted, or about to be unmounted",
@@ -111,7 +126,8 @@ impl Covering {
             deadline: STAGE_DEADLINE,
         };
         let kernel = self.kernel.clone();
-        let (superblock, mut attachment) = kernel.attached(&root.rootfs, self.no_exec, stage).await?;
+        let source = root.rootfs.name();
+        let (superblock, mut attachment) = kernel.attached(&root.rootfs, source, self.no_exec, stage).await?;
         attachment.mountpoint = mounted.mountpoint.join(&root.path);
         let owner = Owner::Tree {
             covering: Arc::downgrade(&self),

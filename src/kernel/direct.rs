@@ -49,7 +49,9 @@ impl Kernel {
             guarded: options.place.clone(),
             deadline: DEADLINE,
         };
-        let (superblock, attachment) = self.attached(rootfs, options.no_exec, target).await?;
+        let (superblock, attachment) = self
+            .attached(rootfs, &options.source, options.no_exec, target)
+            .await?;
         let (tell, gone) = watch::channel(false);
         let served_by = superblock.served_by();
         self.note_place(attachment.clone(), superblock, Owner::Mountpoint(tell));

@@ -86,8 +86,13 @@ impl Kernel {
         let devices = Devices::new(Arc::clone(images.fetcher()), options.journal_entries);
         let tree = Arc::new(devices.clone());
         let connection = DetachedMount::start(tree, &helper, DEVICE_READ_AHEAD_KIB, runtime)?;
-        let dir = images.fetcher().store().dir().join("tmp");
-        let can_direct_io = probe::try_out(&helper, &devices, &connection, &dir)?.direct_io;
+        let tried = probe::try_out(
+            &helper,
+            &devices,
+            &connection,
+            &images.fetcher().store().scratch_dir(),
+        );
+        let can_direct_io = tried?.direct_io;
         let kernel = Self(Arc::new(Inner {
             images,
             helper,
@@ -138,6 +143,7 @@ impl Kernel {
             .collect();
         json!({
             "state": "serves",
+            "superblocks": *self.superblocks().borrow(),
             "lent_bytes": self.0.images.fetcher().store().lent_bytes(),
             "device_requests": self.0.connection.counters().by_operation,
             "images": images,

@@ -172,25 +172,38 @@ impl Kernel {
         }
         let (kernel, covering) = (self.clone(), Arc::clone(covering));
         self.0.runtime.spawn_blocking(move || {
-            let mounted = kernel.0.places.in_trees(Some(&covering));
-            let mut surplus = mounted.len().saturating_sub(limit - limit / SPARE_PART);
-            for batch in mounted.chunks(SPARE_PART) {
-                if surplus == 0 {
+            // Those that came meanwhile have left the work to us.
+            loop {
+                let unmounted = kernel.unmount_surplus(&covering);
+                covering.end_trimming();
+                let is_done = unmounted == 0 || kernel.0.places.count(&covering) <= limit;
+                if is_done || !covering.begin_trimming() {
                     break;
                 }
-                let batch = batch.get(..surplus.min(batch.len())).unwrap_or(batch);
-                match kernel.detach(batch, Detach::Idle) {
-                    Ok(outcomes) => {
-                        surplus -= outcomes.iter().filter(|outcome| outcome.is_ok()).count();
-                    }
-                    Err(error) => {
-                        tracing::warn!(%error, "cannot unmount idle root filesystems");
-                        break;
-                    }
+            }
+        });
+    }
+
+    /// Unmounts the oldest roots beyond the limit and a few more, and returns how many. Blocks.
+    fn unmount_surplus(&self, covering: &Covering) -> usize {
+        let limit = self.0.options.mounts_max;
+        let mounted = self.0.places.in_trees(Some(covering));
+        let surplus = mounted.len().saturating_sub(limit - limit / SPARE_PART);
+        let mut unmounted = 0;
+        for batch in mounted.chunks(SPARE_PART) {
+            let wanted = surplus.saturating_sub(unmounted).min(batch.len());
+            let Some(batch) = batch.get(..wanted).filter(|batch| !batch.is_empty()) else {
+                break;
+            };
+            match self.detach(batch, Detach::Idle) {
+                Ok(outcomes) => unmounted += outcomes.iter().filter(|outcome| outcome.is_ok()).count(),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot unmount idle root filesystems");
+                    break;
                 }
             }
-            covering.end_trimming();
-        });
+        }
+        unmounted
     }
 
     /// Unmounts, over and over, the roots in trees that nobody has used for so long. Ends with the last handle.

@@ -169,10 +169,11 @@ struct Devices {
 }
 
 impl Kernel {
-    /// A superblock of a merged tree, attached at `target`.
+    /// A superblock of a merged tree, attached at `target`. The mount table shows the `source` of whoever comes first.
     pub(super) async fn attached(
         &self,
         rootfs: &Arc<Rootfs>,
+        source: &str,
         no_exec: bool,
         target: Target,
     ) -> Result<(Arc<Superblock>, Attachment)> {
@@ -186,7 +187,8 @@ impl Kernel {
             },
             None => {
                 let (kernel, rootfs, target) = (self.clone(), Arc::clone(rootfs), target.clone());
-                let work = async move { kernel.make(key, &rootfs, target).await };
+                let source = source.to_owned();
+                let work = async move { kernel.make(key, &rootfs, source, target).await };
                 superblocks.under_way.run(&self.0.runtime, key, work).await?
             }
         };
@@ -207,7 +209,7 @@ impl Kernel {
         Ok((made.superblock, attachment))
     }
 
-    async fn make(&self, key: Key, rootfs: &Arc<Rootfs>, target: Target) -> Result<Made> {
+    async fn make(&self, key: Key, rootfs: &Arc<Rootfs>, source: String, target: Target) -> Result<Made> {
         // The one before may have ended in between.
         if let Some(superblock) = self.0.superblocks.get(&key) {
             return Ok(Made {
@@ -216,7 +218,6 @@ impl Kernel {
             });
         }
         let image = self.0.images.kernel_image(rootfs).await?;
-        let source = rootfs.name().to_owned();
         let kernel = self.clone();
         let make = move || kernel.make_blocking(key, image, source, target);
         let (made, devices, witness) = blocking(&self.0.runtime, make).await?;

@@ -164,6 +164,12 @@ impl Store {
         }
     }
 
+    /// A directory of this store for what lives no longer than this process.
+    #[must_use]
+    pub fn scratch_dir(&self) -> PathBuf {
+        self.dir.join("tmp")
+    }
+
     /// The lock, to note in it how the owner can be reached.
     #[must_use]
     pub fn lock(&self) -> &Lock {
