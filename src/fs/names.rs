@@ -56,7 +56,7 @@ impl Filesystem {
         }
         match &dir.kind {
             Kind::Root => Answer::Now(self.lookup_root(caller, dir, name)),
-            Kind::State => Answer::Now(self.lookup_state(dir, name)),
+            Kind::State => Answer::Now(self.lookup_state(caller, dir, name)),
             Kind::Registry { host } => self.lookup_below(caller, dir, host, None, name),
             Kind::Bare(bare) => match meaning(name) {
                 Meaning::Own(own) => self.lookup_own_of_bare(caller, dir, own),

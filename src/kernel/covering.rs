@@ -71,10 +71,11 @@ impl Covering {
         self.is_paused.store(false, Ordering::Release);
     }
 
-    /// Lets go of the tree, which is not mounted any more.
+    /// Lets go of the tree, which is not mounted any more, and neither is what was mounted in it.
     pub fn end(&self) {
         self.pause();
         *self.mounted.lock() = None;
+        self.kernel.forget_places(self);
     }
 
     /// How many roots are mounted over now.
@@ -134,6 +135,9 @@ impl Covering {
             slot: root.slot,
         };
         kernel.note_place(attachment, superblock, owner);
+        if self.mounted.lock().is_none() {
+            kernel.forget_places(&self);
+        }
         kernel.keep_below_limit(&self);
         Ok(())
     }
@@ -148,6 +152,10 @@ impl Covers for Covering {
                 None => Err(Error::Interrupted),
             }
         })
+    }
+
+    fn is_open(&self) -> bool {
+        self.mounted().is_ok()
     }
 
     fn stands(&self, slot: u32) -> bool {

@@ -137,6 +137,18 @@ impl Kernel {
         }
     }
 
+    /// Lets go of all places in a tree that is not mounted any more. The mount table may say so later.
+    pub(super) fn forget_places(&self, covering: &Covering) {
+        let gone: Vec<Place> = {
+            let mut places = self.0.places.0.lock();
+            places
+                .extract_if(|_, place| is_in(place, covering))
+                .map(|(_, place)| place)
+                .collect()
+        };
+        drop(gone);
+    }
+
     fn tell_gone(&self, place: Place) {
         match &place.owner {
             Owner::Tree { covering, slot } => {
@@ -195,7 +207,7 @@ impl Kernel {
             let Some(batch) = batch.get(..wanted).filter(|batch| !batch.is_empty()) else {
                 break;
             };
-            match self.detach(batch, Detach::Idle) {
+            match self.detach(batch, Detach::Unused) {
                 Ok(outcomes) => unmounted += outcomes.iter().filter(|outcome| outcome.is_ok()).count(),
                 Err(error) => {
                     tracing::warn!(%error, "cannot unmount idle root filesystems");
@@ -237,7 +249,7 @@ impl Kernel {
         W: Future<Output = Result<T>>,
     {
         let (kernel, mounted) = (self.clone(), self.0.places.in_trees(None));
-        let detach = move || kernel.detach(&mounted, Detach::Idle).map(drop);
+        let detach = move || kernel.detach(&mounted, Detach::Unused).map(drop);
         blocking(&self.0.runtime, detach).await?;
         for _ in 0..GIVEN_BACK_LOOKS {
             match work().await {
@@ -271,6 +283,9 @@ fn watch(table: MountTableWatch, kernel: &Weak<Inner>) {
             return;
         };
         let known = kernel.0.places.all();
+        if known.is_empty() {
+            continue;
+        }
         match mounted(&known) {
             Ok(found) => {
                 for (attachment, place) in known.iter().zip(found) {
