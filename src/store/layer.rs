@@ -45,6 +45,7 @@ const NOWHERE: &str = "/dev/full";
 pub struct Layer {
     key: Digest,
     index: Index<Mapped>,
+    index_id: u32,
     /// Where its files are.
     dir: PathBuf,
     data: RwLock<Arc<File>>,
@@ -129,6 +130,7 @@ impl Layer {
             key,
             complete: AtomicBool::new(map.count() == index.chunk_count()),
             index,
+            index_id,
             dir: dir.to_owned(),
             data: RwLock::new(Arc::new(data)),
             map,
@@ -149,6 +151,13 @@ impl Layer {
     #[must_use]
     pub fn index(&self) -> &Index<Mapped> {
         &self.index
+    }
+
+    /// What tells the index from others of the same layer. Places in the data file and numbers of chunks mean something only
+    /// together with it: an index that is made anew, by other rules or from another's, may say others.
+    #[must_use]
+    pub fn index_id(&self) -> u32 {
+        self.index_id
     }
 
     /// Whether every chunk is present.
