@@ -364,16 +364,21 @@ impl Layer {
         }
     }
 
-    /// Reads back what was written of a chunk that is not marked yet, for whoever wrote it.
+    /// Reads back what was written of a chunk that is not marked yet, for whoever wrote it; `None` if something was evicted
+    /// since `evictions` was looked at, as in [`Self::mark_written`].
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn read_back(&self, data_offset: u64, len: usize) -> Result<Vec<u8>> {
+    pub fn read_back(&self, data_offset: u64, len: usize, evictions: u64) -> Result<Option<Vec<u8>>> {
+        let keeping = self.keeping.read();
+        if *keeping != evictions {
+            return Ok(None);
+        }
         let mut buffer = vec![0; len];
         self.data()
             .read_exact_at(&mut buffer, data_offset)
             .map_err(|e| self.failed(&e))?;
-        Ok(buffer)
+        Ok(Some(buffer))
     }
 
     /// Whether a chunk has to be verified before it can be used.
@@ -410,8 +415,15 @@ impl Layer {
     /// # Errors
     /// [`Error::Io`].
     pub fn sync_clean(&self) -> Result<()> {
-        self.map
-            .make_clean(|| self.data().sync_data().map_err(|e| self.failed(&e)))
+        let mut synced = Ok(());
+        let outcome = self.map.make_clean(|| {
+            synced = self.data().sync_data().map_err(|e| self.failed(&e));
+            synced.clone()
+        });
+        if synced.is_err() {
+            self.doubt();
+        }
+        outcome
     }
 
     /// What eviction needs of a layer.
