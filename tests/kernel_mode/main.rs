@@ -9,6 +9,7 @@ mod access;
 mod damage;
 mod ends;
 mod failures;
+mod faults;
 mod ground;
 mod limits;
 mod modes;
