@@ -188,6 +188,8 @@ class Kernel:
 
     def with_read_ahead(self, kib, command):
         """A command on an image that is mounted, with nothing of its data here."""
+        if self.mount.mounted:
+            self.mount.umount()
         before = backing_devices()
         self.prepare(EMPTY)
         self.shell(EMPTY, "ls {a}")
