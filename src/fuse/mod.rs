@@ -29,7 +29,7 @@ mod session;
 mod session_end;
 mod unmounting;
 
-pub use autofs::Guarded;
+pub use autofs::{Guarded, unmount_guarded};
 pub use counters::Counters;
 pub use detached::DetachedMount;
 pub use erofs::{Attachment, Detach, ErofsDevice, NewErofs, Place};
