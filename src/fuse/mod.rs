@@ -28,6 +28,7 @@ mod notify;
 mod session;
 mod session_end;
 mod unmounting;
+mod utab;
 
 pub use autofs::Guarded;
 pub use counters::Counters;
