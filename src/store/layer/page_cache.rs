@@ -85,7 +85,8 @@ impl Layer {
     pub(in crate::store) fn write_back(&self) -> crate::error::Result<()> {
         let data = self.data();
         data.sync_data().map_err(|e| self.failed(&e))?;
-        self.forget(&[0..self.index().summary().data_bytes]);
+        let everything = 0..self.index().summary().data_bytes;
+        self.forget(std::slice::from_ref(&everything));
         Ok(())
     }
 }
