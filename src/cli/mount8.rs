@@ -3,7 +3,8 @@
 //! those of mount(8), "External helpers" and "Exit status"; what is meant is then said to our own command line.
 //!
 //! The type is `registryfs` in a command or in fstab, and `fuse.registryfs` in the mount table, from where umount(8)
-//! takes it.
+//! takes it, as systemd calls it (`umount -c`). Called plainly it asks statfs(2), which says `fuse` of a mount that answers,
+//! and then takes no helper of ours.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};

@@ -126,7 +126,7 @@ impl Fetcher {
                     return;
                 };
                 let forgotten = blocking(&runtime, move || {
-                    layer.forget(&ranges);
+                    layer.forget(ranges);
                     Ok(())
                 });
                 // It only costs memory if it fails.

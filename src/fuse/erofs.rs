@@ -268,7 +268,7 @@ impl NewErofs<'_> {
 }
 
 impl Place<'_> {
-    fn to_request(&self) -> Attach {
+    fn to_request(self) -> Attach {
         Attach {
             guarded: self.guarded.map(Path::to_owned),
         }

@@ -77,7 +77,8 @@ pub(super) fn below(mounts: &[MountEntry], id: u64) -> Vec<&MountEntry> {
     let mut found = Vec::new();
     let mut open = vec![id];
     // Each is taken out of the map once, so this ends in any table.
-    while let Some(children) = open.pop().and_then(|parent| children.remove(&parent)) {
+    while let Some(parent) = open.pop() {
+        let children = children.remove(&parent).unwrap_or_default();
         open.extend(children.iter().map(|child| child.id));
         found.extend(children);
     }

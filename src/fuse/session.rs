@@ -99,7 +99,7 @@ impl Served {
     /// [`Error::Io`]; also when the session has ended.
     pub(super) fn notify(&self, message: &[u8]) -> Result<()> {
         // The kernel may hold the call for long, so it is made on a copy and not under the lock.
-        let copy = self.device.lock().as_ref().map(|device| device.try_clone());
+        let copy = self.device.lock().as_ref().map(OwnedFd::try_clone);
         let gone = || std::io::Error::from_raw_os_error(libc::ENOTCONN);
         let sent = copy
             .unwrap_or_else(|| Err(gone()))

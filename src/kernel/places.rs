@@ -157,7 +157,7 @@ impl Kernel {
             match outcome {
                 Ok(()) => self.note_gone(attachment),
                 Err(error) => {
-                    tracing::debug!(place = %attachment.mountpoint.display(), %error, "stays mounted")
+                    tracing::debug!(place = %attachment.mountpoint.display(), %error, "stays mounted");
                 }
             }
         }

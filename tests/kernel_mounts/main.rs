@@ -3,6 +3,7 @@
 // Helper functions may fail a test too; clippy.toml allows it in test functions only.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod removing;
 mod world;
 
 use std::fs;

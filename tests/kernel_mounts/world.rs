@@ -95,6 +95,10 @@ impl World {
         self.dir.0.path()
     }
 
+    pub(crate) fn handle(&self) -> &tokio::runtime::Handle {
+        self.runtime.handle()
+    }
+
     pub(crate) fn new_dir(&self, name: &str) -> PathBuf {
         self.new_dir_os(OsStr::new(name))
     }

@@ -234,7 +234,7 @@ fn sizes_blocks_and_space_are_sensible() {
     let world = World::new(content_of(&made)).mounted();
     let rootfs = world.at("team/app/1.0/rootfs");
     let a = fs::metadata(rootfs.join("a")).unwrap();
-    assert_eq!((a.size(), a.blocks()), (10_000, 20));
+    assert_eq!((a.size(), a.blocks()), (10_000, 24));
     assert_eq!(fs::read(rootfs.join("empty")).unwrap(), b"");
     let link = fs::symlink_metadata(rootfs.join("link")).unwrap();
     assert_eq!((link.len(), link.mode() & 0o7777), (10, 0o777));

@@ -159,9 +159,14 @@ impl Layout {
         let too_large = || Error::unsupported("image", "its metadata is larger than an EROFS image can be");
         let mut slots = Vec::with_capacity(source.tree.node_count() as usize);
         let (mut at, mut content_blocks) = (ROOT_NID * SLOT_BYTES, 0);
+        // Directories that share names, as only damage makes them, would be more together than the tree is.
+        let mut names_left = source.tree.name_count();
         for number in 0..source.tree.node_count() {
             let node = source.tree.node(number)?;
             let shape = Shape::of(source, sets, &node).map_err(|why| source.refused(number, why))?;
+            names_left = names_left
+                .checked_sub(u64::from(node.child_count))
+                .ok_or_else(|| Error::malformed("merged tree", "directories that share names"))?;
             let start = shape.start(at);
             slots.push(u32::try_from(start / SLOT_BYTES).map_err(|_| too_large())?);
             at = shape.end(start);

@@ -169,6 +169,12 @@ impl<B: Deref<Target = [u8]>> Tree<B> {
         self.header.xattr_bytes
     }
 
+    /// Number of names, in all directories together.
+    #[must_use]
+    pub fn name_count(&self) -> u64 {
+        self.header.dirents
+    }
+
     /// Number of inodes.
     #[must_use]
     pub fn node_count(&self) -> u32 {

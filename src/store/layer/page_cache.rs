@@ -68,7 +68,7 @@ impl Layer {
 
     /// Gives up the copies of these places in the page cache. What the disk does not have yet is sent there, and stays for
     /// now.
-    pub fn forget(&self, ranges: &[Range<u64>]) {
+    pub fn forget(&self, ranges: impl IntoIterator<Item = Range<u64>>) {
         let data = self.data();
         for range in ranges {
             let start = range.start.saturating_sub(FOLIO_BYTES_MAX);
@@ -85,9 +85,13 @@ impl Layer {
     pub(in crate::store) fn write_back(&self) -> crate::error::Result<()> {
         let data = self.data();
         data.sync_data().map_err(|e| self.failed(&e))?;
-        let everything = 0..self.index().summary().data_bytes;
-        self.forget(std::slice::from_ref(&everything));
+        self.forget_all();
         Ok(())
+    }
+
+    /// Gives up all of the data file's copy in the page cache.
+    pub(in crate::store) fn forget_all(&self) {
+        self.forget(std::iter::once(0..self.index().summary().data_bytes));
     }
 }
 

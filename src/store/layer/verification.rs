@@ -69,7 +69,7 @@ impl Layer {
             // Nobody has asked for these bytes.
             let end = chunk.data_offset.saturating_add(chunk.bytes);
             if end.saturating_sub(read_from) >= FORGET_BYTES {
-                self.forget(std::slice::from_ref(&(read_from..end)));
+                self.forget(std::iter::once(read_from..end));
                 read_from = end;
             }
         }

@@ -50,7 +50,8 @@ pub(crate) fn targets() -> Vec<Target> {
     ]
 }
 
-fn sealed(bytes: &[u8]) -> Vec<u8> {
+/// Puts the checksum of a tree or an index right.
+pub(super) fn sealed(bytes: &[u8]) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     if let Some((head, covered)) = bytes.split_at_mut_checked(CRC_AT + 4) {
         head[CRC_AT..].copy_from_slice(&crc32fast::hash(covered).to_le_bytes());

@@ -1,6 +1,7 @@
 //! The parsers, one target each, or one for several small ones of a kind.
 
 mod documents;
+mod erofs;
 mod estargz;
 mod files;
 mod passes;
@@ -21,6 +22,7 @@ pub(crate) fn all() -> Vec<Target> {
         spans::targets(),
         passes::targets(),
         files::targets(),
+        erofs::targets(),
         documents::targets(),
         settings::targets(),
         text::targets(),
