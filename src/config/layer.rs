@@ -378,20 +378,16 @@ impl Layer {
 
     /// Fills in the defaults and checks what only the whole can tell.
     pub(super) fn resolve(self, environment: &Environment) -> Result<Config> {
-        let seconds = |key: &str, given: Option<u64>, default: u64| match given.unwrap_or(default) {
-            s if s > WAIT_S_MAX => Err(Error::usage(format!("{key}: at most {WAIT_S_MAX} seconds"))),
-            s => Ok(Duration::from_secs(s)),
-        };
         let timeout = seconds("timeout", self.timeout_s, 60)?;
         let concurrency = self.concurrency.unwrap_or(32);
         let kernel_idle = seconds("kernel_idle", self.kernel_idle_s, 900)?;
+        let kernel_mounts_max = self.kernel_mounts_max.unwrap_or(256);
         let out_of_range = [
             ("timeout", timeout.is_zero()),
             ("kernel_idle", kernel_idle.is_zero()),
             (
                 "kernel_mounts_max",
-                self.kernel_mounts_max
-                    .is_some_and(|mounts| !(1..=KERNEL_MOUNTS_MAX).contains(&mounts)),
+                !(1..=KERNEL_MOUNTS_MAX).contains(&kernel_mounts_max),
             ),
             ("concurrency", !(1..=1024).contains(&concurrency)),
             ("retries", self.retries.is_some_and(|retries| retries > 100)),
@@ -440,7 +436,7 @@ impl Layer {
             soci_v1: self.soci_v1.unwrap_or(false),
             kernel: self.kernel.unwrap_or_default(),
             kernel_idle,
-            kernel_mounts_max: self.kernel_mounts_max.unwrap_or(256),
+            kernel_mounts_max,
             mounts: self.mount.unwrap_or_default(),
             registries: self.registry,
             layouts: self
@@ -449,6 +445,14 @@ impl Layer {
                 .map(|(name, entry)| (name, entry.path))
                 .collect(),
         })
+    }
+}
+
+/// A wait in seconds, within what can be configured.
+fn seconds(key: &str, given: Option<u64>, default: u64) -> Result<Duration> {
+    match given.unwrap_or(default) {
+        s if s > WAIT_S_MAX => Err(Error::usage(format!("{key}: at most {WAIT_S_MAX} seconds"))),
+        s => Ok(Duration::from_secs(s)),
     }
 }
 

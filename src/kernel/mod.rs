@@ -37,6 +37,9 @@ use crate::kernel::superblocks::Superblocks;
 /// next files, whoever wants them.
 const DEVICE_READ_AHEAD_KIB: u32 = 128;
 
+/// How often second copies are given up. What is read ahead in between is lost, which is little in a second.
+const FORGET_INTERVAL: Duration = Duration::from_secs(1);
+
 /// What bounds kernel mode.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -59,8 +62,6 @@ struct Inner {
     helper: Helper,
     runtime: Handle,
     options: Options,
-    /// Whether the kernel can read devices past its page cache.
-    can_direct_io: bool,
     superblocks: Superblocks,
     places: Places,
     devices: Devices,
@@ -86,19 +87,13 @@ impl Kernel {
         let devices = Devices::new(Arc::clone(images.fetcher()), options.journal_entries);
         let tree = Arc::new(devices.clone());
         let connection = DetachedMount::start(tree, &helper, DEVICE_READ_AHEAD_KIB, runtime)?;
-        let tried = probe::try_out(
-            &helper,
-            &devices,
-            &connection,
-            &images.fetcher().store().scratch_dir(),
-        );
-        let can_direct_io = tried?.direct_io;
+        let dir = images.fetcher().store().scratch_dir();
+        probe::try_out(&helper, &devices, &connection, &dir)?;
         let kernel = Self(Arc::new(Inner {
             images,
             helper,
             runtime: runtime.clone(),
             options,
-            can_direct_io,
             superblocks: Superblocks::default(),
             places: Places::default(),
             devices,
@@ -106,7 +101,24 @@ impl Kernel {
         }));
         kernel.watch_mount_table()?;
         kernel.unmount_idle_ones();
+        kernel.forget_second_copies();
         Ok(kernel)
+    }
+
+    /// Gives up, over and over, what the page cache has of lent files besides what EROFS has of them. Ends with the last
+    /// handle.
+    fn forget_second_copies(&self) {
+        let weak = Arc::downgrade(&self.0);
+        self.0.runtime.spawn(async move {
+            loop {
+                tokio::time::sleep(FORGET_INTERVAL).await;
+                let Some(kernel) = weak.upgrade() else { return };
+                let store = Arc::clone(kernel.images.fetcher().store());
+                if store.lent_bytes() > 0 {
+                    kernel.runtime.spawn_blocking(move || store.forget_lent());
+                }
+            }
+        });
     }
 
     /// Superblocks that the kernel has, those included that only a program inside of one keeps alive: without us they lose

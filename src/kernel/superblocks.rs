@@ -41,7 +41,6 @@ pub(super) struct Superblock {
     mount: Option<OwnedFd>,
     /// For each layer whether its device is the local file.
     local: Vec<bool>,
-    direct_io: bool,
     since: Instant,
     runtime: tokio::runtime::Handle,
 }
@@ -71,7 +70,6 @@ impl Superblock {
             "image": self.source,
             "layers": self.local.len(),
             "local_layers": self.local.iter().filter(|local| **local).count(),
-            "direct_io": self.direct_io,
             "mounted_s": self.since.elapsed().as_secs(),
         })
     }
@@ -251,13 +249,12 @@ impl Kernel {
             .iter()
             .map(|place| matches!(place, DevicePlace::Local(_)))
             .collect();
-        let direct_io = inner.can_direct_io && local.iter().all(|local| *local);
         let new = NewErofs {
             image: image.file.as_fd(),
             devices: named.chain([witness_device]).collect(),
             shown_root: inner.connection.root(),
             source: source.clone(),
-            direct_io,
+            direct_io: false,
             no_exec: key.no_exec,
         };
         let (mount, attachment) = inner.helper.make_and_attach_erofs(&new, &target.place())?;
@@ -266,7 +263,6 @@ impl Kernel {
             source,
             mount: Some(mount),
             local,
-            direct_io,
             since: Instant::now(),
             runtime: inner.runtime.clone(),
         });

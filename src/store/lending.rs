@@ -46,6 +46,7 @@ pub(super) struct Lending {
 /// What is lent of a layer.
 #[derive(Debug)]
 struct Account {
+    layer: Arc<Layer>,
     /// What its data file takes up on the disk.
     bytes: u64,
     /// How often it is lent.
@@ -117,7 +118,12 @@ impl Store {
         };
         // Counted before anything can fail, so that it is given back in every case.
         let account = accounts.entry(*layer.key());
-        account.or_insert(Account { bytes, count: 0 }).count += 1;
+        let new = || Account {
+            layer: Arc::clone(layer),
+            bytes,
+            count: 0,
+        };
+        account.or_insert_with(new).count += 1;
         drop(accounts);
         if !is_lent {
             self.lending.ask(Chore::WriteBack, layer);
@@ -133,6 +139,21 @@ impl Store {
                 self.lending.give_back(layer);
                 Err(failed(error))
             }
+        }
+    }
+
+    /// Gives up what the page cache has of data files that are lent: the kernel keeps what it has read of them under the
+    /// files that it shows, so it is a second copy, which is of use only to read-ahead, and only for a moment. The
+    /// other way, reading them past the page cache, has no read-ahead at all.
+    pub fn forget_lent(&self) {
+        let accounts = self.lending.accounts.lock();
+        let layers: Vec<_> = accounts
+            .values()
+            .map(|account| Arc::clone(&account.layer))
+            .collect();
+        drop(accounts);
+        for layer in layers {
+            layer.forget_all();
         }
     }
 
