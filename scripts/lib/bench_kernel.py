@@ -31,6 +31,7 @@ WARM_GOALS = {"find -ls": 1.1, "ls -lR": 1.1, "tar": 1.1, "grep -r in usr": 1.1}
 FUSE_WARM_GOALS = {**WARM_GOALS, "ls -lR": 6}
 SMALL = "etc/debian_version"
 READ_AHEAD_KIB = (16, 128, 1024)
+PAGE_BYTES = 4096
 ALL = "cd {a} && tar -cf - ."
 
 
@@ -153,7 +154,7 @@ class Kernel:
 
     def memory(self):
         """How often the page cache holds a root filesystem that was read once."""
-        size = content_bytes(self.bench.ext4)
+        size = content_bytes_in_pages(self.bench.ext4)
         self.prepare(EMPTY)
         fetched = self.cached_by(EMPTY)
         drop_caches()
@@ -188,6 +189,8 @@ class Kernel:
 
     def with_read_ahead(self, kib, command):
         """A command on an image that is mounted, with nothing of its data here."""
+        if self.mount.mounted:
+            self.mount.umount()
         before = backing_devices()
         self.prepare(EMPTY)
         self.shell(EMPTY, "ls {a}")
@@ -211,14 +214,14 @@ class Kernel:
         print()
 
 
-def content_bytes(root):
-    """Bytes of the regular files below a directory, each once."""
+def content_bytes_in_pages(root):
+    """Bytes of the regular files below a directory, each once and in whole pages, as the page cache has them at the least."""
     seen = {}
     for directory, _, files in os.walk(root):
         for name in files:
             status = os.lstat(Path(directory, name))
             if stat.S_ISREG(status.st_mode):
-                seen[status.st_ino] = status.st_size
+                seen[status.st_ino] = -(-status.st_size // PAGE_BYTES) * PAGE_BYTES
     return sum(seen.values())
 
 
