@@ -25,9 +25,6 @@ const FIRST_MOUNT_WITHIN: Duration = Duration::from_secs(10);
 /// How long an unmount waits for the kernel to be done with the images that it served: it is within milliseconds.
 const GIVEN_BACK_WITHIN: Duration = Duration::from_secs(2);
 
-/// How long the kernel takes to let go of what nobody uses: it does so in the background, within milliseconds.
-const SUPERBLOCKS_WITHIN: Duration = Duration::from_secs(2);
-
 /// The mounts.
 #[derive(Debug)]
 pub(super) struct Mounts {
@@ -276,20 +273,9 @@ impl Mounts {
         tokio::task::spawn_blocking(move || way(&blocking))
             .await
             .map_err(|error| Error::busy("unmount", error.to_string()))??;
-        self.let_superblocks_go().await;
         self.unmounted(mountpoint, &mounted);
         drop_in_time(mounted);
         Ok(())
-    }
-
-    /// Waits a moment until the kernel has let go of what was the daemon's last mount: whoever unmounts it waits for the end
-    /// of the daemon, which waits for that.
-    async fn let_superblocks_go(&self) {
-        let is_last = self.ending == Ending::WithLastMount && self.state.lock().slots.len() <= 1;
-        if let Some(mut live) = self.engine.superblocks().filter(|_| is_last) {
-            // Programs in what was unmounted lazily may keep it for long.
-            let _ = tokio::time::timeout(SUPERBLOCKS_WITHIN, live.wait_for(|live| *live == 0)).await;
-        }
     }
 
     /// Notes that a mount has lost its place. Copies of it, bound elsewhere or in another mount namespace, are served until
