@@ -22,7 +22,7 @@ use super::erofs::{Attachment, Detach, ErofsDone, ErofsRequest};
 use super::fusermount::{self, Fusermount};
 use super::mountinfo::MountEntry;
 use super::unmounting::{detach, is_dead, is_mounted, ours_at, unmount};
-use super::{detached_helper, erofs_helper, fd_passing, mountinfo, unmounting};
+use super::{detached_helper, erofs_helper, fd_passing, mountinfo, unmounting, utab};
 use crate::error::{Error, Result};
 
 /// The hidden subcommand.
@@ -352,6 +352,9 @@ fn mount_at(path: &Path, new: &NewMount) -> Result<(Done, OwnedFd)> {
     let device = mounted_descriptor(place, new)?;
     match ours_at(&mountpoint) {
         Ok(Some(entry)) => {
+            if geteuid().is_root() {
+                utab::add(&mountpoint);
+            }
             let done = Done::Mounted {
                 mountpoint: mountpoint.into_os_string().into_vec(),
                 device: entry.device,

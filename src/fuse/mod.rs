@@ -28,6 +28,7 @@ mod notify;
 mod session;
 mod session_end;
 mod unmounting;
+mod utab;
 
 pub use autofs::{Guarded, unmount_guarded};
 pub use counters::Counters;

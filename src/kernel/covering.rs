@@ -75,6 +75,7 @@ impl Covering {
     pub fn end(&self) {
         self.pause();
         *self.mounted.lock() = None;
+        self.kernel.note_tree_gone(self);
     }
 
     /// How many roots are mounted over now.
