@@ -75,8 +75,8 @@ pub(super) enum Request {
         /// In which way.
         how: Detach,
     },
-    /// Walk to the mountpoint and let it be.
-    Walk,
+    /// Walk to the mount that is there now, and wake who watches the mount table.
+    Settle,
     /// Read of a file in the root of the mount that comes along; the answer is [`Done::Bytes`].
     Read {
         /// The file.
@@ -223,9 +223,7 @@ fn serve(path: &Path, request: Request, fds: Vec<OwnedFd>) -> Result<(Done, Vec<
         Request::Read { name, ranges } => {
             erofs_helper::read(&name, &ranges, fds).map(|results| alone(Done::Bytes { results }))
         }
-        Request::Walk => fs::symlink_metadata(path)
-            .map(|_| alone(Done::Ok))
-            .map_err(|error| Error::io(path.display().to_string(), &error)),
+        Request::Settle => erofs_helper::settle(path).map(|()| alone(Done::Ok)),
     }
 }
 

@@ -22,6 +22,7 @@ mod helper_process;
 mod interrupt;
 mod listing;
 mod mount;
+mod mount_attr;
 mod mountinfo;
 mod new_mount;
 mod notify;
