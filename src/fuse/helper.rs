@@ -351,7 +351,7 @@ fn mount_at(path: &Path, new: &NewMount) -> Result<(Done, OwnedFd)> {
     match ours_at(&mountpoint) {
         Ok(Some(entry)) => {
             if geteuid().is_root() {
-                utab::add(&mountpoint);
+                utab::update();
             }
             let done = Done::Mounted {
                 mountpoint: mountpoint.into_os_string().into_vec(),

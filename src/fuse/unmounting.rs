@@ -94,7 +94,7 @@ pub(super) fn unmount(path: &Path, device: Option<&str>, how: Unmount) -> Reply 
         (Unmount::Dead, _) => {}
     }
     if geteuid().is_root() && entry.fs_type == FS_TYPE && how != Unmount::Dead {
-        utab::remove(&mountpoint);
+        utab::update();
     }
     Ok(Done::Ok)
 }

@@ -5,6 +5,7 @@
 //! keeps it busy. With an entry it reads the mount table of the kernel, which has the whole type. The form of an entry and
 //! the order of locking and renaming are libmount's (util-linux, `libmount/src/tab_update.c`).
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
@@ -13,8 +14,13 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use super::helper::FS_TYPE;
+use super::mountinfo;
+
 /// The directory of the table.
 const DIR: &str = "/run/mount";
+/// The end of each of our entries.
+const OPTIONS: &[u8] = b" OPTS=uhelper=fuse.registryfs";
 /// How long others may hold the table's lock.
 const LOCK_WAIT: Duration = Duration::from_secs(1);
 /// How often the lock is tried.
@@ -22,27 +28,25 @@ const LOCK_INTERVAL: Duration = Duration::from_millis(20);
 /// The largest table that is changed, in bytes: an entry has some hundred.
 const TABLE_BYTES_MAX: u64 = 4 << 20;
 
-/// Notes a tree. Without it only umount(8) is worse off.
-pub(super) fn add(mountpoint: &Path) {
-    let line = entry(mountpoint);
-    note(mountpoint, Some(&line));
-}
-
-/// Takes the note of a tree away.
-pub(super) fn remove(mountpoint: &Path) {
-    note(mountpoint, None);
-}
-
-fn note(mountpoint: &Path, line: Option<&[u8]>) {
-    if let Err(error) = change(Path::new(DIR), mountpoint, line) {
-        tracing::debug!(%error, mountpoint = %mountpoint.display(), "{DIR}/utab was not changed");
+/// Notes the trees that are mounted, and no others: mounts end in many ways. Without the notes only umount(8) is worse
+/// off.
+pub(super) fn update() {
+    let updated = mountinfo::read().and_then(|mounts| {
+        let ours = mounts.iter().filter(|mount| mount.fs_type == FS_TYPE);
+        change(
+            Path::new(DIR),
+            ours.map(|mount| entry(&mount.mountpoint)).collect(),
+        )
+    });
+    if let Err(error) = updated {
+        tracing::debug!(%error, "{DIR}/utab was not changed");
     }
 }
 
-/// Puts `line` in the place of the lines of a mountpoint.
-fn change(dir: &Path, mountpoint: &Path, line: Option<&[u8]>) -> io::Result<()> {
+/// Puts `entries` in the place of all that are ours.
+fn change(dir: &Path, entries: BTreeSet<Vec<u8>>) -> io::Result<()> {
     let path = dir.join("utab");
-    if line.is_none() && !path.exists() {
+    if entries.is_empty() && !path.exists() {
         return Ok(());
     }
     fs::create_dir_all(dir)?;
@@ -58,11 +62,10 @@ fn change(dir: &Path, mountpoint: &Path, line: Option<&[u8]>) -> io::Result<()> 
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
-    let target = [b"TARGET=", escaped(mountpoint).as_slice()].concat();
-    let is_its = |line: &&[u8]| line.split(|&byte| byte == b' ').any(|field| field == target);
-    let lines = table.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
+    let lines = table.split(|&byte| byte == b'\n');
+    let others = lines.filter(|line| !line.is_empty() && !line.ends_with(OPTIONS));
     let mut kept = Vec::new();
-    for line in lines.filter(|line| !is_its(line)).chain(line) {
+    for line in others.chain(entries.iter().map(Vec::as_slice)) {
         kept.extend_from_slice(line);
         kept.push(b'\n');
     }
@@ -105,7 +108,8 @@ fn entry(mountpoint: &Path) -> Vec<u8> {
     [
         b"SRC=registryfs TARGET=",
         escaped(mountpoint).as_slice(),
-        b" ROOT=/ OPTS=uhelper=fuse.registryfs",
+        b" ROOT=/",
+        OPTIONS,
     ]
     .concat()
 }
@@ -132,15 +136,15 @@ mod tests {
             Path::new("/mnt/a b"),
             "SRC=//h/s TARGET=/mnt/a ROOT=/ OPTS=_netdev\n",
         );
-        change(dir.path(), ours, None).unwrap();
+        change(dir.path(), BTreeSet::new()).unwrap();
         assert!(!dir.path().join("utab").exists());
         fs::write(dir.path().join("utab"), theirs).unwrap();
         for _ in 0..2 {
-            change(dir.path(), ours, Some(&entry(ours))).unwrap();
+            change(dir.path(), [entry(ours)].into()).unwrap();
             let ours = "SRC=registryfs TARGET=/mnt/a\\040b ROOT=/ OPTS=uhelper=fuse.registryfs\n";
             assert_eq!(table(), format!("{theirs}{ours}"));
         }
-        change(dir.path(), ours, None).unwrap();
+        change(dir.path(), BTreeSet::new()).unwrap();
         assert_eq!(table(), theirs);
         let left: Vec<_> = fs::read_dir(dir.path())
             .unwrap()
@@ -153,9 +157,9 @@ mod tests {
     fn a_table_that_is_locked_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         let held = lock(&dir.path().join("utab.lock")).unwrap();
-        let mountpoint = Path::new("/m");
-        assert!(change(dir.path(), mountpoint, Some(&entry(mountpoint))).is_err());
+        let entries = BTreeSet::from([entry(Path::new("/m"))]);
+        assert!(change(dir.path(), entries.clone()).is_err());
         drop(held);
-        change(dir.path(), mountpoint, Some(&entry(mountpoint))).unwrap();
+        change(dir.path(), entries).unwrap();
     }
 }
