@@ -16,7 +16,7 @@ use super::helper::{Done, system_error};
 use super::mountinfo::MountEntry;
 use super::new_mount::{NewMount, VALUE_BYTES_MAX};
 use super::unmounting::{UNMOUNT_PAUSE, UNMOUNT_TRIES, read_table};
-use super::{busy, mountinfo};
+use super::{busy, mount_attr, mountinfo};
 use crate::error::{Error, Result};
 
 /// How often a mountpoint is walked to: what lies on the way may be replaced meanwhile (ESTALE).
@@ -156,6 +156,14 @@ fn attached(mount: BorrowedFd<'_>, mountpoint: &Path, attach: &Attach) -> Result
             "it was unmounted at once",
         )),
     }
+}
+
+/// Walks into a mount, and reports it as changed although it stays as it is.
+pub(super) fn settle(path: &Path) -> Result<()> {
+    let failed = |errno: rustix::io::Errno| Error::io(path.display().to_string(), &errno.into());
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mount = open(path, flags, Mode::empty()).map_err(failed)?;
+    mount_attr::set_again(mount.as_fd()).map_err(|error| Error::io(path.display().to_string(), &error))
 }
 
 /// The directory, without entering what it is or could be a mountpoint of.

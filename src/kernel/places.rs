@@ -137,6 +137,14 @@ impl Kernel {
         }
     }
 
+    /// Notes that a whole mount of ours is gone, and with it all that was mounted in it.
+    pub(super) fn note_tree_gone(&self, covering: &Covering) {
+        let mut places = self.0.places.0.lock();
+        let gone: Vec<_> = places.extract_if(|_, place| is_in(place, covering)).collect();
+        drop(places);
+        drop(gone);
+    }
+
     fn tell_gone(&self, place: Place) {
         match &place.owner {
             Owner::Tree { covering, slot } => {
