@@ -85,7 +85,7 @@ fn made(make: &Make, fds: &[OwnedFd]) -> Result<(OwnedFd, bool)> {
     let mount = new.make(attributes).map_err(|error| match error {
         Error::Io { errno, why, .. } if errno == libc::ENOTBLK => Error::unsupported(
             "mounting erofs",
-            format!("the kernel mounts none from a file (Linux 6.12 can): {why}"),
+            format!("the kernel mounts none from this file: either it cannot at all (Linux 6.12 can), or the cache is on a filesystem that cannot back one, such as tmpfs: {why}"),
         ),
         error => error,
     })?;
