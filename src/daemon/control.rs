@@ -13,7 +13,7 @@ use super::spawn::{Orders, log_file, spawn};
 use crate::config::Loaded;
 use crate::error::{Error, Result};
 use crate::fetch::PassProgress;
-use crate::fuse::{Guarded, Unmount, unmount_all_dead, unmount_path};
+use crate::fuse::{Guarded, Unmount, unmount_all_dead, unmount_guarded, unmount_path};
 use crate::store::lock::Lock;
 
 /// How often a lock or a socket that is about to change is looked at.
@@ -134,6 +134,10 @@ pub async fn unmount(loaded: &Loaded, mountpoint: &Path, how: Unmount) -> Result
         return blocking(move || unmount_path(&mountpoint, how)).await;
     }
     let mountpoint = resolve(mountpoint)?;
+    let guarded = mountpoint.clone();
+    if blocking(move || unmount_guarded(&guarded)).await? {
+        return Ok(());
+    }
     let request = Request::Unmount {
         mountpoint: mountpoint.clone(),
     };

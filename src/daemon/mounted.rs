@@ -72,7 +72,9 @@ impl Mounted {
                 kernel: Carried::Covered(covering),
             } => {
                 covering.pause();
-                mount.unmount(false).inspect_err(|_| covering.resume())
+                mount.unmount(false).inspect_err(|_| covering.resume())?;
+                covering.end();
+                Ok(())
             }
             Carrier::Fuse { mount, .. } => mount.unmount(false),
         }
@@ -84,7 +86,7 @@ impl Mounted {
             Carrier::Kernel(mount) => mount.unmount(true),
             Carrier::Fuse { mount, kernel } => {
                 if let Carried::Covered(covering) = kernel {
-                    covering.pause();
+                    covering.end();
                 }
                 mount.abort()
             }

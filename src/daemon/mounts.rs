@@ -22,6 +22,8 @@ const MOUNTS_MAX: usize = 256;
 /// How long a daemon that was just started waits for its first mount, which the command that started it asks for at
 /// once.
 const FIRST_MOUNT_WITHIN: Duration = Duration::from_secs(10);
+/// How long an unmount waits for the kernel to be done with the images that it served: it is within milliseconds.
+const GIVEN_BACK_WITHIN: Duration = Duration::from_secs(2);
 
 /// The mounts.
 #[derive(Debug)]
@@ -231,7 +233,24 @@ impl Mounts {
 
     /// Unmounts; a busy mount is an error that says who is busy.
     pub(super) async fn unmount(&self, mountpoint: &Path) -> Result<()> {
-        self.unmount_by(mountpoint, Mounted::unmount).await
+        self.unmount_by(mountpoint, Mounted::unmount).await?;
+        self.wait_for_the_kernel().await;
+        Ok(())
+    }
+
+    /// Waits a moment until the kernel has given back what it had of the last mount, so that whoever unmounts it finds the
+    /// store free. Longer than a moment takes only what somebody uses.
+    async fn wait_for_the_kernel(&self) {
+        let Some(mut superblocks) = self.engine.superblocks() else {
+            return;
+        };
+        if !self.state.lock().slots.is_empty() {
+            return;
+        }
+        let gone = superblocks.wait_for(|live| *live == 0);
+        if let Ok(Ok(_)) = tokio::time::timeout(GIVEN_BACK_WITHIN, gone).await {
+            self.note_end(&mut self.state.lock());
+        }
     }
 
     async fn unmount_by(&self, mountpoint: &Path, way: fn(&Mounted) -> Result<()>) -> Result<()> {

@@ -84,8 +84,7 @@ impl Fetcher {
     /// the first one of which something is missing.
     fn name_file(&self, error: Error, at: &DeviceAt, span: &Span) -> Error {
         let index = at.layer.index();
-        let missing =
-            |number: &u32| !at.layer.is_present(*number) && !self.overflow.has(at.layer.key(), *number);
+        let missing = |number: &u32| !at.layer.is_present(*number) && !self.overflow.has(&at.layer, *number);
         let has_failed = |&number: &u32| {
             let member = index.chunk(number).map(|chunk| chunk.member);
             member.is_ok_and(|member| self.recent_failure(&at.source, &[member]).is_err())

@@ -309,7 +309,7 @@ impl Fetcher {
     /// Keeps a verified chunk that the disk would not take.
     fn keep_in_memory(&self, layer: &Layer, chunk: u32, bytes: bytes::Bytes, error: &Error) {
         // The first one says it; a full disk makes thousands.
-        if self.overflow.put(layer.key(), chunk, bytes) {
+        if self.overflow.put(layer, chunk, bytes) {
             tracing::warn!(%error, "the cache cannot keep what is fetched: it stays in memory for the moment");
         }
     }

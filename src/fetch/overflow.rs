@@ -21,13 +21,20 @@ const OVERFLOW_CHUNKS_MAX: usize = 8192;
 /// For how long a disk that refused a chunk is taken to be full: room may have been made since.
 const REFUSAL_MEMORY: Duration = Duration::from_secs(60);
 
+/// A chunk: the layer, what its index is known by, and the number in that.
+type Key = (Digest, u32, u32);
+
+fn key(layer: &Layer, chunk: u32) -> Key {
+    (*layer.key(), layer.index_id(), chunk)
+}
+
 /// The chunks, least recently used first to go.
 #[derive(Debug)]
 pub(super) struct Overflow(Mutex<Kept>);
 
 #[derive(Debug)]
 struct Kept {
-    chunks: LruCache<(Digest, u32), Bytes>,
+    chunks: LruCache<Key, Bytes>,
     bytes: usize,
     /// When the last one came.
     refused_at: Option<Instant>,
@@ -46,12 +53,12 @@ impl Default for Overflow {
 
 impl Overflow {
     /// Keeps a chunk. Answers whether it is the first one here.
-    pub(super) fn put(&self, layer: &Digest, chunk: u32, bytes: Bytes) -> bool {
+    pub(super) fn put(&self, layer: &Layer, chunk: u32, bytes: Bytes) -> bool {
         let mut kept = self.0.lock();
         let is_first = kept.chunks.is_empty();
         kept.refused_at = Some(Instant::now());
         kept.bytes += bytes.len();
-        if let Some((_, old)) = kept.chunks.push((*layer, chunk), bytes) {
+        if let Some((_, old)) = kept.chunks.push(key(layer, chunk), bytes) {
             kept.bytes -= old.len();
         }
         while kept.bytes > OVERFLOW_BYTES_MAX {
@@ -64,8 +71,8 @@ impl Overflow {
     }
 
     /// Whether a chunk is kept here. It counts as used then.
-    pub(super) fn has(&self, layer: &Digest, chunk: u32) -> bool {
-        self.0.lock().chunks.get(&(*layer, chunk)).is_some()
+    pub(super) fn has(&self, layer: &Layer, chunk: u32) -> bool {
+        self.0.lock().chunks.get(&key(layer, chunk)).is_some()
     }
 
     /// Whether the disk has refused a chunk lately.
@@ -90,7 +97,7 @@ impl Overflow {
             let Some(len) = to.checked_sub(from).map(|len| len as usize) else {
                 continue;
             };
-            let here = self.0.lock().chunks.get(&(*layer.key(), number)).cloned();
+            let here = self.0.lock().chunks.get(&key(layer, number)).cloned();
             let start = (from - chunk.data_offset) as usize;
             let piece = match here.as_ref().and_then(|kept| kept.get(start..start + len)) {
                 Some(piece) => Some(piece.to_vec()),

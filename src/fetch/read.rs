@@ -187,7 +187,7 @@ impl Fetcher {
     /// are soon pushed out of memory by the rest of the member. It is looked for them now and then, because who brings them
     /// does not know who waits.
     async fn all_here(&self, layer: &Layer, chunks: &Range<u32>) {
-        let is_here = |chunk| layer.is_present(chunk) || self.overflow.has(layer.key(), chunk);
+        let is_here = |chunk| layer.is_present(chunk) || self.overflow.has(layer, chunk);
         while !chunks.clone().all(is_here) {
             tokio::time::sleep(LONG_MEMBER_LOOK_INTERVAL).await;
         }

@@ -89,14 +89,18 @@ impl ChunkSink for StoreSink<'_> {
         match &mut receiving.state {
             State::Present => {}
             State::Collected(collected) => collected.extend_from_slice(bytes),
-            State::Written { bytes: written, .. } => {
+            State::Written {
+                bytes: written,
+                evictions,
+            } => {
                 let place = receiving.chunk.data_offset;
                 match layer.write(place.saturating_add(offset), bytes) {
                     Ok(()) => *written += bytes.len() as u64,
                     Err(error) if receiving.chunk.bytes > OVERFLOW_BYTES_MAX as u64 => return Err(error),
-                    Err(_) => {
-                        // The disk is full: the rest is collected, and what it took is read back.
-                        let mut collected = layer.read_back(place, *written as usize)?;
+                    Err(error) => {
+                        // The disk is full: the rest is collected, and what it took is read back, if it is all there still.
+                        let taken = layer.read_back(place, *written as usize, *evictions)?;
+                        let mut collected = taken.ok_or(error)?;
                         collected.extend_from_slice(bytes);
                         receiving.state = State::Collected(collected);
                     }

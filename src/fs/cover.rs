@@ -55,7 +55,7 @@ pub trait Covers: Send + Sync + fmt::Debug {
     /// The reads that failed below our mounts: who read was told EIO by the kernel, and nothing else.
     fn failures(&self) -> Vec<Failure>;
 
-    /// Walks to a root once, so that the kernel moves what was staged to where it belongs.
+    /// Walks to a root once, so that the kernel has moved what was staged to where it belongs, and tells all who watch mounts.
     fn settle(&self, path: String);
 }
 
@@ -135,15 +135,8 @@ impl Filesystem {
         &self.0.coverings
     }
 
-    /// Has the root of a tree mounted over, if it can be, and says how long its name holds. `was_known` is whether the
-    /// kernel had the directory before this lookup.
-    pub(super) async fn cover(
-        &self,
-        slot: &Arc<Slot>,
-        dir: &NameNode,
-        name: &str,
-        was_known: bool,
-    ) -> Duration {
+    /// Has the root of a tree mounted over, if it can be, and says how long its name holds.
+    pub(super) async fn cover(&self, slot: &Arc<Slot>, dir: &NameNode, name: &str) -> Duration {
         let (Some(covers), Some(view)) = (self.options().covers.clone(), &slot.view) else {
             return FOREVER;
         };
@@ -156,15 +149,15 @@ impl Filesystem {
             _ => {}
         }
         let (filesystem, slot, path) = (self.clone(), Arc::clone(slot), view.path.clone());
-        let settles = was_known.then(|| (Arc::clone(&covers), path.clone()));
-        let work = async move { filesystem.mount_over(covers, slot, path).await };
+        let work = {
+            let (covers, path) = (Arc::clone(&covers), path.clone());
+            async move { filesystem.mount_over(covers, slot, path).await }
+        };
         let runtime = self.images().fetcher().runtime();
         let flight = self.coverings().under_way.run(runtime, number, work);
         match tokio::time::timeout(COVER_WAIT, flight).await {
             Ok(Ok(())) => {
-                if let Some((covers, path)) = settles {
-                    covers.settle(path);
-                }
+                covers.settle(path);
                 self.kept(number, dir, name)
             }
             // It has been written down, or goes on: later lookups find out.

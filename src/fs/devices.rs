@@ -118,11 +118,13 @@ impl Devices {
         &self.0.journal
     }
 
-    /// Shows a layer's data file. One layer is one file, however often it is shown; it is read from the source that was
+    /// Shows a layer's data file. One layer with one index is one file, however often it is shown; it is read from the source that was
     /// shown last.
     #[must_use]
     pub fn show(&self, device: DeviceAt) -> Shown {
-        let (name, bytes) = (device.layer.key().hex(), device.bytes());
+        let (layer, bytes) = (&device.layer, device.bytes());
+        // The kernel knows a file, and may have pages of it, for longer than a layer is open.
+        let name = format!("{}-{:08x}", layer.key().hex(), layer.index_id());
         self.shown(name, bytes, Content::Layer(device))
     }
 
@@ -326,3 +328,6 @@ impl Operations for Devices {
 fn attr_of_file(ino: u64, file: &File) -> Attr {
     attr(ino, Some(file))
 }
+
+#[cfg(test)]
+mod tests;

@@ -133,7 +133,6 @@ impl Filesystem {
             let number = filesystem.slot(filesystem.view_key(&path, at.digest())).await?;
             let is_rootfs = unopened.layer.is_none();
             let held = filesystem.slots().held(number);
-            let was_known = held.is_ok();
             let pending = match held {
                 Ok(Held::Pending(pending)) => pending,
                 _ => Pending::new(number, path, dir.ino, unopened),
@@ -151,7 +150,7 @@ impl Filesystem {
             };
             // While a stranger may be on his way in, he must be refused at this name, and that would throw a mount out.
             let entry_ttl = match is_rootfs && own_ttl == FOREVER {
-                true => filesystem.cover(&slot, &dir, &name, was_known).await,
+                true => filesystem.cover(&slot, &dir, &name).await,
                 false => own_ttl,
             };
             let root = slot.rootfs.tree().node(ROOT)?;

@@ -231,6 +231,10 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        // The kernel leaves it to us, and asks for names up to a length of its own.
+        if name.len() > NAME_MAX_BYTES as usize {
+            return reply.error(Errno::ENAMETOOLONG);
+        }
         self.core.serve(
             Op::Lookup,
             waiter(request),

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, umount2};
 
-use super::helper::answers;
-use super::mountinfo;
+use super::helper::{Unmount, answers};
+use super::{mountinfo, unmounting};
 use crate::error::{Error, Result};
 
 /// The type of these mounts in the mount table.
@@ -67,6 +67,20 @@ impl Guarded {
         }
         result
     }
+}
+
+/// Unmounts what is ours at a mountpoint that autofs guards, and says whether it does. All in this process: while autofs has
+/// it expire everyone else who walks there waits for that, other processes of ours included. Blocks.
+///
+/// # Errors
+/// [`Error::Busy`] naming who uses it; [`Error::Io`].
+pub fn unmount_guarded(mountpoint: &Path) -> Result<bool> {
+    let mounts = mountinfo::read().map_err(|error| mountinfo::unreadable(&error))?;
+    let guards = |mount: &mountinfo::MountEntry| mount.fs_type == FS_TYPE && mount.mountpoint == mountpoint;
+    if !mounts.iter().any(guards) {
+        return Ok(false);
+    }
+    unmounting::unmount(mountpoint, None, Unmount::Idle).map(|_| true)
 }
 
 #[cfg(test)]

@@ -239,12 +239,13 @@ impl Helper {
         }
     }
 
-    /// Walks to a path and lets it be, so that the kernel looks its names up.
+    /// Walks to a mount of EROFS below one of ours, so that the kernel moves it to where it belongs, and wakes all who watch the
+    /// mount table: the kernel tells nobody that a mount has moved with its directory.
     ///
     /// # Errors
-    /// What keeps the helper from doing it.
-    pub fn walk_to(&self, path: &Path) -> Result<()> {
-        self.ask(path, &Request::Walk, &[], DEADLINE).map(drop)
+    /// [`Error::Io`], [`Error::Timeout`].
+    pub fn settle(&self, path: &Path) -> Result<()> {
+        self.ask(path, &Request::Settle, &[], DEADLINE).map(drop)
     }
 }
 

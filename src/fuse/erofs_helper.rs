@@ -16,7 +16,7 @@ use super::helper::{Done, clear, system_error};
 use super::mountinfo::MountEntry;
 use super::new_mount::{NewMount, VALUE_BYTES_MAX};
 use super::unmounting::{UNMOUNT_PAUSE, UNMOUNT_TRIES, read_table};
-use super::{busy, mountinfo};
+use super::{busy, mount_attr, mountinfo};
 use crate::error::{Error, Result};
 
 /// How often a mountpoint is walked to: what lies on the way may be replaced meanwhile (ESTALE).
@@ -85,7 +85,7 @@ fn made(make: &Make, fds: &[OwnedFd]) -> Result<(OwnedFd, bool)> {
     let mount = new.make(attributes).map_err(|error| match error {
         Error::Io { errno, why, .. } if errno == libc::ENOTBLK => Error::unsupported(
             "mounting erofs",
-            format!("the kernel mounts none from a file (Linux 6.12 can): {why}"),
+            format!("the kernel mounts none from this file: either it cannot at all (Linux 6.12 can), or the cache is on a filesystem that cannot back one, such as tmpfs: {why}"),
         ),
         error => error,
     })?;
@@ -157,6 +157,14 @@ fn attached(mount: BorrowedFd<'_>, mountpoint: &Path, attach: &Attach) -> Result
             "it was unmounted at once",
         )),
     }
+}
+
+/// Walks into a mount, and reports it as changed although it stays as it is.
+pub(super) fn settle(path: &Path) -> Result<()> {
+    let failed = |errno: rustix::io::Errno| Error::io(path.display().to_string(), &errno.into());
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mount = open(path, flags, Mode::empty()).map_err(failed)?;
+    mount_attr::set_again(mount.as_fd()).map_err(|error| Error::io(path.display().to_string(), &error))
 }
 
 /// The directory, without entering what it is or could be a mountpoint of.

@@ -22,7 +22,7 @@ use super::erofs::{Attachment, Detach, ErofsDone, ErofsRequest};
 use super::fusermount::{self, Fusermount};
 use super::mountinfo::MountEntry;
 use super::unmounting::{detach, is_dead, is_mounted, ours_at, unmount};
-use super::{detached_helper, erofs_helper, fd_passing, mountinfo, unmounting};
+use super::{detached_helper, erofs_helper, fd_passing, mountinfo, unmounting, utab};
 use crate::error::{Error, Result};
 
 /// The hidden subcommand.
@@ -75,8 +75,8 @@ pub(super) enum Request {
         /// In which way.
         how: Detach,
     },
-    /// Walk to the mountpoint and let it be.
-    Walk,
+    /// Walk to the mount that is there now, and wake who watches the mount table.
+    Settle,
     /// Read of a file in the root of the mount that comes along; the answer is [`Done::Bytes`].
     Read {
         /// The file.
@@ -223,9 +223,7 @@ fn serve(path: &Path, request: Request, fds: Vec<OwnedFd>) -> Result<(Done, Vec<
         Request::Read { name, ranges } => {
             erofs_helper::read(&name, &ranges, fds).map(|results| alone(Done::Bytes { results }))
         }
-        Request::Walk => fs::symlink_metadata(path)
-            .map(|_| alone(Done::Ok))
-            .map_err(|error| Error::io(path.display().to_string(), &error)),
+        Request::Settle => erofs_helper::settle(path).map(|()| alone(Done::Ok)),
     }
 }
 
@@ -340,6 +338,9 @@ fn mount_at(path: &Path, new: &NewMount) -> Result<(Done, OwnedFd)> {
     let device = mounted_descriptor(place, new)?;
     match ours_at(&mountpoint) {
         Ok(Some(entry)) => {
+            if geteuid().is_root() {
+                utab::update();
+            }
             let done = Done::Mounted {
                 mountpoint: mountpoint.into_os_string().into_vec(),
                 device: entry.device,

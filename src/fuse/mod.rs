@@ -22,14 +22,16 @@ mod helper_process;
 mod interrupt;
 mod listing;
 mod mount;
+mod mount_attr;
 mod mountinfo;
 mod new_mount;
 mod notify;
 mod session;
 mod session_end;
 mod unmounting;
+mod utab;
 
-pub use autofs::Guarded;
+pub use autofs::{Guarded, unmount_guarded};
 pub use counters::Counters;
 pub use detached::DetachedMount;
 pub use erofs::{Attachment, Detach, ErofsDevice, NewErofs, Place};

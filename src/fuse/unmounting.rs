@@ -14,7 +14,7 @@ use super::erofs::Detach;
 use super::fusermount::{self, Fusermount};
 use super::helper::{Done, FS_TYPE, Reply, Unmount, resolve, system_error};
 use super::mountinfo::MountEntry;
-use super::{busy, erofs_helper, erofs_uuid, mountinfo};
+use super::{busy, erofs_helper, erofs_uuid, mountinfo, utab};
 use crate::error::{Error, Result};
 use crate::image::erofs::UUID_PREFIX;
 
@@ -92,6 +92,9 @@ pub(super) fn unmount(path: &Path, device: Option<&str>, how: Unmount) -> Reply 
             erofs_helper::detach(&read_table()?, &entry, Detach::Lazy)?;
         }
         (Unmount::Dead, _) => {}
+    }
+    if geteuid().is_root() && entry.fs_type == FS_TYPE && how != Unmount::Dead {
+        utab::update();
     }
     Ok(Done::Ok)
 }

@@ -1,6 +1,5 @@
 //! Images by manifest digest: their layers, their merged trees, and the files in them.
 
-use std::fs::File;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
@@ -15,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::fetch::device::DeviceAt;
 use crate::fetch::single_flight::SingleFlight;
 use crate::fetch::{Fetcher, FileAt, Place, Source, blocking};
+use crate::image::kernel::Opened;
 use crate::image::manifest::{Document, IndexEntry, Manifest, choose};
 use crate::image::platform::Platform;
 use crate::image::resolve::Resolver;
@@ -210,7 +210,7 @@ pub struct Images {
     resolver: Arc<Resolver>,
     soci: SociIndexes,
     /// Kernel images that are opened or written now, by the key of their tree.
-    kernel_images: SingleFlight<Digest, Arc<File>>,
+    kernel_images: SingleFlight<Digest, Arc<Opened>>,
     ready: Mutex<LruCache<(Repository, Digest), Named>>,
 }
 
@@ -234,7 +234,7 @@ impl Images {
         &self.fetcher
     }
 
-    pub(super) fn kernel_images(&self) -> &SingleFlight<Digest, Arc<File>> {
+    pub(super) fn kernel_images(&self) -> &SingleFlight<Digest, Arc<Opened>> {
         &self.kernel_images
     }
 

@@ -25,6 +25,14 @@ pub struct KernelImage {
     pub devices: Vec<DeviceAt>,
 }
 
+/// An image that was opened, with the layers whose indexes it says the places of. Whoever asks for it while they are held
+/// has the same ones: the store opens no layer twice.
+#[derive(Debug)]
+pub(super) struct Opened {
+    file: File,
+    _layers: Vec<Arc<Layer>>,
+}
+
 impl Images {
     /// The EROFS image of a merged tree: from the store, or written now.
     ///
@@ -36,12 +44,18 @@ impl Images {
         let (store, of) = (Arc::clone(self.fetcher().store()), Arc::clone(rootfs));
         let layers: Vec<Arc<Layer>> = devices.iter().map(|at| Arc::clone(&at.layer)).collect();
         let runtime = self.fetcher().runtime().clone();
-        let open = move || open_or_write(&store, of.name(), of.tree(), of.key(), &layers).map(Arc::new);
+        let open = move || {
+            let file = open_or_write(&store, of.name(), of.tree(), of.key(), &layers)?;
+            Ok(Arc::new(Opened {
+                file,
+                _layers: layers,
+            }))
+        };
         let open = async move { blocking(&runtime, open).await };
         let opened = self
             .kernel_images()
             .run(self.fetcher().runtime(), *rootfs.key(), open);
-        let file = opened.await?.try_clone();
+        let file = opened.await?.file.try_clone();
         Ok(KernelImage {
             file: file.map_err(|e| Error::io(rootfs.name(), &e))?,
             devices,

@@ -75,7 +75,7 @@ impl Covering {
     pub fn end(&self) {
         self.pause();
         *self.mounted.lock() = None;
-        self.kernel.forget_places(self);
+        self.kernel.note_tree_gone(self);
     }
 
     /// How many roots are mounted over now.
@@ -136,7 +136,7 @@ impl Covering {
         };
         kernel.note_place(attachment, superblock, owner);
         if self.mounted.lock().is_none() {
-            kernel.forget_places(&self);
+            kernel.note_tree_gone(&self);
         }
         kernel.keep_below_limit(&self);
         Ok(())
@@ -181,8 +181,8 @@ impl Covers for Covering {
         let Ok(mounted) = self.mounted() else { return };
         let helper = self.kernel.0.helper.clone();
         self.kernel.0.runtime.spawn_blocking(move || {
-            if let Err(error) = helper.walk_to(&mounted.mountpoint.join(path)) {
-                tracing::debug!(%error, "a mounted root has not been walked to");
+            if let Err(error) = helper.settle(&mounted.mountpoint.join(path)) {
+                tracing::debug!(%error, "a mounted root has not been settled");
             }
         });
     }

@@ -137,15 +137,11 @@ impl Kernel {
         }
     }
 
-    /// Lets go of all places in a tree that is not mounted any more. The mount table may say so later.
-    pub(super) fn forget_places(&self, covering: &Covering) {
-        let gone: Vec<Place> = {
-            let mut places = self.0.places.0.lock();
-            places
-                .extract_if(|_, place| is_in(place, covering))
-                .map(|(_, place)| place)
-                .collect()
-        };
+    /// Notes that a whole mount of ours is gone, and with it all that was mounted in it.
+    pub(super) fn note_tree_gone(&self, covering: &Covering) {
+        let mut places = self.0.places.0.lock();
+        let gone: Vec<_> = places.extract_if(|_, place| is_in(place, covering)).collect();
+        drop(places);
         drop(gone);
     }
 

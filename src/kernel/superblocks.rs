@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::digest::Digest;
 use crate::error::Result;
@@ -25,6 +25,9 @@ use crate::image::Rootfs;
 use crate::image::kernel::KernelImage;
 use crate::kernel::Kernel;
 use crate::store::lending::Lent;
+
+/// Processes that mount at once. A `find` over thousands of images would start one for each that is looked at.
+const HELPERS_MAX: usize = 16;
 
 /// What decides whether two mounts can share a superblock: the merged tree, and whether programs of it can be run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -116,6 +119,8 @@ pub(super) struct Made {
 pub(super) struct Superblocks {
     known: Mutex<HashMap<Key, Weak<Superblock>>>,
     under_way: SingleFlight<Key, Made>,
+    /// One for each helper that may be at work.
+    helpers: Semaphore,
     live: watch::Sender<usize>,
 }
 
@@ -124,6 +129,7 @@ impl Default for Superblocks {
         Self {
             known: Mutex::default(),
             under_way: SingleFlight::default(),
+            helpers: Semaphore::new(HELPERS_MAX),
             live: watch::channel(0).0,
         }
     }
@@ -203,6 +209,7 @@ impl Kernel {
                 "its mount is gone",
             )),
         };
+        let _turn = superblocks.helpers.acquire().await;
         let attachment = blocking(&self.0.runtime, attach).await?;
         Ok((made.superblock, attachment))
     }
@@ -218,7 +225,9 @@ impl Kernel {
         let image = self.0.images.kernel_image(rootfs).await?;
         let kernel = self.clone();
         let make = move || kernel.make_blocking(key, image, source, target);
+        let turn = self.0.superblocks.helpers.acquire().await;
         let (made, devices, witness) = blocking(&self.0.runtime, make).await?;
+        drop(turn);
         self.0.superblocks.live.send_modify(|live| *live += 1);
         let kernel = self.clone();
         self.0.runtime.spawn(async move {

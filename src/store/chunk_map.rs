@@ -180,6 +180,11 @@ impl ChunkMap {
         self.set_header_id(VERIFIED_AT, self.boot);
     }
 
+    /// Notes that what is present may not be what was verified.
+    pub fn note_doubted(&self) {
+        self.set_header_id(VERIFIED_AT, NO_BOOT);
+    }
+
     /// Whether the kernel may have the data file: it was lent since the machine started, by this process or another.
     #[must_use]
     pub fn is_lent(&self) -> bool {

@@ -45,6 +45,7 @@ const NOWHERE: &str = "/dev/full";
 pub struct Layer {
     key: Digest,
     index: Index<Mapped>,
+    index_id: u32,
     /// Where its files are.
     dir: PathBuf,
     data: RwLock<Arc<File>>,
@@ -129,6 +130,7 @@ impl Layer {
             key,
             complete: AtomicBool::new(map.count() == index.chunk_count()),
             index,
+            index_id,
             dir: dir.to_owned(),
             data: RwLock::new(Arc::new(data)),
             map,
@@ -149,6 +151,13 @@ impl Layer {
     #[must_use]
     pub fn index(&self) -> &Index<Mapped> {
         &self.index
+    }
+
+    /// What tells the index from others of the same layer. Places in the data file and numbers of chunks mean something only
+    /// together with it: an index that is made anew, by other rules or from another's, may say others.
+    #[must_use]
+    pub fn index_id(&self) -> u32 {
+        self.index_id
     }
 
     /// Whether every chunk is present.
@@ -355,16 +364,21 @@ impl Layer {
         }
     }
 
-    /// Reads back what was written of a chunk that is not marked yet, for whoever wrote it.
+    /// Reads back what was written of a chunk that is not marked yet, for whoever wrote it; `None` if something was evicted
+    /// since `evictions` was looked at, as in [`Self::mark_written`].
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn read_back(&self, data_offset: u64, len: usize) -> Result<Vec<u8>> {
+    pub fn read_back(&self, data_offset: u64, len: usize, evictions: u64) -> Result<Option<Vec<u8>>> {
+        let keeping = self.keeping.read();
+        if *keeping != evictions {
+            return Ok(None);
+        }
         let mut buffer = vec![0; len];
         self.data()
             .read_exact_at(&mut buffer, data_offset)
             .map_err(|e| self.failed(&e))?;
-        Ok(buffer)
+        Ok(Some(buffer))
     }
 
     /// Whether a chunk has to be verified before it can be used.
@@ -401,8 +415,15 @@ impl Layer {
     /// # Errors
     /// [`Error::Io`].
     pub fn sync_clean(&self) -> Result<()> {
-        self.map
-            .make_clean(|| self.data().sync_data().map_err(|e| self.failed(&e)))
+        let mut synced = Ok(());
+        let outcome = self.map.make_clean(|| {
+            synced = self.data().sync_data().map_err(|e| self.failed(&e));
+            synced.clone()
+        });
+        if synced.is_err() {
+            self.doubt();
+        }
+        outcome
     }
 
     /// What eviction needs of a layer.

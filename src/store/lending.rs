@@ -10,8 +10,9 @@
 //! ([`crate::store::eviction`]): a mount keeps the bytes that it was made with.
 //!
 //! A layer that came over a restart of the machine is served through us until it has been verified again, which one thread
-//! of low priority does, a layer at a time. The same thread sends to the disk what is lent: the kernel reads it from there
-//! without a copy of its own (`directio`), so what the page cache of the data file holds is of no more use.
+//! of low priority does, a layer at a time. The same thread sends to the disk what is lent and not there yet: the kernel
+//! keeps copies under the files of the mounted image, and those in the page cache of the data file, a second one of all that
+//! was read, can only be given up once the disk has it.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;

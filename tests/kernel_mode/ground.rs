@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
 use registryfs::demo::Content;
+use serde_json::Value;
 
 use crate::world::{World, finish, start, until};
 
@@ -99,6 +100,10 @@ pub(crate) fn make_local(world: &World, rootfs: &Path) {
     said(rootfs, "tar -cf - . | cat >/dev/null");
     world.restart();
     assert!(is_erofs(rootfs));
+    let status: Value = serde_json::from_str(&world.text(&["status", "--format", "json"])).unwrap();
+    let images = status["kernel"]["images"].as_array().unwrap();
+    let is_local = |image: &Value| image["layers"] == image["local_layers"];
+    assert!(!images.is_empty() && images.iter().all(is_local), "{status:#}");
 }
 
 /// Waits until no EROFS is mounted at or below a directory.

@@ -46,7 +46,7 @@ fn visit(images: usize, mounts_max: usize) -> usize {
     let daemon = format!("/proc/{}/status", world.daemon());
     let memory = fs::read_to_string(daemon).unwrap();
     let memory = memory.lines().find(|line| line.starts_with("RssAnon")).unwrap();
-    println!("{images} images: at most {most} mounts at once, {memory}");
+    eprintln!("{images} images: at most {most} mounts at once, {memory}");
     world.umount();
     assert!(erofs_mounts(&world.root()).is_empty());
     most

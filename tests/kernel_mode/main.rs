@@ -6,12 +6,15 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod access;
+mod damage;
 mod ends;
 mod failures;
+mod faults;
 mod ground;
 mod limits;
 mod modes;
 mod namespaces;
+mod neighbours;
 mod same;
 mod seen;
 #[path = "../support/mod.rs"]

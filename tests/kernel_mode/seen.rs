@@ -14,8 +14,8 @@ use rustix::fs::{lgetxattr, llistxattr};
 
 /// Larger than what the kernel lets a value or a list be (XATTR_SIZE_MAX, XATTR_LIST_MAX).
 const XATTR_BYTES_MAX: usize = 1 << 16;
-/// What is looked up where it is not.
-const ABSENT: [&str; 2] = ["absent", ".wh.absent"];
+/// Lengths of names that are looked up where they are not: the longest that can be, and one more.
+const ABSENT_BYTES: [usize; 3] = [6, 255, 256];
 
 /// Every path below `root`, and `root` itself, with what there is to see of it.
 pub(crate) fn seen(root: &Path) -> BTreeMap<PathBuf, String> {
@@ -92,10 +92,9 @@ fn line(path: &Path, name: &Path, first_names: &mut BTreeMap<u64, PathBuf>) -> S
         write!(line, " holds {}", content(path)).unwrap();
     }
     if metadata.is_dir() {
-        let absent = ABSENT.map(|name| {
-            fs::symlink_metadata(path.join(name))
-                .map_err(|error| error.raw_os_error())
-                .err()
+        let absent = ABSENT_BYTES.map(|length| {
+            let found = fs::symlink_metadata(path.join("-".repeat(length)));
+            found.map_err(|error| error.raw_os_error()).err()
         });
         write!(line, " absent {absent:?}").unwrap();
     }

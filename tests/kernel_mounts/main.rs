@@ -54,9 +54,9 @@ fn an_attached_tree_is_read_through_its_device_and_shows_its_source() {
     ] {
         assert!(flags.contains(flag), "{flag:?}");
     }
-    assert_eq!(mounted(&[attachment.clone()]).unwrap(), [Some(place)]);
+    assert_eq!(mounted(std::slice::from_ref(&attachment)).unwrap(), [Some(place)]);
     world.detach(&attachment, Detach::Idle).unwrap();
-    assert_eq!(mounted(&[attachment.clone()]).unwrap(), [None]);
+    assert_eq!(mounted(std::slice::from_ref(&attachment)).unwrap(), [None]);
     world.detach(&attachment, Detach::Idle).unwrap();
 }
 

@@ -147,7 +147,10 @@ fn a_tree_whose_directory_moved_is_found_and_one_that_is_covered_is_left() {
     let (place, moved) = (world.new_dir("old/mnt"), world.dir().join("new/mnt"));
     let attachment = world.make_at("a.b/c:1", &place).attachment.unwrap();
     fs::rename(world.dir().join("old"), world.dir().join("new")).unwrap();
-    assert_eq!(mounted(&[attachment.clone()]).unwrap(), [Some(moved.clone())]);
+    assert_eq!(
+        mounted(std::slice::from_ref(&attachment)).unwrap(),
+        [Some(moved.clone())]
+    );
     let none: Option<&str> = None;
     mount(Some("foreign"), &moved, Some("tmpfs"), MsFlags::empty(), none).unwrap();
     let said = busy(world.detach(&attachment, Detach::Idle));
@@ -239,7 +242,7 @@ fn play_daemon() {
     };
     let world = World::new();
     let _tree = world.make_at("a.b/c:1", Path::new(&place));
-    println!("attached");
+    eprintln!("attached");
     std::thread::sleep(Duration::from_secs(600));
 }
 

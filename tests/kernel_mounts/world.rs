@@ -55,10 +55,10 @@ impl Drop for Unmounted {
 fn below(dir: &Path) -> Option<PathBuf> {
     let table = fs::read(format!("/proc/{}/mountinfo", std::process::id())).unwrap();
     let table = String::from_utf8_lossy(&table).into_owned();
-    let places = table
+    let mut places = table
         .lines()
         .filter_map(|line| line.split(' ').nth(4).map(PathBuf::from));
-    places.filter(|place| place.starts_with(dir)).last()
+    places.rfind(|place| place.starts_with(dir))
 }
 
 /// A superblock with one file of two blocks on a device that fails until it is healed.
@@ -212,11 +212,7 @@ pub(crate) fn attached_tree(place: &Path) -> Option<Vec<String>> {
     let table = String::from_utf8_lossy(&table).into_owned();
     let fields = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
     let place = place.to_string_lossy().into_owned();
-    table
-        .lines()
-        .map(fields)
-        .filter(|fields| fields[4] == place)
-        .next_back()
+    table.lines().map(fields).rfind(|fields| fields[4] == place)
 }
 
 /// The source of what is mounted at a place, as the table spells it.

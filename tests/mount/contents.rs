@@ -266,7 +266,10 @@ fn wrong_operations_get_their_errno() {
     assert_eq!(errno(fs::metadata(rootfs.join("a/b"))), libc::ENOTDIR);
     assert_eq!(errno(fs::read_link(rootfs.join("a"))), libc::EINVAL);
     assert_eq!(errno(fs::read(rootfs.join("d"))), libc::EISDIR);
-    assert_eq!(errno(fs::metadata(rootfs.join("n".repeat(255)))), libc::ENOENT);
+    for at in [&rootfs, &world.at("team/app/1.0/layers/0/fs")] {
+        let absent = |length| errno(fs::metadata(at.join("n".repeat(length))));
+        assert_eq!((absent(255), absent(256)), (libc::ENOENT, libc::ENAMETOOLONG));
+    }
 }
 
 #[test]

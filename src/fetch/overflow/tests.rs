@@ -14,9 +14,11 @@ use crate::store::Store;
 
 #[test]
 fn a_disk_that_was_full_once_is_not_full_for_ever() {
+    let dir = tempfile::tempdir().unwrap();
+    let layer = sparse_file(&Store::open(dir.path()).unwrap()).layer;
     let overflow = Overflow::default();
     assert!(!overflow.is_in_use());
-    assert!(overflow.put(&Digest::of(b"layer"), 0, Bytes::from_static(b"chunk")));
+    assert!(overflow.put(&layer, 0, Bytes::from_static(b"chunk")));
     assert!(overflow.is_in_use());
     overflow.0.lock().refused_at = Instant::now().checked_sub(REFUSAL_MEMORY);
     assert!(!overflow.is_in_use());
@@ -82,7 +84,7 @@ fn parts_of_a_file_with_holes_come_from_store_and_memory_alike() {
                     let kept = file.layer.keep(number as u32, chunk.data_offset, &FILE[range]);
                     kept.unwrap();
                 }
-                1 => drop(overflow.put(file.layer.key(), number as u32, FILE[range].into())),
+                1 => drop(overflow.put(&file.layer, number as u32, FILE[range].into())),
                 _ => {}
             }
         }

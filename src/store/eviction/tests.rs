@@ -39,7 +39,9 @@ fn a_chunk_that_comes_piece_by_piece_over_an_eviction_is_not_marked() {
     evict(&layer, 0..1);
     let evictions = layer.evictions();
     layer.write(0, &content(0)).unwrap();
+    assert_eq!(layer.read_back(0, 3, evictions).unwrap(), Some(vec![1; 3]));
     evict(&layer, 1..2);
+    assert_eq!(layer.read_back(0, 3, evictions).unwrap(), None);
     layer.mark_written(0, evictions).unwrap();
     assert_eq!(read(&layer, 0), None);
     layer.write(0, &content(0)).unwrap();

@@ -83,10 +83,12 @@ impl Layer {
     /// # Errors
     /// [`crate::error::Error::Io`].
     pub(in crate::store) fn write_back(&self) -> crate::error::Result<()> {
-        let data = self.data();
-        data.sync_data().map_err(|e| self.failed(&e))?;
-        self.forget_all();
-        Ok(())
+        let synced = self.data().sync_data().map_err(|e| self.failed(&e));
+        match synced {
+            Ok(()) => self.forget_all(),
+            Err(_) => self.doubt(),
+        }
+        synced
     }
 
     /// Gives up all of the data file's copy in the page cache.

@@ -44,6 +44,8 @@ impl Layer {
     /// [`crate::error::Error::Io`]; [`crate::error::Error::Malformed`] for a damaged index.
     pub(in crate::store) fn verify_all(&self, stop: &AtomicBool) -> Result<bool> {
         let evictions = self.evictions();
+        // What the disk has counts, not what memory still has of it.
+        self.forget_all();
         for number in 0..self.index.chunk_count() {
             if self.index.chunk(number)?.digest.is_none() {
                 return Ok(false);
@@ -80,10 +82,30 @@ impl Layer {
         Ok(self.is_complete() && self.is_verified())
     }
 
+    /// The disk has not taken something that was written, and does not say what: later reads would find there what was
+    /// there before. So nothing of the layer stays but what a mount reads now, and that is not lent again unverified.
+    pub(in crate::store) fn doubt(&self) {
+        let mut keeping = self.keeping.write();
+        // A verification under way has looked at what memory had.
+        *keeping += 1;
+        self.map.note_doubted();
+        drop(keeping);
+        let everything = 0..self.index.chunk_count();
+        if let Err(error) = self.evict(std::slice::from_ref(&everything)) {
+            tracing::error!(layer = %self.key, %error, "the disk has lost some of a layer that the kernel reads");
+        }
+    }
+
     /// Takes the mark from a chunk that is not what it should be, if nothing was evicted since: then that is why.
     fn refuse(&self, chunk: u32, evictions: u64) -> Result<bool> {
         let keeping = self.keeping.write();
-        if *keeping != evictions || self.map.is_lent() {
+        if *keeping != evictions {
+            return Ok(false);
+        }
+        if self.map.is_lent() {
+            drop(keeping);
+            // Its place cannot be written to: all that is worth keeping gets another file.
+            self.evict(std::slice::from_ref(&(chunk..chunk.saturating_add(1))))?;
             return Ok(false);
         }
         tracing::warn!(layer = %self.key, chunk, "a chunk was damaged on the disk");

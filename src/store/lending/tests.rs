@@ -403,3 +403,29 @@ fn lenders_readers_writers_and_evictors_leave_every_mount_whole() {
     assert!(!mounts.is_empty(), "nothing was ever lent");
     assert!(mounts.iter().all(|mount| bytes_of(mount) == all()));
 }
+
+#[test]
+fn what_the_disk_has_lost_is_not_kept_nor_lent_again() {
+    let (dir, store, layer) = world(CHUNKS);
+    layer.doubt();
+    assert!((0..CHUNKS).all(|chunk| read(&layer, chunk).is_none()));
+    (0..CHUNKS).for_each(|chunk| keep(&layer, chunk));
+    layer.note_progress();
+    let lent = eventually(|| store.lend(&layer, None).unwrap());
+    let data = File::options().write(true).open(path(&dir, "data")).unwrap();
+    data.write_all_at(&[0; 7], 3 * CHUNK_BYTES).unwrap();
+    // Now a mount has it, whose bytes cannot be taken back.
+    layer.doubt();
+    assert!(read(&layer, 3).is_some());
+    drop(lent);
+    eventually(|| {
+        let lent = store.lend(&layer, None).unwrap();
+        assert!(lent.is_none(), "it has been damaged");
+        read(&layer, 3).is_none().then_some(())
+    });
+    assert_eq!(read(&layer, 2), Some(content(2)));
+    keep(&layer, 3);
+    layer.note_progress();
+    let lent = eventually(|| store.lend(&layer, None).unwrap());
+    assert!(bytes_of(lent.file()) == all());
+}
