@@ -173,11 +173,11 @@ fn a_tag_that_is_gone_is_gone_for_new_visitors_and_stays_for_those_inside() {
 fn a_check_of_a_held_tag_ends_at_the_deadline() {
     let world = World::new(content())
         .configured("tag_ttl_s = 1\nlookup_wait_s = 2\n")
+        // What is open in a root that the kernel serves does not hold the tag.
+        .by_fuse()
         .mounted();
     let tag = world.at("team/app/1.0");
-    // What is open in a root that the kernel serves does not hold the tag's own directory.
-    fs::metadata(tag.join("rootfs/etc")).unwrap();
-    let _held = fs::File::open(&tag).unwrap();
+    let _held = fs::File::open(tag.join("rootfs/etc")).unwrap();
     world.handle().edit(|content| content.untag("team/app", "1.0"));
     until("the tag is gone", || {
         errno(fs::metadata(tag.join("rootfs"))) == libc::ENOENT
