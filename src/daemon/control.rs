@@ -124,20 +124,20 @@ async fn mount_once(
 }
 
 /// Unmounts. Of an idle mount it returns when the daemon has ended, if that was the last mount that it was there for.
-/// The other ways ask no daemon, which may hang: it notices that its mount is gone.
+/// The other ways ask no daemon, which may hang, and neither does any below autofs: it notices that its mount is gone.
 ///
 /// # Errors
 /// [`Error::NotFound`] where nothing of ours is mounted; [`Error::Busy`] naming who uses the mount.
 pub async fn unmount(loaded: &Loaded, mountpoint: &Path, how: Unmount) -> Result<()> {
+    let path = mountpoint.to_owned();
+    if blocking(move || unmount_guarded(&path, how)).await? {
+        return Ok(());
+    }
     if how != Unmount::Idle {
         let mountpoint = mountpoint.to_owned();
         return blocking(move || unmount_path(&mountpoint, how)).await;
     }
     let mountpoint = resolve(mountpoint)?;
-    let guarded = mountpoint.clone();
-    if blocking(move || unmount_guarded(&guarded)).await? {
-        return Ok(());
-    }
     let request = Request::Unmount {
         mountpoint: mountpoint.clone(),
     };

@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, umount2};
 
-use super::helper::{Unmount, answers};
+use super::helper::{Unmount, answers, resolve};
+use super::mountinfo::MountEntry;
 use super::{mountinfo, unmounting};
 use crate::error::{Error, Result};
 
@@ -70,17 +71,21 @@ impl Guarded {
 }
 
 /// Unmounts what is ours at a mountpoint that autofs guards, and says whether it does. All in this process: while autofs has
-/// it expire everyone else who walks there waits for that, other processes of ours included. Blocks.
+/// it expire everyone else who walks there waits for that, the helper included, in whichever way it shall unmount. Blocks.
 ///
 /// # Errors
-/// [`Error::Busy`] naming who uses it; [`Error::Io`].
-pub fn unmount_guarded(mountpoint: &Path) -> Result<bool> {
-    let mounts = mountinfo::read().map_err(|error| mountinfo::unreadable(&error))?;
-    let guards = |mount: &mountinfo::MountEntry| mount.fs_type == FS_TYPE && mount.mountpoint == mountpoint;
+/// [`Error::Busy`] naming who uses it; [`Error::Usage`] where nothing of ours is mounted; [`Error::Io`].
+pub fn unmount_guarded(path: &Path, how: Unmount) -> Result<bool> {
+    // What is wrong with the path is said by those who unmount where nothing guards.
+    let Ok(mountpoint) = resolve(path) else {
+        return Ok(false);
+    };
+    let mounts = unmounting::read_table()?;
+    let guards = |mount: &MountEntry| mount.fs_type == FS_TYPE && mount.mountpoint == mountpoint;
     if !mounts.iter().any(guards) {
         return Ok(false);
     }
-    unmounting::unmount(mountpoint, None, Unmount::Idle).map(|_| true)
+    unmounting::unmount(&mountpoint, None, how).map(|_| true)
 }
 
 #[cfg(test)]
@@ -92,5 +97,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert!(Guarded::at(dir.path()).unwrap().is_none());
         assert!(Guarded::at(Path::new("/proc")).unwrap().is_none());
+        for how in [Unmount::Idle, Unmount::Lazy, Unmount::Abort] {
+            assert!(!unmount_guarded(dir.path(), how).unwrap());
+        }
     }
 }
