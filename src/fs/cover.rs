@@ -19,12 +19,12 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::digest::Digest;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::fetch::single_flight::SingleFlight;
 use crate::fs::Filesystem;
 use crate::fs::journal::Failure;
 use crate::fs::nodes::NameNode;
-use crate::fs::ops::{Entry, FOREVER, Lookup};
+use crate::fs::ops::{Caller, Entry, FOREVER, Lookup};
 use crate::fs::slots::Slot;
 use crate::image::Rootfs;
 use crate::image::tree::ROOT;
@@ -35,6 +35,8 @@ const COVER_WAIT: Duration = Duration::from_secs(5);
 const RETRY_AFTER: Duration = Duration::from_secs(30);
 /// How long the kernel keeps the name of a root that could be covered and is not.
 const UNCOVERED_TTL: Duration = Duration::from_secs(1);
+/// Who mounts: only root can.
+const HELPER_UID: u32 = 0;
 
 /// Work whose end tells whether it was done.
 pub type Work = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
@@ -43,6 +45,9 @@ pub type Work = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 pub trait Covers: Send + Sync + fmt::Debug {
     /// Mounts `root` at its stage.
     fn cover(&self, root: CoveredRoot) -> Work;
+
+    /// Whether roots may be mounted over now: not before the tree is mounted, nor while it is being unmounted.
+    fn is_open(&self) -> bool;
 
     /// Whether the mount over this root stands. Asked only where the kernel should not have had to ask us.
     fn stands(&self, slot: u32) -> bool;
@@ -87,6 +92,15 @@ pub(super) struct Coverings {
     staged: AtomicU64,
 }
 
+impl Coverings {
+    fn note(&self, slot: u32, state: State) {
+        let mut states = self.states.lock();
+        // Failures of long ago say nothing, and roots that nobody comes to again are many.
+        states.retain(|_, state| !matches!(state, State::Failed(at) if at.elapsed() >= RETRY_AFTER));
+        states.insert(slot, state);
+    }
+}
+
 /// A name under `.registryfs` for as long as a mount is being made there.
 struct Stage {
     filesystem: Filesystem,
@@ -129,8 +143,9 @@ impl Filesystem {
         let number = slot.number;
         let state = self.coverings().states.lock().get(&number).copied();
         match state {
-            Some(State::Covered) if covers.stands(number) => return FOREVER,
+            Some(State::Covered) if covers.stands(number) => return self.kept(number, dir, name),
             Some(State::Failed(at)) if at.elapsed() < RETRY_AFTER => return UNCOVERED_TTL,
+            _ if !covers.is_open() => return UNCOVERED_TTL,
             _ => {}
         }
         let (filesystem, slot, path) = (self.clone(), Arc::clone(slot), view.path.clone());
@@ -142,14 +157,19 @@ impl Filesystem {
         let flight = self.coverings().under_way.run(runtime, number, work);
         match tokio::time::timeout(COVER_WAIT, flight).await {
             Ok(Ok(())) => {
-                let parent = (dir.ino, name.to_owned());
-                self.coverings().parents.lock().insert(number, parent);
                 covers.settle(path);
-                FOREVER
+                self.kept(number, dir, name)
             }
             // It has been written down, or goes on: later lookups find out.
             Ok(Err(_)) | Err(_) => UNCOVERED_TTL,
         }
+    }
+
+    /// Notes that the kernel will keep the name of a root for as long as it is mounted over: how long that is.
+    fn kept(&self, slot: u32, dir: &NameNode, name: &str) -> Duration {
+        let parent = (dir.ino, name.to_owned());
+        self.coverings().parents.lock().insert(slot, parent);
+        FOREVER
     }
 
     async fn mount_over(&self, covers: Arc<dyn Covers>, slot: Arc<Slot>, path: String) -> Result<()> {
@@ -168,8 +188,12 @@ impl Filesystem {
                 State::Failed(Instant::now())
             }
         };
-        self.coverings().states.lock().insert(slot.number, state);
+        self.coverings().note(slot.number, state);
         drop(stage);
+        // Whoever looked the root up has been answered without, or was interrupted: the mount is where it was staged still.
+        if mounted.is_ok() && self.coverings().under_way.waiters(&slot.number) == 0 {
+            covers.settle(path);
+        }
         mounted
     }
 
@@ -180,9 +204,17 @@ impl Filesystem {
         self.coverings().parents.lock().remove(&slot)
     }
 
-    /// The directory that is being mounted over, under the name that it has for that.
-    pub(super) fn lookup_stage(&self, name: &[u8]) -> Option<Result<Lookup>> {
+    /// The directory that is being mounted over, under the name that it has for that. The mount table shows that name to
+    /// everyone, and no mode keeps anyone out there.
+    pub(super) fn lookup_stage(&self, caller: Caller, name: &[u8]) -> Option<Result<Lookup>> {
         let slot = self.coverings().stages.lock().get(name).cloned()?;
+        if caller.uid != HELPER_UID {
+            // Other errors would throw out what is mounted there.
+            return Some(Err(Error::posix(
+                "a directory that is being mounted over",
+                libc::ENOMEM,
+            )));
+        }
         let root = slot
             .rootfs
             .tree()

@@ -75,6 +75,24 @@ fn refused(path: &str) -> Error {
     )
 }
 
+/// A lookup that was counted and is not answered yet. It is taken back where whoever asked was interrupted, because the
+/// kernel, which never learned of it, will not.
+struct Counted<'a>(Option<(&'a Filesystem, u64)>);
+
+impl Counted<'_> {
+    fn answered(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        if let Some((filesystem, ino)) = self.0.take() {
+            filesystem.nodes().forget(ino, 1);
+        }
+    }
+}
+
 impl Filesystem {
     /// Whether the mount's owner is somebody else, before whom something is hidden. Root is nobody's stranger: the kernel
     /// would let him in.
@@ -178,9 +196,10 @@ impl Filesystem {
         }
     }
 
-    /// The answer to the lookup of an image's directory, under a name that is kept for `ttl` if the image is open. Whoever
-    /// it is closed to learns so from its mode.
+    /// The answer to the lookup of an image's directory, which has been counted, under a name that is kept for `ttl` if the
+    /// image is open. Whoever it is closed to learns so from its mode.
     pub(super) async fn image_entry(&self, caller: Caller, node: &NameNode, mut ttl: Duration) -> Entry {
+        let counted = Counted(Some((self, node.ino)));
         if let Kind::Image(at) = &node.kind {
             self.settle(at).await;
             let _ = self.admit(caller, &node.path, at).await;
@@ -188,6 +207,7 @@ impl Filesystem {
                 ttl = ttl.min(self.images().resolver().tag_ttl());
             }
         }
+        counted.answered();
         self.name_entry(node, ttl)
     }
 

@@ -6,15 +6,15 @@ use bytes::Bytes;
 use crate::error::Result;
 use crate::fs::Filesystem;
 use crate::fs::nodes::{NameNode, STATE_INO};
-use crate::fs::ops::{DirEntry, Entry, FOREVER, FileType, Lookup};
+use crate::fs::ops::{Caller, DirEntry, Entry, FOREVER, FileType, Lookup};
 use std::time::Duration;
 
 /// The files of the directory.
 const FILES: [&str; 3] = ["version", "status.json", "errors"];
 
 impl Filesystem {
-    pub(super) fn lookup_state(&self, dir: &NameNode, name: &[u8]) -> Result<Lookup> {
-        if let Some(staged) = self.lookup_stage(name) {
+    pub(super) fn lookup_state(&self, caller: Caller, dir: &NameNode, name: &[u8]) -> Result<Lookup> {
+        if let Some(staged) = self.lookup_stage(caller, name) {
             return staged;
         }
         let content = match name {

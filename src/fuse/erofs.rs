@@ -82,8 +82,10 @@ mod path_bytes {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Detach {
-    /// Unless somebody uses it.
+    /// Unless somebody uses it, who is waited for a moment and then named.
     Idle,
+    /// Unless somebody uses it at this moment. Of many that are in use none costs time.
+    Unused,
     /// Unless somebody uses it, or has since this was asked for the last time.
     Expired,
     /// From the tree at once; who uses it goes on.

@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags, mkdirat, open, openat, statx
 use rustix::mount::{MountAttrFlags, MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
 use super::erofs::{Attach, Attachment, Detach, ErofsDone, ErofsRequest, Make};
-use super::helper::{Done, system_error};
+use super::helper::{Done, clear, system_error};
 use super::mountinfo::MountEntry;
 use super::new_mount::{NewMount, VALUE_BYTES_MAX};
 use super::unmounting::{UNMOUNT_PAUSE, UNMOUNT_TRIES, read_table};
@@ -85,7 +85,7 @@ fn made(make: &Make, fds: &[OwnedFd]) -> Result<(OwnedFd, bool)> {
     let mount = new.make(attributes).map_err(|error| match error {
         Error::Io { errno, why, .. } if errno == libc::ENOTBLK => Error::unsupported(
             "mounting erofs",
-            format!("the kernel mounts none from a file (Linux 6.12 can): {why}"),
+            format!("the kernel mounts none from this file: either it cannot at all (Linux 6.12 can), or the cache is on a filesystem that cannot back one, such as tmpfs: {why}"),
         ),
         error => error,
     })?;
@@ -136,6 +136,7 @@ fn attached(mount: BorrowedFd<'_>, mountpoint: &Path, attach: &Attach) -> Result
     let flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     let copy = open_tree(mount, "", flags).map_err(failed)?;
+    clear(mountpoint)?;
     let place = walked_to(mountpoint, attach).map_err(failed)?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     move_mount(&copy, "", &place, "", flags).map_err(failed)?;
@@ -213,7 +214,7 @@ pub(super) fn detach(mounts: &[MountEntry], mount: &MountEntry, how: Detach) -> 
         return Err(Error::busy(what(), "something else is mounted over it"));
     }
     let flags = match how {
-        Detach::Idle => MntFlags::empty(),
+        Detach::Idle | Detach::Unused => MntFlags::empty(),
         Detach::Expired => MntFlags::MNT_EXPIRE,
         Detach::Lazy => MntFlags::MNT_DETACH,
     };
@@ -226,8 +227,8 @@ pub(super) fn detach(mounts: &[MountEntry], mount: &MountEntry, how: Detach) -> 
                 return Err(Error::busy(what(), busy::describe(path)));
             }
             Err(Errno::EBUSY) => return Err(Error::busy(what(), "it is in use")),
-            // Somebody else was faster.
-            Err(Errno::EINVAL) if !read_table()?.contains(mount) => return Ok(()),
+            // Somebody else was faster, or the walk there has thrown it out, because its directory is no more.
+            Err(_) if !read_table()?.contains(mount) => return Ok(()),
             Err(errno) => return Err(system_error(what(), errno)),
         }
     }

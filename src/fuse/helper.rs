@@ -328,19 +328,7 @@ fn mount_at(path: &Path, new: &NewMount) -> Result<(Done, OwnedFd)> {
         Some(_) => path.to_owned(),
         None => resolve_new_mountpoint(path)?,
     };
-    for _ in 0..DEAD_MOUNTS_MAX {
-        if ours_at(&mountpoint)?.is_none() {
-            break;
-        }
-        if !is_dead(&mountpoint) {
-            let what = mountpoint.display().to_string();
-            return Err(Error::busy(
-                what,
-                "registryfs is already mounted there; unmount it first: registryfs umount",
-            ));
-        }
-        detach(&mountpoint, None)?;
-    }
+    clear(&mountpoint)?;
     let place = new.place.as_ref().unwrap_or(&mountpoint);
     let metadata = fs::metadata(place)
         .map_err(|error| Error::io(format!("the mountpoint {}", mountpoint.display()), &error))?;
@@ -369,6 +357,25 @@ fn mount_at(path: &Path, new: &NewMount) -> Result<(Done, OwnedFd)> {
             Err(error)
         }
     }
+}
+
+/// Removes what killed daemons left at a canonical path. What is served there, or goes on without a daemon, stays, and is
+/// the error.
+pub(super) fn clear(mountpoint: &Path) -> Result<()> {
+    for _ in 0..DEAD_MOUNTS_MAX {
+        if ours_at(mountpoint)?.is_none() {
+            break;
+        }
+        if !is_dead(mountpoint) {
+            let what = mountpoint.display().to_string();
+            return Err(Error::busy(
+                what,
+                "registryfs is already mounted there; unmount it first: registryfs umount",
+            ));
+        }
+        detach(mountpoint, None)?;
+    }
+    Ok(())
 }
 
 /// The options that the kernel takes from everyone. Without `default_permissions` whoever may enter may read everything,

@@ -71,7 +71,7 @@ impl Covering {
         self.is_paused.store(false, Ordering::Release);
     }
 
-    /// Lets go of the tree, which is not mounted any more.
+    /// Lets go of the tree, which is not mounted any more, and neither is what was mounted in it.
     pub fn end(&self) {
         self.pause();
         *self.mounted.lock() = None;
@@ -135,6 +135,9 @@ impl Covering {
             slot: root.slot,
         };
         kernel.note_place(attachment, superblock, owner);
+        if self.mounted.lock().is_none() {
+            kernel.note_tree_gone(&self);
+        }
         kernel.keep_below_limit(&self);
         Ok(())
     }
@@ -149,6 +152,10 @@ impl Covers for Covering {
                 None => Err(Error::Interrupted),
             }
         })
+    }
+
+    fn is_open(&self) -> bool {
+        self.mounted().is_ok()
     }
 
     fn stands(&self, slot: u32) -> bool {

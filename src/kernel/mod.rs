@@ -115,7 +115,8 @@ impl Kernel {
                 let Some(kernel) = weak.upgrade() else { return };
                 let store = Arc::clone(kernel.images.fetcher().store());
                 if store.lent_bytes() > 0 {
-                    kernel.runtime.spawn_blocking(move || store.forget_lent());
+                    // A panic is one pass less.
+                    let _ = kernel.runtime.spawn_blocking(move || store.forget_lent()).await;
                 }
             }
         });

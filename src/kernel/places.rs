@@ -203,7 +203,7 @@ impl Kernel {
             let Some(batch) = batch.get(..wanted).filter(|batch| !batch.is_empty()) else {
                 break;
             };
-            match self.detach(batch, Detach::Idle) {
+            match self.detach(batch, Detach::Unused) {
                 Ok(outcomes) => unmounted += outcomes.iter().filter(|outcome| outcome.is_ok()).count(),
                 Err(error) => {
                     tracing::warn!(%error, "cannot unmount idle root filesystems");
@@ -245,7 +245,7 @@ impl Kernel {
         W: Future<Output = Result<T>>,
     {
         let (kernel, mounted) = (self.clone(), self.0.places.in_trees(None));
-        let detach = move || kernel.detach(&mounted, Detach::Idle).map(drop);
+        let detach = move || kernel.detach(&mounted, Detach::Unused).map(drop);
         blocking(&self.0.runtime, detach).await?;
         for _ in 0..GIVEN_BACK_LOOKS {
             match work().await {
@@ -279,6 +279,9 @@ fn watch(table: MountTableWatch, kernel: &Weak<Inner>) {
             return;
         };
         let known = kernel.0.places.all();
+        if known.is_empty() {
+            continue;
+        }
         match mounted(&known) {
             Ok(found) => {
                 for (attachment, place) in known.iter().zip(found) {

@@ -15,6 +15,7 @@ mod limits;
 mod modes;
 mod namespaces;
 mod neighbours;
+mod occupied;
 mod same;
 mod seen;
 #[path = "../support/mod.rs"]

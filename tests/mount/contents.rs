@@ -194,7 +194,18 @@ fn xattrs_are_the_image_s_and_ours_are_hidden() {
         with_xattrs(dir("d/"), &[("user.dir", b"1")]),
     ];
     let made = image(&[&lower, &[with_xattrs(file("ping", "ping"), given)]]);
-    let world = World::new(content_of(&made)).mounted();
+    // The image's own are the same whoever serves them.
+    let kernel = World::new(content_of(&made)).mounted();
+    let ping = kernel.at("team/app/1.0/rootfs/ping");
+    assert_eq!(
+        xattr_names(&ping),
+        ["security.capability", "user.empty", "user.note"]
+    );
+    assert_eq!(xattr(&ping, "user.note").unwrap(), b"hello\0world");
+    assert_eq!(xattr(&ping, "security.capability").unwrap(), CAPABILITY);
+    assert_eq!(xattr(&ping, "security.selinux"), None);
+    // EROFS does not have ours.
+    let world = World::new(content_of(&made)).by_fuse().mounted();
     let rootfs = world.at("team/app/1.0/rootfs");
     let (ping, plain) = (rootfs.join("ping"), rootfs.join("plain"));
     assert_eq!(

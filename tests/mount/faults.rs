@@ -51,7 +51,7 @@ fn a_flipped_byte_is_refused_and_forgotten_when_the_registry_heals() {
     }
     for line in world.errors().lines() {
         assert!(
-            line.contains("/data: EIO: ") && line.contains(" layer sha256:"),
+            line.contains("data: EIO: ") && line.contains(" layer sha256:"),
             "{line}"
         );
     }

@@ -113,7 +113,7 @@ fn documents_that_are_none_are_named() {
 
 #[test]
 fn a_blob_that_is_not_there_fails_its_readers_only() {
-    let gone = image(&[&[file("kept", noise(300_000, 1)), file("gone", noise(300_000, 2))]]);
+    let gone = image(&[&[file("kept", noise(300_000, 1)), file("gone", noise(6_000_000, 2))]]);
     let fine = image(&[&[file("fine", "fine")]]);
     let mut content = Content::new();
     content.add_tagged_image("team/app", "gone", &gone);

@@ -93,7 +93,8 @@ fn an_image_is_mounted_with_its_root_at_the_mountpoint() {
     assert_eq!(errno(fs::write(at.join("new"), "")), libc::EROFS);
     assert_eq!(errno(fs::remove_file(at.join("big"))), libc::EROFS);
     let statfs = nix::sys::statvfs::statvfs(&at).unwrap();
-    assert_eq!(statfs.blocks(), 200_016u64.div_ceil(4096));
+    // EROFS counts its own blocks too.
+    assert!(statfs.blocks() >= 200_016u64.div_ceil(4096));
     assert_eq!(statfs.blocks_free(), 0);
     assert!(statfs.files() >= 6);
     umount(&world, &at);

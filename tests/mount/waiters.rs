@@ -44,7 +44,10 @@ fn within_s(seconds: u64) -> Fault {
 
 fn slow_world(layer: Layer, seconds: u64) -> World {
     let scope = Scope::containing(layer.digest().to_string());
-    let world = World::new(content(&ImageBuilder::new(vec![layer]).build())).mounted();
+    let world = World::new(content(&ImageBuilder::new(vec![layer]).build()))
+        // The inode numbers that are compared are those of FUSE.
+        .by_fuse()
+        .mounted();
     world.handle().inject(scope, within_s(seconds));
     world
 }

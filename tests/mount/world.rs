@@ -26,6 +26,8 @@ pub(crate) struct World {
     pub(crate) registry: DemoRegistry,
     /// Global options of every command.
     options: Vec<String>,
+    /// The setting `kernel`.
+    kernel: &'static str,
     _watchdog: Sender<()>,
 }
 
@@ -43,6 +45,7 @@ impl World {
             dir,
             registry: DemoRegistry::start(content, behaviour).unwrap(),
             options: options.iter().map(ToString::to_string).collect(),
+            kernel: "auto",
             _watchdog: watchdog,
         }
     }
@@ -54,6 +57,18 @@ impl World {
         let file = file.to_str().unwrap().to_owned();
         self.options.extend(["--config".to_owned(), file]);
         self
+    }
+
+    /// The same with every root filesystem served by FUSE, for what the kernel's own view of one does not have by design
+    /// (README, "Kernel mode"): each use says what that is.
+    pub(crate) fn by_fuse(mut self) -> Self {
+        self.kernel = "off";
+        self
+    }
+
+    /// Whether the kernel may serve root filesystems.
+    pub(crate) fn is_by_kernel(&self) -> bool {
+        self.kernel != "off"
     }
 
     /// The same with a registry that is mounted already.
@@ -98,6 +113,7 @@ impl World {
             .env_clear()
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .env("HOME", self.dir.path())
+            .env("REGISTRYFS_KERNEL", self.kernel)
             .stdin(Stdio::null());
         command
     }
