@@ -240,11 +240,21 @@ pub(super) fn passes_of(images: &Images, repository: &str) -> Vec<PassProgress> 
 /// The way of an answer to whoever asked.
 pub(super) type Pieces = mpsc::Sender<Vec<u8>>;
 
+/// Who serves root filesystems.
+#[derive(Debug)]
+pub(super) enum Serving {
+    /// Nobody: nothing is mounted by this process.
+    Nobody,
+    /// We do.
+    Fuse,
+    /// The kernel, of some or all mounts.
+    Kernel(Kernel),
+}
+
 /// Answers a question; `status` is what [`Query::Status`] is answered with, because only the caller knows its mounts.
-/// `kernel` may have mounted images.
 pub(super) async fn answer(
     images: &Arc<Images>,
-    kernel: Option<Kernel>,
+    serving: Serving,
     status: impl FnOnce() -> serde_json::Value,
     query: Query,
     to: &Pieces,
@@ -262,9 +272,11 @@ pub(super) async fn answer(
         Query::Info { image } => {
             let (reference, platform) = image.parse()?;
             let mut info = images.info(&reference, &platform).await?;
-            if let (Some(kernel), Some(tree)) = (kernel, &info.tree) {
-                info.served_by = Some(kernel.serving(tree));
-            }
+            info.served_by = match (serving, &info.tree) {
+                (Serving::Kernel(kernel), Some(tree)) => Some(kernel.serving(tree)),
+                (Serving::Fuse, _) => Some("FUSE; `registryfs status` says why".to_owned()),
+                _ => None,
+            };
             send_document(&info, to).await
         }
         Query::FileInfo { image, path } => {
@@ -302,8 +314,8 @@ pub(super) async fn answer(
         Query::Evict { image, patterns } => {
             let (reference, platform) = image.parse()?;
             let evict = || images.evict(&reference, &platform, &patterns);
-            let evicted = match (evict().await, kernel) {
-                (Err(Error::Busy { .. }), Some(kernel)) => kernel.once_idle(evict).await?,
+            let evicted = match (evict().await, serving) {
+                (Err(Error::Busy { .. }), Serving::Kernel(kernel)) => kernel.once_idle(evict).await?,
                 (evicted, _) => evicted?,
             };
             send_document(&evicted, to).await

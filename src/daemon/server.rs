@@ -20,7 +20,7 @@ use super::mounts::{Mounting, Mounts};
 use super::protocol::{
     ALIVE_INTERVAL, Frame, Given, MountRequest, Outcome, Request, WAITING_INTERVAL, widen,
 };
-use super::query::{PIECES_WAITING_MAX, Pieces, answer, passes_of};
+use super::query::{PIECES_WAITING_MAX, Pieces, Serving, answer, passes_of};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::fetch::Awaited;
@@ -211,7 +211,7 @@ impl Server {
                 };
                 let work = answer(
                     self.engine.images(),
-                    self.engine.kernel(),
+                    self.serving(),
                     || self.status(),
                     query,
                     pieces,
@@ -248,6 +248,14 @@ impl Server {
                 self.mounts.wait_for_end(&mountpoint).await;
                 Ok(Outcome::Done)
             }
+        }
+    }
+
+    fn serving(&self) -> Serving {
+        match self.engine.kernel() {
+            Some(kernel) => Serving::Kernel(kernel),
+            None if self.mounts.count() > 0 => Serving::Fuse,
+            None => Serving::Nobody,
         }
     }
 

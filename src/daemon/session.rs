@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::connection::{Connection, Part, ShowWaiting, Waiting};
 use super::engine::Engine;
 use super::protocol::{Given, Outcome, Request, WAITING_INTERVAL};
-use super::query::{PIECES_WAITING_MAX, Query, answer, passes_of};
+use super::query::{PIECES_WAITING_MAX, Query, Serving, answer, passes_of};
 use crate::config::Loaded;
 use crate::error::{Error, Result};
 use crate::fetch::PassProgress;
@@ -136,7 +136,7 @@ impl Session {
         let mut waiting = Waiting::new(self.show);
         let mut answering = std::pin::pin!(answer(
             engine.images(),
-            engine.kernel(),
+            Serving::Nobody,
             || status(engine),
             query,
             to

@@ -183,10 +183,13 @@ impl Filesystem {
                 Ok(current) => Tag::Names(current.digest, current.valid_for),
                 Err(Error::NotFound { .. }) => Tag::Absent,
                 Err(error @ Error::Denied { .. }) => return Err(error),
-                Err(error) => match images.last() {
-                    Some(at) => filesystem.still(&dir.child_path(&name), *at.digest(), &error),
-                    None => return Err(error),
-                },
+                Err(error) => {
+                    let target = Target::Tag(name.clone());
+                    match filesystem.still(&repository, &target, &images, &error).await {
+                        Some(at) => Tag::Names(*at.digest(), CHANGING_TTL),
+                        None => return Err(error),
+                    }
+                }
             };
             for at in &images {
                 filesystem.settle(at).await;
@@ -197,11 +200,26 @@ impl Filesystem {
         })
     }
 
-    /// A tag that is held and cannot be checked, for a reason that says nothing about it: it stays what it was. An error
-    /// would make the kernel throw out what is mounted below.
-    fn still(&self, path: &str, digest: Digest, error: &Error) -> Tag {
-        self.journal().record("lookup", path, error);
-        Tag::Names(digest, CHANGING_TTL)
+    /// What a reference names still, of the images that are held for it, where it cannot be checked for a reason that says
+    /// nothing about it. An error would make the kernel throw out what is mounted below.
+    async fn still(
+        &self,
+        repository: &Repository,
+        target: &Target,
+        held: &[Arc<ImageAt>],
+        error: &Error,
+    ) -> Option<Arc<ImageAt>> {
+        let digest = match target {
+            Target::Digest(digest) => Some(*digest),
+            Target::Tag(tag) => match self.images().resolver().tag_record(repository, tag).await {
+                // What was last heard may be that there is no such tag.
+                Ok(record) => record?.digest,
+                Err(_) => held.last().map(|at| *at.digest()),
+            },
+        };
+        let still = held.iter().rev().find(|at| Some(*at.digest()) == digest)?;
+        self.journal().record("lookup", &repository.to_string(), error);
+        Some(Arc::clone(still))
     }
 
     /// Counts a lookup of a bare name.
@@ -263,20 +281,14 @@ impl Filesystem {
                     return Ok(Lookup::Absent(holds));
                 }
                 Err(error @ Error::Denied { .. }) => return Err(error),
-                // As in `still`.
-                Err(error) => match filesystem
-                    .nodes()
-                    .held(&path)
-                    .iter()
-                    .rev()
-                    .find_map(|node| node.image())
-                {
-                    Some(at) => {
-                        filesystem.journal().record("lookup", &path, &error);
-                        (at, CHANGING_TTL)
+                Err(error) => {
+                    let held = filesystem.nodes().held(&path);
+                    let held: Vec<_> = held.iter().filter_map(|node| node.image()).collect();
+                    match filesystem.still(&repository, &target, &held, &error).await {
+                        Some(at) => (at, CHANGING_TTL),
+                        None => return Err(error),
                     }
-                    None => return Err(error),
-                },
+                }
             };
             let (digest, has_image) = (*at.digest(), at.image.is_ok());
             let like = |kind: &Kind| match kind {

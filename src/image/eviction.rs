@@ -58,8 +58,13 @@ impl Images {
             unmatched = nothing;
         }
         let mut evicted_bytes = 0;
-        for (_, layer, chunks) in layers {
-            evicted_bytes += blocking(self.fetcher().runtime(), move || layer.evict(&chunks)).await?;
+        for (source, layer, chunks) in layers {
+            let evicted = blocking(self.fetcher().runtime(), move || layer.evict(&chunks)).await;
+            evicted_bytes += evicted.map_err(|error| match error {
+                // The store knows a layer by its key, which is nowhere to be seen.
+                Error::Busy { why, .. } => Error::busy(source.name(), why),
+                error => error,
+            })?;
         }
         Ok(Evicted {
             reference: format!("{}@{}", image.repository(), image.digest()),

@@ -173,7 +173,7 @@ fn a_tag_that_is_gone_is_gone_for_new_visitors_and_stays_for_those_inside() {
 fn a_check_of_a_held_tag_ends_at_the_deadline() {
     let world = World::new(content())
         .configured("tag_ttl_s = 1\nlookup_wait_s = 2\n")
-        // What is open in a root that the kernel serves does not hold the tag.
+        // A root that the kernel serves is thrown out with its tag, and then nobody holds the name.
         .by_fuse()
         .mounted();
     let tag = world.at("team/app/1.0");
