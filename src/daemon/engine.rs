@@ -35,6 +35,8 @@ pub(super) struct Engine {
     runtime: Handle,
     config: Config,
     kernel: Mutex<Option<Kernel>>,
+    /// Held while kernel mode is started, which takes helpers: who only asks whether there is one need not wait.
+    kernel_start: Mutex<()>,
 }
 
 impl Engine {
@@ -68,6 +70,7 @@ impl Engine {
             runtime: runtime.clone(),
             config: config.clone(),
             kernel: Mutex::default(),
+            kernel_start: Mutex::default(),
         })
     }
 
@@ -159,10 +162,17 @@ impl Engine {
         if request.kernel == KernelMode::Off {
             return Err(Error::unsupported("kernel mode", "it is switched off"));
         }
-        let mut known = self.kernel.lock();
-        if let Some(kernel) = &*known {
-            return Ok(kernel.clone());
-        }
+        tokio::task::block_in_place(|| {
+            let _starting = self.kernel_start.lock();
+            match self.kernel() {
+                Some(kernel) => Ok(kernel),
+                None => self.start_kernel(),
+            }
+        })
+    }
+
+    /// Starts kernel mode. Blocks.
+    fn start_kernel(&self) -> Result<Kernel> {
         let options = crate::kernel::Options {
             idle: self.config.kernel_idle,
             mounts_max: self.config.kernel_mounts_max,
@@ -170,14 +180,9 @@ impl Engine {
             journal_entries: self.config.journal_entries,
         };
         let images = Arc::clone(&self.images);
-        let started = tokio::task::block_in_place(|| Kernel::start(images, options, &self.runtime));
-        match started {
-            Ok(kernel) => Ok(known.insert(kernel).clone()),
-            Err(error) => {
-                tracing::info!(%error, "the kernel does not serve root filesystems");
-                Err(error)
-            }
-        }
+        let started = Kernel::start(images, options, &self.runtime)
+            .inspect_err(|error| tracing::info!(%error, "the kernel does not serve root filesystems"))?;
+        Ok(self.kernel.lock().insert(started).clone())
     }
 
     /// The superblocks that the kernel has of ours, if it may have any.

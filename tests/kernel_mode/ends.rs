@@ -136,7 +136,8 @@ fn an_image_that_somebody_unmounts_comes_again() {
     let world = visited();
     let rootfs = world.at("team/app:4/rootfs");
     for flags in [MntFlags::empty(), MntFlags::MNT_DETACH, MntFlags::empty()] {
-        umount2(&rootfs, flags).unwrap();
+        // The helper may just be on its last walk there.
+        until("nobody is in it", || umount2(&rootfs, flags).is_ok());
         until("it is mounted again at an access", || {
             assert_eq!(fs::read_to_string(rootfs.join("etc/name")).unwrap(), "image 4\n");
             is_erofs(&rootfs)
