@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use self::table::{Content, File, Table, Use};
 use super::journal::Journal;
 use super::ops::{
-    Answer, Attr, Caller, DirEntry, Entry, FOREVER, FileType, Lookup, Operations, ROOT_INO, ReadBy, Statfs,
+    Answer, Attr, Caller, DirEntry, Entry, FOREVER, FileType, Lookup, Operations, ROOT_INO, Statfs,
 };
 use crate::error::{Error, Result};
 use crate::fetch::Fetcher;
@@ -35,7 +35,6 @@ pub struct Devices(Arc<Inner>);
 struct Inner {
     fetcher: Arc<Fetcher>,
     journal: Journal,
-    read_by: ReadBy,
     table: Mutex<Table>,
 }
 
@@ -94,20 +93,13 @@ impl Probe {
 }
 
 impl Devices {
-    /// An empty tree, of which the kernel reads through its page cache. Failed reads are noted in a journal of
+    /// An empty tree. Failed reads are noted in a journal of
     /// `journal_entries`.
     #[must_use]
     pub fn new(fetcher: Arc<Fetcher>, journal_entries: usize) -> Self {
-        Self::read_by(fetcher, journal_entries, ReadBy::PageCache)
-    }
-
-    /// As [`Self::new`], read in another way.
-    #[must_use]
-    pub fn read_by(fetcher: Arc<Fetcher>, journal_entries: usize, read_by: ReadBy) -> Self {
         Self(Arc::new(Inner {
             fetcher,
             journal: Journal::new(journal_entries),
-            read_by,
             table: Mutex::default(),
         }))
     }
@@ -312,8 +304,8 @@ impl Operations for Devices {
         }))
     }
 
-    fn wants_opens(&self) -> Option<ReadBy> {
-        Some(self.0.read_by)
+    fn wants_opens(&self) -> bool {
+        true
     }
 
     fn opened(&self, ino: u64) {

@@ -175,10 +175,9 @@ pub trait Operations: Send + Sync + 'static {
     /// Figures of the whole filesystem.
     fn statfs(&self) -> Answer<Statfs>;
 
-    /// Whether the carrier shall report opens and closes of files, and how such files are read then. Without, the kernel
-    /// opens what it knows without asking.
-    fn wants_opens(&self) -> Option<ReadBy> {
-        None
+    /// Whether the carrier shall report opens and closes of files. Without, the kernel opens what it knows without asking.
+    fn wants_opens(&self) -> bool {
+        false
     }
 
     /// A file was opened, where that is wanted.
@@ -190,13 +189,4 @@ pub trait Operations: Send + Sync + 'static {
     fn closed(&self, ino: u64) {
         let _ = ino;
     }
-}
-
-/// How the kernel reads a file whose opens are reported.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ReadBy {
-    /// Through its page cache, which it keeps from one open to the next.
-    PageCache,
-    /// By asking each time, for exactly what is read.
-    Asking,
 }

@@ -27,7 +27,7 @@ use super::interrupt::{Patience, Waiter};
 use super::listing::{Listing, OwedForgets, PlainRows, PlusRows};
 use super::session_end::SessionEnd;
 use crate::error::{Error, Result};
-use crate::fs::ops::{Answer, Caller, FileType, Lookup, Operations, ReadBy};
+use crate::fs::ops::{Answer, Caller, FileType, Lookup, Operations};
 
 /// The largest READ, in bytes: what the kernel allows by default (fs.fuse.max_pages_limit).
 pub(super) const MAX_READ_BYTES: u32 = 1 << 20;
@@ -60,8 +60,8 @@ pub(super) struct Adapter {
     core: Core,
     /// Whether the mount was made with `default_permissions`.
     enforces_permissions: bool,
-    /// Whether the filesystem is told of opens, and how files are read then.
-    opens: Option<ReadBy>,
+    /// Whether the filesystem is told of opens.
+    tells_opens: bool,
     no_open: bool,
     no_opendir: bool,
 }
@@ -183,7 +183,7 @@ impl Adapter {
         runtime: tokio::runtime::Handle,
         end: Arc<SessionEnd>,
     ) -> Self {
-        let opens = fs.wants_opens();
+        let tells_opens = fs.wants_opens();
         let core = Core {
             fs,
             owed_forgets: Arc::default(),
@@ -195,7 +195,7 @@ impl Adapter {
         Self {
             core,
             enforces_permissions,
-            opens,
+            tells_opens,
             no_open: false,
             no_opendir: false,
         }
@@ -296,16 +296,12 @@ impl Filesystem for Adapter {
         self.core.requests.count(Op::Open);
         if flags.acc_mode() != OpenAccMode::O_RDONLY {
             reply.error(Errno::EROFS);
-        } else if let Some(by) = self.opens {
+        } else if self.tells_opens {
             // Before the answer, which a close may follow at once.
             if caught(Op::Open, || self.core.fs.opened(ino.0)).is_err() {
                 return reply.error(Errno::EIO);
             }
-            let flags = match by {
-                ReadBy::PageCache => FopenFlags::FOPEN_KEEP_CACHE,
-                ReadBy::Asking => FopenFlags::FOPEN_DIRECT_IO,
-            };
-            reply.opened(FileHandle(0), flags);
+            reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
         } else if self.no_open {
             reply.error(Errno::ENOSYS);
         } else {
@@ -324,7 +320,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         self.core.requests.count(Op::Release);
-        if self.opens.is_some() {
+        if self.tells_opens {
             // A panic is already logged, and nobody waits for the outcome.
             let _ = caught(Op::Release, || self.core.fs.closed(ino.0));
         }

@@ -24,8 +24,6 @@ pub struct NewErofs<'a> {
     pub shown_root: BorrowedFd<'a>,
     /// The source in the mount table. One that the kernel cannot take there is shown by its end.
     pub source: String,
-    /// Whether devices are read past the page cache: what EROFS has in it is enough. A kernel that cannot does not.
-    pub direct_io: bool,
     /// Whether no program of it can be run.
     pub no_exec: bool,
 }
@@ -108,7 +106,6 @@ pub(super) struct Make {
     pub(super) source: String,
     /// The names of those that are shown; none for a local one.
     pub(super) devices: Vec<Option<String>>,
-    pub(super) direct_io: bool,
     pub(super) no_exec: bool,
 }
 
@@ -124,8 +121,6 @@ pub(super) struct Attach {
 pub(super) struct ErofsDone {
     /// Where it was attached.
     pub(super) attachment: Option<Attachment>,
-    /// Whether the kernel took that devices shall be read past the page cache.
-    pub(super) is_direct: bool,
 }
 
 impl Helper {
@@ -134,7 +129,13 @@ impl Helper {
     /// # Errors
     /// [`Unsupported`](crate::error::Error::Unsupported) where the kernel cannot; what keeps the helper from doing it.
     pub fn make_erofs(&self, new: &NewErofs<'_>) -> Result<OwnedFd> {
-        self.try_erofs(new).map(|(mount, _)| mount)
+        let (make, fds) = new.to_request();
+        let request = ErofsRequest {
+            make: Some(make),
+            attach: None,
+        };
+        let (_, mount) = self.ask_for_erofs(Path::new(&new.source), request, &fds, DEADLINE)?;
+        mount.ok_or_else(Self::nonsense)
     }
 
     /// Attaches a copy of a mount at `place`, and says where the mount table has it.
@@ -204,20 +205,6 @@ impl Helper {
         }
     }
 
-    /// As [`Self::make_erofs`]; also whether devices are read past the page cache.
-    ///
-    /// # Errors
-    /// As [`Self::make_erofs`].
-    pub fn try_erofs(&self, new: &NewErofs<'_>) -> Result<(OwnedFd, bool)> {
-        let (make, fds) = new.to_request();
-        let request = ErofsRequest {
-            make: Some(make),
-            attach: None,
-        };
-        let (done, mount) = self.ask_for_erofs(Path::new(&new.source), request, &fds, DEADLINE)?;
-        Ok((mount.ok_or_else(Self::nonsense)?, done.is_direct))
-    }
-
     /// What reads at these offsets, of these lengths in bytes, of the file `name` in the root of a mount give: bytes, or
     /// an errno.
     ///
@@ -259,7 +246,6 @@ impl NewErofs<'_> {
         let make = Make {
             source: self.source.clone(),
             devices: self.devices.iter().map(device).collect(),
-            direct_io: self.direct_io,
             no_exec: self.no_exec,
         };
         fds.extend(self.devices.iter().filter_map(|device| match device {

@@ -32,18 +32,15 @@ pub(super) fn serve(
     request: ErofsRequest,
     fds: Vec<OwnedFd>,
 ) -> Result<(Done, Vec<OwnedFd>)> {
-    let (mount, is_direct) = match &request.make {
+    let mount = match &request.make {
         Some(make) => made(make, &fds)?,
-        None => (fds.into_iter().next().ok_or_else(too_few)?, false),
+        None => fds.into_iter().next().ok_or_else(too_few)?,
     };
     let attachment = match &request.attach {
         Some(attach) => Some(attached(mount.as_fd(), mountpoint, attach)?),
         None => None,
     };
-    let done = ErofsDone {
-        attachment,
-        is_direct,
-    };
+    let done = ErofsDone { attachment };
     Ok((Done::Erofs(done), vec![mount]))
 }
 
@@ -56,8 +53,8 @@ fn by_descriptor(fd: &OwnedFd) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
-/// A new superblock, with a mount of it that is attached nowhere, and whether its devices are read past the page cache.
-fn made(make: &Make, fds: &[OwnedFd]) -> Result<(OwnedFd, bool)> {
+/// A new superblock, with a mount of it that is attached nowhere.
+fn made(make: &Make, fds: &[OwnedFd]) -> Result<OwnedFd> {
     let (image, shown_root, mut locals) = match fds {
         [image, shown_root, locals @ ..] => (image, shown_root, locals.iter()),
         _ => return Err(too_few()),
@@ -76,20 +73,18 @@ fn made(make: &Make, fds: &[OwnedFd]) -> Result<(OwnedFd, bool)> {
         };
         new.set("device", &path)?;
     }
-    let is_direct = make.direct_io && new.set_flag("directio").is_ok();
     let mut attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
         | MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOATIME;
     attributes.set(MountAttrFlags::MOUNT_ATTR_NOEXEC, make.no_exec);
-    let mount = new.make(attributes).map_err(|error| match error {
+    new.make(attributes).map_err(|error| match error {
         Error::Io { errno, why, .. } if errno == libc::ENOTBLK => Error::unsupported(
             "mounting erofs",
             format!("the kernel mounts none from this file: either it cannot at all (Linux 6.12 can), or the cache is on a filesystem that cannot back one, such as tmpfs: {why}"),
         ),
         error => error,
-    })?;
-    Ok((mount, is_direct))
+    })
 }
 
 /// A path that leads to `image` and reads as `source`, from this process's working directory: the kernel opens it and

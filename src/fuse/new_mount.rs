@@ -4,8 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string,
-    fsmount, fsopen,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
 };
 
 use crate::error::{Error, Result};
@@ -52,11 +51,6 @@ impl NewMount {
         }
         fsconfig_set_string(&self.context, key, value)
             .map_err(|errno| self.failed(&format!("{key}={value}"), errno))
-    }
-
-    /// Sets a parameter that has no value.
-    pub(super) fn set_flag(&self, key: &str) -> Result<()> {
-        fsconfig_set_flag(&self.context, key).map_err(|errno| self.failed(key, errno))
     }
 
     /// Makes the superblock, and a mount of it.

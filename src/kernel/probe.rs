@@ -13,13 +13,6 @@ use crate::fs::devices::Devices;
 use crate::fuse::{DetachedMount, ErofsDevice, Helper, NewErofs};
 use crate::image::erofs::{BLOCK_BYTES, probe};
 
-/// What the kernel was found to do well.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Proven {
-    /// Devices can be read past the page cache.
-    pub direct_io: bool,
-}
-
 /// What a read gave: bytes, or an errno.
 type Outcome = std::result::Result<Vec<u8>, i32>;
 
@@ -28,17 +21,21 @@ type Outcome = std::result::Result<Vec<u8>, i32>;
 ///
 /// # Errors
 /// Why EROFS cannot serve here, in words.
-pub fn try_out(helper: &Helper, devices: &Devices, connection: &DetachedMount, dir: &Path) -> Result<Proven> {
+pub fn try_out(helper: &Helper, devices: &Devices, connection: &DetachedMount, dir: &Path) -> Result<()> {
     let image = image_in(dir)?;
-    try_mode(helper, devices, connection, &image, false)?;
-    let direct_io = match try_mode(helper, devices, connection, &image, true) {
-        Ok(is_direct) => is_direct,
-        Err(error) => {
-            tracing::info!(%error, "devices are read through the page cache");
-            false
-        }
-    };
-    Ok(Proven { direct_io })
+    let device = devices.show_probe();
+    let mount = helper.make_erofs(&NewErofs {
+        image: image.as_fd(),
+        devices: vec![ErofsDevice::Shown(device.shown().name().to_owned())],
+        shown_root: connection.root(),
+        source: probe::NAME.to_owned(),
+        no_exec: true,
+    })?;
+    let (block, whole) = (BLOCK_BYTES as u32, probe::BYTES as u32);
+    let ill = helper.read_in(mount.as_fd(), probe::NAME, &[(0, whole), (BLOCK_BYTES, block)])?;
+    device.heal();
+    let healed = helper.read_in(mount.as_fd(), probe::NAME, &[(0, whole), (BLOCK_BYTES, block)])?;
+    judge(&ill, &healed)
 }
 
 /// The image, without a name.
@@ -49,31 +46,6 @@ fn image_in(dir: &Path) -> Result<File> {
     let image = File::open(&path);
     fs::remove_file(&path).map_err(|error| failed(&error))?;
     image.map_err(|error| failed(&error))
-}
-
-/// Tries one way of reading devices: whether the kernel took it.
-fn try_mode(
-    helper: &Helper,
-    devices: &Devices,
-    connection: &DetachedMount,
-    image: &File,
-    direct_io: bool,
-) -> Result<bool> {
-    let device = devices.show_probe();
-    let (mount, is_direct) = helper.try_erofs(&NewErofs {
-        image: image.as_fd(),
-        devices: vec![ErofsDevice::Shown(device.shown().name().to_owned())],
-        shown_root: connection.root(),
-        source: probe::NAME.to_owned(),
-        direct_io,
-        no_exec: true,
-    })?;
-    let (block, whole) = (BLOCK_BYTES as u32, probe::BYTES as u32);
-    let ill = helper.read_in(mount.as_fd(), probe::NAME, &[(0, whole), (BLOCK_BYTES, block)])?;
-    device.heal();
-    let healed = helper.read_in(mount.as_fd(), probe::NAME, &[(0, whole), (BLOCK_BYTES, block)])?;
-    judge(&ill, &healed)?;
-    Ok(is_direct)
 }
 
 /// Whether the reads of a whole file and of its second block gave what they must, while that block could not be read and

@@ -263,7 +263,6 @@ impl Kernel {
             devices: named.chain([witness_device]).collect(),
             shown_root: inner.connection.root(),
             source: source.clone(),
-            direct_io: false,
             no_exec: key.no_exec,
         };
         let (mount, attachment) = inner.helper.make_and_attach_erofs(&new, &target.place())?;

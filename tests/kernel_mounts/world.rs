@@ -129,7 +129,6 @@ impl World {
             devices,
             shown_root: self.connection.root(),
             source: source.to_owned(),
-            direct_io: false,
             no_exec: false,
         }
     }
