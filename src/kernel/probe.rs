@@ -42,9 +42,9 @@ pub fn try_out(helper: &Helper, devices: &Devices, connection: &DetachedMount, d
 fn image_in(dir: &Path) -> Result<File> {
     let path = dir.join(format!("erofs-{}", std::process::id()));
     let failed = |error: &std::io::Error| Error::io(path.display().to_string(), error);
-    fs::write(&path, probe::image()?).map_err(|error| failed(&error))?;
-    let image = File::open(&path);
-    fs::remove_file(&path).map_err(|error| failed(&error))?;
+    let image = fs::write(&path, probe::image()?).and_then(|()| File::open(&path));
+    // Also where the disk did not take all of it.
+    let _ = fs::remove_file(&path);
     image.map_err(|error| failed(&error))
 }
 
