@@ -34,7 +34,8 @@ use crate::kernel::places::Places;
 use crate::kernel::superblocks::Superblocks;
 
 /// How far the kernel reads ahead in a device, in KiB: the kernel knows devices, not files, so what it reads ahead is the
-/// next files, whoever wants them.
+/// next files, whoever wants them. Measured from an empty cache with 16, 128 and 1024 KiB: `tar` of all takes 2.1, 1.8 and
+/// 1.8 s; `cat` of one small file fetches the same with each, because a read that stands alone has none ahead.
 const DEVICE_READ_AHEAD_KIB: u32 = 128;
 
 /// How often second copies are given up. What is read ahead in between is lost, which is little in a second.
