@@ -247,8 +247,9 @@ impl Mounts {
         if !self.state.lock().slots.is_empty() {
             return;
         }
-        let gone = superblocks.wait_for(|live| *live == 0);
-        if let Ok(Ok(_)) = tokio::time::timeout(GIVEN_BACK_WITHIN, gone).await {
+        // What `wait_for` gives locks the channel: it must be gone before the state is locked.
+        let gone = async { superblocks.wait_for(|live| *live == 0).await.is_ok() };
+        if tokio::time::timeout(GIVEN_BACK_WITHIN, gone).await == Ok(true) {
             self.note_end(&mut self.state.lock());
         }
     }
