@@ -102,7 +102,7 @@ impl Covering {
         };
         if let (Some((parent, name)), Some(mount)) = (mounted.tree.uncovered(slot), mounted.mount.upgrade()) {
             // It takes the directory's lock, for which it may have to wait.
-            self.kernel.0.runtime.spawn_blocking(move || {
+            self.kernel.in_background(move || {
                 if let Err(error) = mount.expire_entry(parent, name.as_bytes()) {
                     tracing::debug!(%error, name, "the kernel does not let a name expire");
                 }
@@ -180,7 +180,7 @@ impl Covers for Covering {
     fn settle(&self, path: String) {
         let Ok(mounted) = self.mounted() else { return };
         let helper = self.kernel.0.helper.clone();
-        self.kernel.0.runtime.spawn_blocking(move || {
+        self.kernel.in_background(move || {
             if let Err(error) = helper.settle(&mounted.mountpoint.join(path)) {
                 tracing::debug!(%error, "a mounted root has not been settled");
             }

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
@@ -40,6 +40,9 @@ const DEVICE_READ_AHEAD_KIB: u32 = 128;
 
 /// How often second copies are given up. What is read ahead in between is lost, which is little in a second.
 const FORGET_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What is done at once behind lookups and unmounts that have been answered: each may wait for a lookup in our own tree.
+const BACKGROUND_MAX: usize = 16;
 
 /// What bounds kernel mode.
 #[derive(Debug, Clone)]
@@ -65,6 +68,7 @@ struct Inner {
     options: Options,
     superblocks: Superblocks,
     places: Places,
+    background: Semaphore,
     devices: Devices,
     connection: DetachedMount,
 }
@@ -97,6 +101,7 @@ impl Kernel {
             options,
             superblocks: Superblocks::default(),
             places: Places::default(),
+            background: Semaphore::new(BACKGROUND_MAX),
             devices,
             connection,
         }));
@@ -104,6 +109,16 @@ impl Kernel {
         kernel.unmount_idle_ones();
         kernel.forget_second_copies();
         Ok(kernel)
+    }
+
+    /// Does work that blocks when it is its turn. Nobody waits for it.
+    fn in_background(&self, work: impl FnOnce() + Send + 'static) {
+        let kernel = self.clone();
+        self.0.runtime.spawn(async move {
+            let _turn = kernel.0.background.acquire().await;
+            // A panic has been logged, and nobody counts on the work.
+            let _ = kernel.0.runtime.spawn_blocking(work).await;
+        });
     }
 
     /// Gives up, over and over, what the page cache has of lent files besides what EROFS has of them. Ends with the last

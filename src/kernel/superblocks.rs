@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::sync::{Semaphore, watch};
 
 use crate::digest::Digest;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::fetch::blocking;
 use crate::fetch::device::DeviceAt;
 use crate::fetch::single_flight::SingleFlight;
@@ -204,7 +204,7 @@ impl Kernel {
         let (helper, superblock) = (self.0.helper.clone(), Arc::clone(&made.superblock));
         let attach = move || match superblock.mount() {
             Some(mount) => helper.attach_erofs(mount, &target.place()),
-            None => Err(crate::error::Error::busy(
+            None => Err(Error::busy(
                 target.mountpoint.display().to_string(),
                 "its mount is gone",
             )),
