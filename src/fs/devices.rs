@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::fetch::Fetcher;
 use crate::fetch::device::DeviceAt;
 use crate::image::erofs;
-use crate::layer::entry::{Kind, Time};
+use crate::layer::entry::Time;
 use crate::layer::index::DATA_ALIGN_BYTES;
 
 /// How long a name holds in the kernel: not at all. Names are looked up when a device is opened, which is once a mount.
@@ -160,24 +160,24 @@ impl Devices {
                 devices
                     .0
                     .journal
-                    .record("read", &place_in(&device, offset), error);
+                    .record("read", &place_in(&device, offset, size), error);
             }
             read
         })
     }
 }
 
-/// A place in a device in words: the file that is there, and the layer.
-fn place_in(device: &DeviceAt, offset: u64) -> String {
+/// A place in a device in words: the layer, and the first file that has content there.
+fn place_in(device: &DeviceAt, offset: u64, size: u32) -> String {
     let (index, layer) = (device.layer.index(), device.source.name());
-    let is_there = |number: u32| {
-        let entry = index.entry(number).ok()?;
-        let end = entry.data_offset.saturating_add(entry.size);
-        let is_it = entry.kind == Kind::File && (entry.data_offset..end).contains(&offset);
-        is_it.then(|| String::from_utf8_lossy(entry.path).into_owned())
+    let end = offset.saturating_add(u64::from(size.max(1)));
+    let first = || {
+        let chunks = device.layer.chunks_in(offset..end).ok()?;
+        let first = chunks.into_iter().next()?;
+        index.entry(index.chunk(first).ok()?.entry).ok()
     };
-    match (0..index.entry_count()).find_map(is_there) {
-        Some(path) => format!("{layer}: {path}"),
+    match first() {
+        Some(entry) => format!("{layer}: {}", String::from_utf8_lossy(entry.path)),
         None => format!("{layer}: byte {offset} of its data"),
     }
 }
