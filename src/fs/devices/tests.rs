@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::digest::Digest;
 use crate::fetch::{FetchOptions, Source};
-use crate::layer::entry::Entry;
+use crate::layer::entry::{Entry, Kind};
 use crate::layer::index::{Coding, Summary};
 use crate::layer::index_builder::{IndexBuilder, NewChunk};
 use crate::layer::{Descriptor, Format};
