@@ -9,10 +9,10 @@ use tokio::time::Instant;
 use crate::config::BackgroundMode;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::fetch::background::{Stretch, Waits};
 use crate::fetch::background::batch::{self, Batch};
 use crate::fetch::background::pace::{RateLimit, RequestSize};
 use crate::fetch::background::queue::{Fill, What};
+use crate::fetch::background::{Stretch, Waits};
 use crate::fetch::job::Urgency;
 use crate::fetch::prefetch::is_kept;
 use crate::fetch::{Fetcher, Source, blocking};
@@ -96,7 +96,7 @@ impl Worker {
             false => None,
         };
         let Some(turn) = turn else {
-            self.wait_for_an_end().await;
+            self.unless_woken(tokio::time::sleep(LOOK_INTERVAL)).await;
             return;
         };
         let quiet = match (turn.what, turn.mode) {
@@ -105,7 +105,8 @@ impl Worker {
         };
         if !self.fetcher.foreground.is_quiet(quiet, Duration::ZERO).await {
             self.note(&turn, "readers");
-            let is_quiet = self.fetcher.foreground.is_quiet(quiet, LOOK_INTERVAL);
+            let fetcher = Arc::clone(&self.fetcher);
+            let is_quiet = fetcher.foreground.is_quiet(quiet, LOOK_INTERVAL);
             self.unless_woken(is_quiet).await;
             return;
         }
@@ -131,20 +132,12 @@ impl Worker {
         })
     }
 
-    async fn wait_for_an_end(&mut self) {
-        if self.under_way.is_empty() {
-            self.unless_woken(tokio::time::sleep(LOOK_INTERVAL)).await;
-        } else if let Ok(Some(ended)) = tokio::time::timeout(LOOK_INTERVAL, self.under_way.join_next()).await
-        {
-            self.ended(ended);
-        }
-    }
-
-    /// Waits, until there is more to do.
-    async fn unless_woken<T>(&self, waiting: impl Future<Output = T>) {
+    /// Waits, unless there is more to do or a request ends.
+    async fn unless_woken<T>(&mut self, waiting: impl Future<Output = T>) {
         tokio::select! {
             _ = waiting => {}
             () = self.fetcher.background.woken.notified() => {}
+            Some(ended) = self.under_way.join_next() => self.ended(ended),
         }
     }
 
