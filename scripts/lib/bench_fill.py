@@ -15,7 +15,7 @@ def prefetch(bench):
 
     def ours():
         mount.empty()
-        return timed(lambda: mount.command("prefetch", bench.reference))
+        return timed(lambda: mount.command("prefetch", f"{bench.registry}/{bench.reference}"))
 
     best, theirs = best_in_turns(bench.runs, ours, lambda: seconds(pull, bench.scratch))
     bench.row("prefetch of an image / curl | gunzip of its layers at once", best, theirs, goal=1.0, unit="s")

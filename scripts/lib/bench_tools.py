@@ -201,20 +201,25 @@ class Mount:
 
     @staticmethod
     def counted(status):
-        """Requests of the mount that the daemon has answered.
+        """Requests of the mount that the daemon has answered, by name.
 
         Left out: statfs, which `find` and `grep` ask for once and no kernel caches; lseek, whose first refusal ends all;
         and forget, by which the kernel makes room.
         """
-        counted = status["mounts"][0]["requests"]
-        return sum(count for name, count in counted.items() if name not in ("statfs", "lseek", "forget"))
+        counted = {name: count for name, count in status["mounts"][0]["requests"].items()
+                   if name not in ("statfs", "lseek", "forget")}
+        # Those of the kernel's EROFS for data.
+        counted["device read"] = status.get("kernel", {}).get("device_requests", {}).get("read", 0)
+        return counted
+
+    def answered(self):
+        """Requests that the daemon has answered, by name."""
+        return self.counted(self.status())
 
     def reached(self):
-        """Requests that the daemon has answered, those of the kernel's EROFS for data too, and bytes that it has fetched."""
+        """Requests that the daemon has answered, and bytes that it has fetched."""
         status = self.status()
-        of_devices = status.get("kernel", {}).get("device_requests", {})
-        requests = self.counted(status) + of_devices.get("read", 0)
-        return requests, sum(host["bytes"] for host in status["hosts"])
+        return sum(self.counted(status).values()), sum(host["bytes"] for host in status["hosts"])
 
 
 def rss_anon_mb(status):
