@@ -1,10 +1,16 @@
 """What scripts/bench measures of bringing data that nobody has read yet, and of not bringing what is here already: prefetching an
-image, and going from one tag to the next."""
+image, what readers feel of its rest being brought behind them, and going from one tag to the next."""
 
 import os
 import shlex
+import statistics
+import time
 
+from bench_link import MBIT_PER_S, ROUND_TRIP_MS
 from bench_tools import MODES, TAG_TTL, best_in_turns, seconds, timed
+
+# Reads in the foreground, one after the other with pauses, of files that the rest does not reach meanwhile: of the upper layers.
+READS, PAUSE_S, READ_BYTES = 20, 0.1, (10_000, 50_000)
 
 
 def prefetch(bench):
@@ -19,7 +25,37 @@ def prefetch(bench):
 
     best, theirs = best_in_turns(bench.runs, ours, lambda: seconds(pull, bench.scratch))
     bench.row("prefetch of an image / curl | gunzip of its layers at once", best, theirs, goal=1.0, unit="s")
-    mount.empty()
+
+
+def background(bench):
+    """Small cold files read over the slow link while the rest of the image is brought, and while it is not."""
+    *_, layer = bench.tocs(bench.reference).layers[:2]
+    found = [chunk["name"] for chunk in layer.chunks if READ_BYTES[0] <= chunk.get("size", 0) <= READ_BYTES[1]]
+    paths = found[:: len(found) // READS][:READS]
+    for mode, option in MODES.items():
+        alone, beside = (read_beside(bench, f"{setting}-{mode}", f"{option},background={setting}", paths)
+                         for setting in ("off", "full"))
+        bench.row(f"a small cold file over the link, the rest being brought, {mode} / background=off, median",
+                  statistics.median(beside), statistics.median(alone), goal=1.2, unit="s")
+        bench.row("  the same: the slowest", max(beside), max(alone), unit="s")
+
+
+def read_beside(bench, name, options, paths):
+    """How long each of some reads takes, on a mount with these options."""
+    line = bench.new_line(ROUND_TRIP_MS, MBIT_PER_S)
+    mount = bench.new_mount(name, ["--plain-http"], line)
+    mount.mount("-o", f"{options},{TAG_TTL}")
+    rootfs = bench.rootfs(mount)
+    os.listdir(rootfs)
+    time.sleep(1)
+    taken = []
+    for path in paths:
+        taken.append(timed((rootfs / path).read_bytes))
+        time.sleep(PAUSE_S)
+    received = sum(request["received"] for request in line.take())
+    bench.say(f"{name}: {received / 1e6:.1f} MB received meanwhile")
+    mount.discard()
+    return taken
 
 
 def upgrade(bench):
