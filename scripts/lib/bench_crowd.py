@@ -63,8 +63,8 @@ def different(bench):
         elapsed = read_at_once([rootfs / path for path in paths])
         requests = line.settled()
         theirs = line.replay([least])
-        bench.row(f"{DIFFERENT} readers of different cold files over the link, {mode} / a request for each at once", elapsed, theirs,
-                  goal=1.2, unit="s")
+        bench.row(f"{DIFFERENT} readers of different cold files over the link, {mode} / a request for each at once",
+                  elapsed, theirs, goal=1.2, unit="s")
         bench.row("  the same: requests", len(requests))
         mount.umount()
 
@@ -166,8 +166,9 @@ class Background:
 
     def __enter__(self):
         for command in self.commands:
-            self.processes.append(subprocess.Popen(["bash", "-c", command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                                                   start_new_session=True))
+            process = subprocess.Popen(["bash", "-c", command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                       start_new_session=True)
+            self.processes.append(process)
         time.sleep(1)
         return self
 
@@ -184,7 +185,8 @@ class Busy(Background):
     def __init__(self, directory):
         self.files = [directory / f"busy-{number}" for number in range(3)]
         write = "while :; do dd if=/dev/zero of={file} bs=4M count=64 {how}; done"
-        super().__init__([write.format(file=file, how=how) for file, how in zip(self.files, ("oflag=direct", "oflag=direct", "conv=fsync"))])
+        how = ("oflag=direct", "oflag=direct", "conv=fsync")
+        super().__init__([write.format(file=file, how=how) for file, how in zip(self.files, how)])
 
     def __exit__(self, *details):
         super().__exit__(*details)

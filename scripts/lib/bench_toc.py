@@ -28,7 +28,8 @@ class Layer:
         self.toc_offset = int(footer[: footer.index(FOOTER_MAGIC)][-16:], 16)
         with tarfile.open(fileobj=io.BytesIO(read_range(url, self.toc_offset, blob_bytes - FOOTER_BYTES)), mode="r:gz") as tar:
             entries = json.load(tar.extractfile(TOC_NAME))["entries"]
-        self.chunks = [entry for entry in entries if entry["type"] in ("reg", "chunk") and entry.get("chunkDigest")]
+        self.chunks = [entry | {"name": entry["name"].removeprefix("./")} for entry in entries
+                       if entry["type"] in ("reg", "chunk") and entry.get("chunkDigest")]
         offsets = sorted({chunk.get("offset", 0) for chunk in self.chunks})
         self.ends = dict(zip(offsets, [*offsets[1:], self.toc_offset]))
 

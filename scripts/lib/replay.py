@@ -40,20 +40,24 @@ def main():
     stages = json.load(sys.stdin)
     servers = {request["port"]: Server(request["port"]) for stage in stages for request in stage}
     results = []
+
+    def exchange(server, connection, sent):
+        results.append(server.exchange(connection, sent))
+
     start = time.monotonic()
     for stage in stages:
         threads = []
         for request in stage:
             server = servers[request["port"]]
             connection = server.idle.pop() if server.idle else None
-            arguments = (server, connection, request["sent"])
-            threads.append(threading.Thread(target=lambda given: results.append(given[0].exchange(*given[1:])), args=(arguments,)))
+            threads.append(threading.Thread(target=exchange, args=(server, connection, request["sent"])))
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
     elapsed = time.monotonic() - start
-    print(json.dumps({"seconds": elapsed, "bytes": sum(size for _, size in results), "statuses": sorted(status for status, _ in results)}))
+    statuses, sizes = zip(*results)
+    print(json.dumps({"seconds": elapsed, "bytes": sum(sizes), "statuses": sorted(statuses)}))
     return 0
 
 
