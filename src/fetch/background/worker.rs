@@ -161,6 +161,11 @@ impl Worker {
             self.drop_all("the budget or the disk is used up");
             return;
         }
+        if self.fetcher.foreground.is_busy() {
+            // Somebody has come meanwhile.
+            self.room_bytes += batch.decoded_bytes;
+            return;
+        }
         if let Some(fill) = self
             .fetcher
             .background
@@ -169,13 +174,9 @@ impl Worker {
             .queue
             .find(&turn.key, turn.what)
         {
-            match rest.members.is_empty() {
-                true => drop(fill.stretches.pop_front()),
-                false => fill
-                    .stretches
-                    .front_mut()
-                    .into_iter()
-                    .for_each(|front| *front = rest.clone()),
+            fill.stretches.pop_front();
+            if !rest.members.is_empty() {
+                fill.stretches.push_front(rest);
             }
             fill.under_way += usize::from(!batch.members.is_empty());
         }
