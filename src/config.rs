@@ -20,6 +20,9 @@
 //! | `REGISTRYFS_PLAIN_LAYERS` | `plain_layers`: `index` or `refuse` |
 //! | `REGISTRYFS_PLAIN_LAYER_BYTES_MAX` | `plain_layer_bytes_max`, such as `5GB` |
 //! | `REGISTRYFS_SHARED_INDEX_DIR` | `shared_index_dir` |
+//! | `REGISTRYFS_PREFETCH_LANDMARKS` | `prefetch_landmarks`: `1`, `true`, `0` or `false` |
+//! | `REGISTRYFS_BACKGROUND` | `background`: `off`, `idle` or `full` |
+//! | `REGISTRYFS_BACKGROUND_BYTES_PER_S` | `background_bytes_per_s`, such as `20MB` |
 //! | `REGISTRYFS_KERNEL` | `kernel`: `auto`, `off` or `require` |
 //! | `REGISTRYFS_KERNEL_IDLE`, `_KERNEL_MOUNTS_MAX` | `kernel_idle_s`, in seconds; `kernel_mounts_max` |
 //! | `REGISTRYFS_CREDENTIAL` | `USER:PASS`, as `--credential`; there is no such key in files |
@@ -36,10 +39,13 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use bytes::ByteSize;
 pub use bytes::parse_bytes;
 pub use credential::{Credential, SecretText};
 pub use environment::Environment;
-pub use layer::{KernelMode, Layer, LayoutEntry, MirrorEntry, MountEntry, PlainLayers, RegistryEntry};
+pub use layer::{
+    BackgroundMode, KernelMode, Layer, LayoutEntry, MirrorEntry, MountEntry, PlainLayers, RegistryEntry,
+};
 pub use toml_error::explain;
 
 use crate::error::Result;
@@ -82,6 +88,12 @@ pub struct Config {
     pub plain_layer_bytes_max: Option<u64>,
     /// The directory in which machines leave each other the indexes of plain layers.
     pub shared_index_dir: Option<PathBuf>,
+    /// Whether what an image says is read first is brought when its root filesystem is first touched.
+    pub prefetch_landmarks: bool,
+    /// Whether the rest of an image is brought after that.
+    pub background: BackgroundMode,
+    /// Most bytes a second of that rest, over all images; nothing and 0 mean no limit.
+    pub background_bytes_per_s: Option<u64>,
     /// How many failed operations are remembered for `errors` and `status`.
     pub journal_entries: usize,
     /// Patterns of the registry hosts that can be looked up (`*` stands for any text); empty means all.
@@ -115,6 +127,11 @@ pub struct Loaded {
     pub given: Layer,
     /// The files with a `[registry."HOST"]`, by host; of several, the one that wins.
     pub registry_files: BTreeMap<String, PathBuf>,
+}
+
+/// Whether something is stated otherwise than what runs.
+fn differs<T: PartialEq>(given: Option<&T>, running: &T) -> bool {
+    given.is_some_and(|given| given != running)
 }
 
 impl Config {
@@ -156,12 +173,10 @@ impl Config {
     }
 
     /// The names of the settings of a whole daemon that `given` states otherwise than this configuration, as flags or
-    /// keys. Settings of a single mount or request (platform, allow, deny, share_private, kernel) cannot conflict.
+    /// keys. Settings of a single mount or request (platform, allow, deny, share_private, kernel, background) cannot
+    /// conflict.
     #[must_use]
     pub fn conflicts(&self, given: &Layer) -> Vec<&'static str> {
-        fn differs<T: PartialEq>(given: Option<&T>, running: &T) -> bool {
-            given.is_some_and(|given| given != running)
-        }
         let seconds = |given: Option<u64>, running: Duration| differs(given.as_ref(), &running.as_secs());
         let registries_differ = given
             .registry
@@ -193,23 +208,6 @@ impl Config {
                 given.credential.is_some() && given.credential != self.credential,
             ),
             (
-                "budget",
-                given.budget.is_some() && given.budget.map(|budget| budget.0) != self.budget_bytes,
-            ),
-            (
-                "plain_layers",
-                differs(given.plain_layers.as_ref(), &self.plain_layers),
-            ),
-            (
-                "plain_layer_bytes_max",
-                given.plain_layer_bytes_max.is_some()
-                    && given.plain_layer_bytes_max.map(|bytes| bytes.0) != self.plain_layer_bytes_max,
-            ),
-            (
-                "shared_index_dir",
-                given.shared_index_dir.is_some() && given.shared_index_dir != self.shared_index_dir,
-            ),
-            (
                 "journal_entries",
                 differs(given.journal_entries.as_ref(), &self.journal_entries),
             ),
@@ -224,9 +222,42 @@ impl Config {
         ];
         checks
             .iter()
+            .chain(&self.conflicts_of_content(given))
             .filter(|(_, conflicting)| *conflicting)
             .map(|(name, _)| *name)
             .collect()
+    }
+
+    /// The part of [`Self::conflicts`] that is about what is brought and kept of layers.
+    fn conflicts_of_content(&self, given: &Layer) -> [(&'static str, bool); 6] {
+        let limit_differs = |given: Option<ByteSize>, running: Option<u64>| {
+            given.is_some_and(|given| Some(given.0) != running)
+        };
+        // No rate is no limit, and so is 0.
+        let rate = self.background_bytes_per_s.unwrap_or(0);
+        [
+            ("budget", limit_differs(given.budget, self.budget_bytes)),
+            (
+                "plain_layers",
+                differs(given.plain_layers.as_ref(), &self.plain_layers),
+            ),
+            (
+                "plain_layer_bytes_max",
+                limit_differs(given.plain_layer_bytes_max, self.plain_layer_bytes_max),
+            ),
+            (
+                "shared_index_dir",
+                given.shared_index_dir.is_some() && given.shared_index_dir != self.shared_index_dir,
+            ),
+            (
+                "prefetch_landmarks",
+                differs(given.prefetch_landmarks.as_ref(), &self.prefetch_landmarks),
+            ),
+            (
+                "background_bytes_per_s",
+                given.background_bytes_per_s.is_some_and(|given| given.0 != rate),
+            ),
+        ]
     }
 }
 

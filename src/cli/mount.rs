@@ -99,6 +99,7 @@ impl Mount {
             deny: config.deny.clone(),
             share_private: config.share_private,
             kernel: config.kernel,
+            background: config.background,
         })
     }
 }

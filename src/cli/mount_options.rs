@@ -53,6 +53,12 @@ impl MountOptions {
                     .map_err(|error: Error| Error::usage(format!("-o kernel={error}")))?;
                 layer.kernel = Some(mode);
             }
+            ("background", Some(value)) => {
+                let mode = value
+                    .parse()
+                    .map_err(|error: Error| Error::usage(format!("-o background={error}")))?;
+                layer.background = Some(mode);
+            }
             ("platform", Some(value)) => layer.platform = Some(value.to_owned()),
             ("cache_dir", Some(value)) => layer.cache_dir = Some(PathBuf::from(value)),
             ("tag_ttl", Some(value)) => layer.tag_ttl_s = Some(number(name, value)?),
@@ -82,6 +88,7 @@ fn number<T: FromStr>(name: &str, value: &str) -> Result<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::BackgroundMode;
 
     fn parse(text: &str) -> Result<MountOptions> {
         MountOptions::parse(&text.split(',').map(str::to_owned).collect::<Vec<_>>())
@@ -89,12 +96,15 @@ mod tests {
 
     #[test]
     fn known_options_become_settings() {
-        let options =
-            parse("ro,allow_other,share_private,platform=linux/arm64,tag_ttl=5,allow=a.b,allow=c.d").unwrap();
+        let options = parse(
+            "ro,allow_other,share_private,platform=linux/arm64,tag_ttl=5,background=idle,allow=a.b,allow=c.d",
+        )
+        .unwrap();
         assert_eq!(options.allow_other, Some(true));
         assert_eq!(options.layer.share_private, Some(true));
         assert_eq!(options.layer.platform.as_deref(), Some("linux/arm64"));
         assert_eq!(options.layer.tag_ttl_s, Some(5));
+        assert_eq!(options.layer.background, Some(BackgroundMode::Idle));
         assert_eq!(options.layer.allow.unwrap(), ["a.b", "c.d"]);
     }
 
@@ -105,6 +115,7 @@ mod tests {
             ("ro=1", "ro"),
             ("platform", "platform"),
             ("retries=many", "retries"),
+            ("background=sometimes", "background"),
             ("rw", "rw"),
         ] {
             let error = parse(text).unwrap_err();

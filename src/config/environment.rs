@@ -109,6 +109,11 @@ impl Environment {
             })?,
             plain_layer_bytes_max: self.size("REGISTRYFS_PLAIN_LAYER_BYTES_MAX")?,
             shared_index_dir: self.path("REGISTRYFS_SHARED_INDEX_DIR"),
+            prefetch_landmarks: self.switch("REGISTRYFS_PREFETCH_LANDMARKS")?,
+            background: self.parsed("REGISTRYFS_BACKGROUND", |text| {
+                text.parse().map_err(|e: Error| e.to_string())
+            })?,
+            background_bytes_per_s: self.size("REGISTRYFS_BACKGROUND_BYTES_PER_S")?,
             kernel: self.parsed("REGISTRYFS_KERNEL", |text| {
                 text.parse().map_err(|e: Error| e.to_string())
             })?,

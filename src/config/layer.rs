@@ -58,6 +58,12 @@ pub struct Layer {
     pub plain_layer_bytes_max: Option<ByteSize>,
     /// Directory in which machines leave each other the indexes of plain layers. Default: none.
     pub shared_index_dir: Option<PathBuf>,
+    /// Bring what images say is read first. Default true.
+    pub prefetch_landmarks: Option<bool>,
+    /// `"off"`, `"idle"` or `"full"`. Default `"off"`.
+    pub background: Option<BackgroundMode>,
+    /// Most bytes a second of it: as [`Self::budget`]; 0 means no limit. Default: no limit.
+    pub background_bytes_per_s: Option<ByteSize>,
     /// Failed operations that are remembered. Default 256.
     pub journal_entries: Option<usize>,
     /// Patterns of hosts that can be looked up.
@@ -108,6 +114,34 @@ impl std::str::FromStr for PlainLayers {
     }
 }
 
+/// Whether the rest of an image is brought once its root filesystem was touched, behind whatever readers wait for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackgroundMode {
+    /// Nothing but what is read.
+    #[default]
+    Off,
+    /// While no reader has waited for the network for a moment.
+    Idle,
+    /// Whenever no reader waits for the network.
+    Full,
+}
+
+impl std::str::FromStr for BackgroundMode {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "off" => Ok(Self::Off),
+            "idle" => Ok(Self::Idle),
+            "full" => Ok(Self::Full),
+            _ => Err(Error::usage(format!(
+                "{text:?}: write \"off\", \"idle\" or \"full\""
+            ))),
+        }
+    }
+}
+
 /// Whether the kernel serves root filesystems by itself, by EROFS.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -153,6 +187,8 @@ pub struct MountEntry {
     pub share_private: Option<bool>,
     /// `"auto"`, `"off"` or `"require"` for this mount.
     pub kernel: Option<KernelMode>,
+    /// `"off"`, `"idle"` or `"full"` for this mount.
+    pub background: Option<BackgroundMode>,
 }
 
 /// One `[registry."HOST"]`.
@@ -361,6 +397,9 @@ impl Layer {
             plain_layers: self.plain_layers.or(below.plain_layers),
             plain_layer_bytes_max: self.plain_layer_bytes_max.or(below.plain_layer_bytes_max),
             shared_index_dir: self.shared_index_dir.or(below.shared_index_dir),
+            prefetch_landmarks: self.prefetch_landmarks.or(below.prefetch_landmarks),
+            background: self.background.or(below.background),
+            background_bytes_per_s: self.background_bytes_per_s.or(below.background_bytes_per_s),
             journal_entries: self.journal_entries.or(below.journal_entries),
             allow: self.allow.or(below.allow),
             deny: self.deny.or(below.deny),
@@ -429,6 +468,9 @@ impl Layer {
             plain_layers: self.plain_layers.unwrap_or_default(),
             plain_layer_bytes_max: self.plain_layer_bytes_max.map(|bytes| bytes.0),
             shared_index_dir: self.shared_index_dir,
+            prefetch_landmarks: self.prefetch_landmarks.unwrap_or(true),
+            background: self.background.unwrap_or_default(),
+            background_bytes_per_s: self.background_bytes_per_s.map(|rate| rate.0),
             journal_entries: self.journal_entries.unwrap_or(256),
             allow: host_patterns("allow", self.allow)?,
             deny: host_patterns("deny", self.deny)?,

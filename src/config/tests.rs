@@ -297,3 +297,52 @@ fn a_credential_does_not_print() {
     let error = "hunter2".parse::<Credential>().unwrap_err();
     assert!(!error.to_string().contains("hunter2"));
 }
+
+#[test]
+fn what_is_brought_ahead_is_set_by_file_environment_and_mount() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("system.toml");
+    let load = |text: &str, variables: &[(&str, &str)]| {
+        fs::write(&file, text).unwrap();
+        let variables = [&[("HOME", "/home/u")], variables].concat();
+        Config::load(&environment(dir.path(), &variables), None, Layer::default())
+    };
+    let config = load("", &[]).unwrap().config;
+    assert!(config.prefetch_landmarks);
+    assert_eq!(
+        (config.background, config.background_bytes_per_s),
+        (BackgroundMode::Off, None)
+    );
+    let text = "prefetch_landmarks = false\nbackground = \"full\"\nbackground_bytes_per_s = \"20MB\"\n\
+                [[mount]]\nmountpoint = \"/m\"\nbackground = \"idle\"\n";
+    let config = load(text, &[]).unwrap().config;
+    assert!(!config.prefetch_landmarks);
+    assert_eq!(
+        (config.background, config.background_bytes_per_s),
+        (BackgroundMode::Full, Some(20_000_000))
+    );
+    assert_eq!(config.mounts[0].background, Some(BackgroundMode::Idle));
+    let variables = [
+        ("REGISTRYFS_PREFETCH_LANDMARKS", "1"),
+        ("REGISTRYFS_BACKGROUND", "idle"),
+        ("REGISTRYFS_BACKGROUND_BYTES_PER_S", "0"),
+    ];
+    let loaded = load(text, &variables).unwrap();
+    assert!(loaded.config.prefetch_landmarks);
+    assert_eq!(loaded.config.background, BackgroundMode::Idle);
+    // What holds for a mount is no conflict with a daemon, and no rate is the rate 0.
+    let running = load("", &[]).unwrap().config;
+    assert_eq!(running.conflicts(&loaded.given), [""; 0]);
+    let running = load(text, &[]).unwrap().config;
+    assert_eq!(
+        running.conflicts(&loaded.given),
+        ["prefetch_landmarks", "background_bytes_per_s"]
+    );
+    for (name, value) in [
+        ("REGISTRYFS_BACKGROUND", "on"),
+        ("REGISTRYFS_BACKGROUND_BYTES_PER_S", "fast"),
+    ] {
+        let error = load("", &[(name, value)]).unwrap_err();
+        assert!(error.to_string().contains(name), "{error}");
+    }
+}

@@ -15,7 +15,7 @@ use super::protocol::MountRequest;
 use super::source::MountSource;
 use crate::config::{Config, KernelMode};
 use crate::error::{Error, Result};
-use crate::fetch::{FetchOptions, Fetcher, PlainLimits};
+use crate::fetch::{BackgroundOptions, FetchOptions, Fetcher, PlainLimits};
 use crate::fs::{Filesystem, Options, Root};
 use crate::fuse::{Mount, MountOptions};
 use crate::image::Images;
@@ -61,6 +61,11 @@ impl Engine {
                 bytes_max: config.plain_layer_bytes_max,
             },
             shared_index_dir: config.shared_index_dir.clone(),
+            background: BackgroundOptions {
+                landmarks: config.prefetch_landmarks,
+                bytes_per_s: config.background_bytes_per_s,
+                concurrency: config.concurrency,
+            },
         };
         let fetcher = Fetcher::new(client, store.clone(), runtime.clone(), options);
         let resolver = Resolver::new(fetcher.clone(), config.tag_ttl);
@@ -91,6 +96,7 @@ impl Engine {
         status.insert("store".to_owned(), json!(self.store.dir()));
         status.insert("transfers".to_owned(), json!(fetcher.counters()));
         status.insert("passes".to_owned(), json!(fetcher.passes()));
+        status.insert("background".to_owned(), json!(fetcher.background()));
         status.insert("hosts".to_owned(), json!(fetcher.client().health()));
         status.insert("stale".to_owned(), json!(self.images.resolver().stale_names()));
         if let Some(kernel) = self.kernel() {
@@ -300,6 +306,7 @@ impl Engine {
             lookup_wait: config.lookup_wait,
             journal_entries: config.journal_entries,
             covers: None,
+            background: request.background,
             status,
         }
     }

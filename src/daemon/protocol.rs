@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::query::{Query, repository_of};
 use super::source::MountSource;
-use crate::config::{Credential, KernelMode, Layer};
+use crate::config::{BackgroundMode, Credential, KernelMode, Layer};
 use crate::error::{Error, Result};
 
 /// The version of the messages. A daemon and a client of different versions refuse each other with a remedy.
@@ -262,6 +262,8 @@ pub struct MountRequest {
     pub share_private: bool,
     /// Whether the kernel serves root filesystems by itself.
     pub kernel: KernelMode,
+    /// Whether the rest of an image is brought once its root filesystem was touched.
+    pub background: BackgroundMode,
 }
 
 /// How a request ended.

@@ -74,6 +74,7 @@ pub fn daemon(config: &Config, notice: fn(&str)) -> Result<()> {
                 deny: config.deny.clone(),
                 share_private: entry.share_private.unwrap_or(config.share_private),
                 kernel: entry.kernel.unwrap_or(config.kernel),
+                background: entry.background.unwrap_or(config.background),
             })
         })
         .collect::<Result<Vec<_>>>()?;

@@ -36,6 +36,8 @@ pub(super) struct Landing {
     layer: Digest,
     member: u32,
     sender: watch::Sender<Outcome>,
+    /// Receivers that nobody waits with: the table's, and that of who only brings it ahead.
+    disregarded: usize,
 }
 
 impl Landing {
@@ -43,9 +45,14 @@ impl Landing {
         self.member
     }
 
-    /// Whether anybody waits for it (besides the table).
+    /// Whether anybody waits for it.
     pub(super) fn is_awaited(&self) -> bool {
-        self.sender.receiver_count() > 1
+        self.sender.receiver_count() > self.disregarded
+    }
+
+    /// One of those who wait for it needs it for nothing.
+    pub(super) fn disregard_one(&mut self) {
+        self.disregarded += 1;
     }
 
     /// Tells whoever waits. What arrived must have been marked before: the next reader looks at the marks under the
@@ -125,6 +132,7 @@ impl Flights {
                     layer,
                     member,
                     sender,
+                    disregarded: 1,
                 },
             )
         };

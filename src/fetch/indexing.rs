@@ -79,6 +79,7 @@ impl Fetcher {
         let (fetcher, source, is_own) = (Arc::clone(self), Arc::clone(source), Arc::clone(is_own));
         let key = key_of(&source);
         let work = async move {
+            let _waiting = fetcher.foreground.enter();
             is_own.store(true, Ordering::Relaxed);
             // Another flight may have ended since the look above.
             if let Some(layer) = fetcher.stored_as_it_is(&source).await? {
@@ -208,6 +209,7 @@ impl Fetcher {
         let (fetcher, source) = (Arc::clone(self), Arc::clone(source));
         let key = key_of(&source);
         let work = async move {
+            let _waiting = fetcher.foreground.enter();
             let outcome = loop {
                 let mut given = Vec::new();
                 match fetcher.by_ranges(&source, &mut given).await {

@@ -27,10 +27,20 @@ const COLLECTED_MEMBER_BYTES_MAX: u64 = 16 << 20;
 /// Pieces of the body that may wait for the decoder of a long member.
 const PIECES_WAITING_MAX: usize = 16;
 
+/// Whether somebody waits for what a request brings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Urgency {
+    /// A reader does, or will soon.
+    Awaited,
+    /// Nobody does: whoever waits for something else comes first.
+    Ahead,
+}
+
 /// A request to be made.
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) fetcher: Arc<Fetcher>,
+    pub(super) urgency: Urgency,
     pub(super) source: Arc<Source>,
     pub(super) layer: Arc<Layer>,
     /// The members it brings, in the order of the blob.
@@ -52,6 +62,7 @@ impl Job {
     pub(super) async fn run(self) {
         let Self {
             fetcher,
+            urgency,
             source,
             layer,
             landings,
@@ -59,6 +70,7 @@ impl Job {
         } = self;
         let mut context = Context {
             fetcher,
+            urgency,
             source,
             layer,
             provenance: Provenance::default(),
@@ -93,6 +105,7 @@ struct Batch {
 #[derive(Clone)]
 struct Context {
     fetcher: Arc<Fetcher>,
+    urgency: Urgency,
     source: Arc<Source>,
     layer: Arc<Layer>,
     /// Who gives the bytes.
@@ -109,6 +122,11 @@ impl Context {
         let mut body = self.fetcher.blob(&self.source, range).await?;
         self.provenance = body.provenance();
         loop {
+            if self.stands_back() {
+                self.dispatch(&mut batch).await;
+                self.give_way(|| arriving.iter().any(|member| member.landing.is_awaited()))
+                    .await;
+            }
             let outcome = match body.next().await {
                 Ok(Some(piece)) => {
                     self.count_fetched(&piece);
@@ -167,6 +185,21 @@ impl Context {
         Ok(())
     }
 
+    /// Whether somebody waits for something else.
+    fn stands_back(&self) -> bool {
+        let fetcher = &self.fetcher;
+        self.urgency == Urgency::Ahead
+            && fetcher.options.background.may_stand_still()
+            && fetcher.foreground.is_busy()
+    }
+
+    /// Stands still while it has to, unless somebody waits for what it brings.
+    async fn give_way(&self, is_awaited: impl Fn() -> bool) {
+        if self.stands_back() {
+            self.fetcher.foreground.give_way(is_awaited).await;
+        }
+    }
+
     fn is_remote(&self) -> bool {
         self.fetcher.is_remote(&self.source)
     }
@@ -184,6 +217,10 @@ impl Context {
         if members.is_empty() {
             return;
         }
+        let turn = match self.urgency {
+            Urgency::Awaited => None,
+            Urgency::Ahead => Some(self.fetcher.background.decoders().acquire_owned().await),
+        };
         let permit = Arc::clone(&self.fetcher.decoders).acquire_owned().await;
         let context = self.clone();
         self.fetcher.runtime.spawn_blocking(move || {
@@ -191,7 +228,7 @@ impl Context {
                 let outcome = context.decode(landing.member(), |decoder, sink| decoder.push(&bytes, sink));
                 context.land(landing, outcome);
             }
-            drop(permit);
+            drop((permit, turn));
         });
     }
 
@@ -234,6 +271,8 @@ impl Context {
                     drop(sender);
                     return Ok(());
                 }
+                let behind = || arriving.iter().any(|member| member.landing.is_awaited());
+                self.give_way(|| member.landing.is_awaited() || behind()).await;
                 let next = body.next().await?;
                 *piece = next.ok_or_else(|| Error::malformed(self.what(), "the answer ended early"))?;
                 self.count_fetched(piece);
@@ -297,6 +336,7 @@ impl Context {
         }
         let job = Job {
             fetcher: Arc::clone(&self.fetcher),
+            urgency: self.urgency,
             source: Arc::clone(&self.source),
             layer: Arc::clone(&self.layer),
             landings: vec![landing],

@@ -4,6 +4,7 @@
 //! A miss never belongs to the reader that caused it: the requests run as tasks of their own, so an interrupted reader
 //! harms nobody else, and what arrives stays in the store.
 
+pub mod background;
 mod cut;
 pub mod device;
 mod documents;
@@ -11,6 +12,7 @@ mod external_toc;
 mod failures;
 mod file;
 mod flight;
+mod foreground;
 mod indexing;
 mod job;
 mod options;
@@ -38,13 +40,16 @@ use tokio::sync::Semaphore;
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::fetch::background::Background;
+pub use crate::fetch::background::BackgroundOptions;
 use crate::fetch::documents::Configs;
 use crate::fetch::external_toc::TocImages;
 use crate::fetch::failures::{FAILURES_MAX, FailureKey, Failures};
 pub use crate::fetch::file::FileAt;
-use crate::fetch::flight::{Flights, Waiter};
+use crate::fetch::flight::{Flights, Landing, Waiter};
+use crate::fetch::foreground::Foreground;
 use crate::fetch::indexing::{ByRanges, Indexing};
-use crate::fetch::job::Job;
+use crate::fetch::job::{Job, Urgency};
 pub use crate::fetch::options::{FetchOptions, PlainLimits};
 use crate::fetch::overflow::Overflow;
 use crate::fetch::pass::Passes;
@@ -188,6 +193,8 @@ pub struct Fetcher {
     /// One permit for each batch being decoded: the cores are busy and the memory bounded.
     decoders: Arc<Semaphore>,
     read_ahead: Arc<Semaphore>,
+    foreground: Foreground,
+    background: Background,
     counters: Counters,
 }
 
@@ -216,6 +223,8 @@ impl Fetcher {
             overflow: Overflow::default(),
             decoders: Arc::new(Semaphore::new(cores * 2)),
             read_ahead: Arc::new(Semaphore::new(READ_AHEAD_WINDOWS_MAX)),
+            foreground: Foreground::default(),
+            background: Background::new(cores),
             counters: Counters::default(),
         })
     }
@@ -264,7 +273,21 @@ impl Fetcher {
         needed: &[u32],
         ahead: Option<Ahead>,
     ) -> Result<Vec<Waiter>> {
-        self.recent_failure(source, needed)?;
+        self.launch_as(Urgency::Awaited, source, layer, needed, ahead)
+    }
+
+    /// As [`Self::launch`], also for what nobody waits for but who brings it.
+    fn launch_as(
+        self: &Arc<Self>,
+        urgency: Urgency,
+        source: &Arc<Source>,
+        layer: &Arc<Layer>,
+        needed: &[u32],
+        ahead: Option<Ahead>,
+    ) -> Result<Vec<Waiter>> {
+        if urgency == Urgency::Awaited {
+            self.recent_failure(source, needed)?;
+        }
         let mut candidates = needed.to_vec();
         if let Some(ahead) = &ahead {
             candidates.extend(plan::members_in(layer.index(), &ahead.range)?);
@@ -272,12 +295,16 @@ impl Fetcher {
         candidates.sort_unstable();
         candidates.dedup();
         let (waiters, mut mine) = self.flights.join(layer, needed, &candidates)?;
+        if urgency == Urgency::Ahead {
+            mine.values_mut().for_each(Landing::disregard_one);
+        }
         let mut members: Vec<u32> = mine.keys().copied().collect();
         members.sort_unstable();
         let permit = ahead.map(|ahead| Arc::new(ahead.permit));
         for request in plan::requests(layer.index(), &members)? {
             let job = Job {
                 fetcher: Arc::clone(self),
+                urgency,
                 source: Arc::clone(source),
                 layer: Arc::clone(layer),
                 landings: request
@@ -288,9 +315,10 @@ impl Fetcher {
                 range: request.range,
             };
             let permit = permit.clone();
+            let awaited = (urgency == Urgency::Awaited).then(|| self.foreground.enter());
             self.runtime.spawn(async move {
                 job.run().await;
-                drop(permit);
+                drop((permit, awaited));
             });
         }
         Ok(waiters)

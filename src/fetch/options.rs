@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::config::PlainLayers;
+use crate::fetch::background::BackgroundOptions;
 
 /// What the configuration says about layers without a table of contents.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +26,8 @@ pub struct FetchOptions {
     pub plain: PlainLimits,
     /// Where machines leave each other the indexes of such layers.
     pub shared_index_dir: Option<PathBuf>,
+    /// What is brought before anybody needs it.
+    pub background: BackgroundOptions,
 }
 
 impl Default for FetchOptions {
@@ -37,6 +40,7 @@ impl Default for FetchOptions {
                 bytes_max: None,
             },
             shared_index_dir: None,
+            background: BackgroundOptions::default(),
         }
     }
 }

@@ -124,6 +124,7 @@ impl Fetcher {
         pace: Pace,
         landed_bytes: &Arc<AtomicU64>,
     ) -> Result<()> {
+        let _waiting = self.foreground.enter();
         let mut requests = Vec::new();
         for part in parts {
             let planned = plan::requests(part.layer.index(), &part.members)?;
@@ -317,7 +318,7 @@ impl Fetcher {
 }
 
 /// Whether the store has these members, which came: a full disk fails no read, but keeps nothing for later.
-fn is_kept(layer: &Layer, members: &[u32]) -> Result<()> {
+pub(super) fn is_kept(layer: &Layer, members: &[u32]) -> Result<()> {
     let index = layer.index();
     for &member in members {
         let chunks = index.member_chunks(&index.member(member)?)?;

@@ -92,7 +92,10 @@ impl Fetcher {
                 let needed = self.missing(layer, vec![span.chunks.clone()]).await?;
                 match reader {
                     Reader::Lazy => self.ensure(source, layer, needed, &span.chunks).await?,
-                    Reader::Whole => self.bring_members(source, layer, needed).await?,
+                    Reader::Whole => {
+                        let _waiting = self.foreground.enter();
+                        self.bring_members(source, layer, needed).await?;
+                    }
                 }
             }
             if let Some(bytes) = self.copy(layer, span).await? {
@@ -159,6 +162,7 @@ impl Fetcher {
             return Ok(());
         };
         self.counters.misses.fetch_add(1, Ordering::Relaxed);
+        let _waiting = self.foreground.enter();
         let start = layer.index().member(first)?.blob_start;
         let end = layer.index().member(last)?.blob_end;
         let arrival = self.bring(source, layer, &needed, start..end);

@@ -34,6 +34,7 @@ use bytes::Bytes;
 use lru::LruCache;
 use parking_lot::Mutex;
 
+use crate::config::BackgroundMode;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fetch::single_flight::SingleFlight;
@@ -51,8 +52,8 @@ use crate::fs::ops::{
 pub use crate::fs::root::Root;
 use crate::fs::root::Top;
 use crate::fs::slots::{Held, Slots};
-use crate::image::Images;
 use crate::image::platform::Platform;
+use crate::image::{Images, Rootfs};
 use crate::layer::entry::Time;
 use crate::registry::HostPatterns;
 use crate::registry::reference::Repository;
@@ -85,6 +86,8 @@ pub struct Options {
     pub journal_entries: usize,
     /// Mounts the kernel's own view over the root filesystems of this tree; none where it is not to.
     pub covers: Option<Arc<dyn Covers>>,
+    /// Whether the rest of an image is brought once its root filesystem was touched.
+    pub background: BackgroundMode,
     /// Makes the text of `.registryfs/status.json`.
     pub status: Arc<dyn Fn() -> String + Send + Sync>,
 }
@@ -121,6 +124,8 @@ struct Inner {
     tocs: Tocs,
     streams: Arc<Streams>,
     coverings: Coverings,
+    /// Lives as long as this tree: what is brought ahead for it ends with it.
+    alive: Arc<()>,
     /// Shown as the time of what has none of its own.
     started: SystemTime,
 }
@@ -164,6 +169,7 @@ impl Filesystem {
             },
             streams: Arc::default(),
             coverings: Coverings::default(),
+            alive: Arc::default(),
             started: SystemTime::now(),
         }))
     }
@@ -204,6 +210,12 @@ impl Filesystem {
 
     fn tocs(&self) -> &Tocs {
         &self.0.tocs
+    }
+
+    /// Notes that an image's root filesystem is seen here.
+    fn touch(&self, rootfs: &Arc<Rootfs>) {
+        let mount = Arc::downgrade(&self.0.alive);
+        self.images().touched(rootfs, self.options().background, mount);
     }
 
     fn status_text(&self) -> String {

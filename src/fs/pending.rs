@@ -195,6 +195,9 @@ impl Filesystem {
         let awaited = pending.unopened.awaited();
         let what = || pending.path.clone();
         let rootfs: Arc<Rootfs> = images.fetcher().within(wait, &awaited, what, open).await?;
+        if layer.is_none() {
+            self.touch(&rootfs);
+        }
         let files = self.slot(format!("files {}", rootfs.key())).await?;
         let files = Slot::files(files, rootfs);
         let slot = Slot::view(pending.number, pending.path.clone(), pending.parent_ino, files);

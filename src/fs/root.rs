@@ -124,6 +124,7 @@ impl Filesystem {
         let platform = &self.options().platform;
         let image = images.image(&reference.repository, &digest, platform).await?;
         let rootfs = images.rootfs(&image).await?;
+        self.touch(&rootfs);
         let is_private = self.is_closed_root(&reference.repository, &digest, &image).await;
         let path = String::new();
         let dirs = self.slot(self.view_key(&path, &digest)).await?;

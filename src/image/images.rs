@@ -9,8 +9,10 @@ use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
 
+use crate::config::BackgroundMode;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::fetch::background::{Alive, Touch};
 use crate::fetch::device::DeviceAt;
 use crate::fetch::single_flight::SingleFlight;
 use crate::fetch::{Fetcher, FileAt, Place, Source, blocking};
@@ -130,6 +132,20 @@ impl Rootfs {
             })
         });
         devices.collect()
+    }
+
+    /// Those of its layers that the store has, base first.
+    async fn stored_layers(&self, fetcher: &Fetcher) -> Result<Vec<DeviceAt>> {
+        let mut layers = Vec::with_capacity(self.layers.len());
+        for at in &self.layers {
+            let layer = match at.layer.get() {
+                Some(layer) => Some(Arc::clone(layer)),
+                None => fetcher.stored_layer(&at.source).await?,
+            };
+            let source = Arc::clone(&at.source);
+            layers.extend(layer.map(|layer| DeviceAt { source, layer }));
+        }
+        Ok(layers)
     }
 }
 
@@ -327,6 +343,19 @@ impl Images {
             self.checked(rootfs.await?).await
         };
         image.rootfs.get_or_try_init(build).await.cloned()
+    }
+
+    /// Notes that a mount shows a root filesystem: what its image says is read first is brought, and what `mode` says.
+    pub fn touched(&self, rootfs: &Arc<Rootfs>, mode: BackgroundMode, mount: Alive) {
+        let touch = Touch {
+            image: rootfs.name().to_owned(),
+            key: *rootfs.key(),
+            mode,
+            mount,
+        };
+        let (fetcher, rootfs) = (Arc::clone(&self.fetcher), Arc::clone(rootfs));
+        let layers = move || async move { rootfs.stored_layers(&fetcher).await };
+        self.fetcher.touched(touch, layers);
     }
 
     /// Layer `number` of an image alone, with its whiteouts as files.

@@ -4,6 +4,7 @@
 // Helper functions may fail a test too; clippy.toml allows it in test functions only.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod background;
 mod clothes;
 mod contents;
 mod estargz;
