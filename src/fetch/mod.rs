@@ -11,6 +11,7 @@ mod external_toc;
 mod failures;
 mod file;
 mod flight;
+pub mod in_order;
 mod indexing;
 mod job;
 mod options;
