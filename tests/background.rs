@@ -302,10 +302,7 @@ fn while_a_reader_waits_nothing_else_is_asked_for() {
     world.touch(BackgroundMode::Full);
     world.until("under way", || world.ranges().len() > 2);
     let file = world.file(1, "file0");
-    world
-        .runtime
-        .block_on(world.fetcher.read(&file, 0, 10))
-        .unwrap();
+    world.runtime.block_on(world.fetcher.read(&file, 0, 10)).unwrap();
     let ledger = handle.ledger();
     handle.update(|behaviour| behaviour.total_bytes_per_s = 0);
     let read = ledger
@@ -342,10 +339,7 @@ fn the_rate_holds_and_status_says_what_is_waited_for() {
     let status = world.fetcher.background();
     assert!(landmarks > FILE_BYTES as u64 / 2);
     assert_eq!(asked - landmarks, status[0].done_bytes, "{status:?}");
-    assert!(
-        status[0].total_bytes > 5 * status[0].done_bytes,
-        "{status:?}"
-    );
+    assert!(status[0].total_bytes > 5 * status[0].done_bytes, "{status:?}");
     assert_eq!(status[0].image, "the image");
 }
 
@@ -357,9 +351,7 @@ fn it_ends_with_the_mount() {
     };
     let mut world = World::with(vec![layer(20, Landmark::None)], |_, _| with_background(options));
     world.touch(BackgroundMode::Full);
-    world.until("waiting", || {
-        world.waits_for("the rate limit")
-    });
+    world.until("waiting", || world.waits_for("the rate limit"));
     world.mount = Arc::default();
     world.until_done();
     assert!(!world.layers[0].layer.is_complete());
@@ -387,9 +379,7 @@ fn a_registry_that_goes_away_is_left_alone_for_a_while() {
     let world = World::new(vec![layer(40, Landmark::None)]);
     world.registry.handle().inject(Scope::all(), Fault::Reset);
     world.touch(BackgroundMode::Full);
-    world.until("waiting", || {
-        world.waits_for("the registry")
-    });
+    world.until("waiting", || world.waits_for("the registry"));
     assert!(
         world.registry.handle().ledger().len() <= 4,
         "{:?}",

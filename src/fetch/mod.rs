@@ -13,6 +13,7 @@ mod failures;
 mod file;
 mod flight;
 mod foreground;
+pub mod in_order;
 mod indexing;
 mod job;
 mod options;

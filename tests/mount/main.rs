@@ -25,6 +25,7 @@ mod outage;
 mod pass_faults;
 mod passes;
 mod readers;
+mod record;
 mod secrets;
 mod shared_indexes;
 mod sharing;
