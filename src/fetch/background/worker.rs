@@ -96,7 +96,7 @@ impl Worker {
             false => None,
         };
         let Some(turn) = turn else {
-            self.wait_for_an_end().await;
+            self.unless_woken(tokio::time::sleep(LOOK_INTERVAL)).await;
             return;
         };
         let quiet = match (turn.what, turn.mode) {
@@ -105,7 +105,8 @@ impl Worker {
         };
         if !self.fetcher.foreground.is_quiet(quiet, Duration::ZERO).await {
             self.note(&turn, "readers");
-            let is_quiet = self.fetcher.foreground.is_quiet(quiet, LOOK_INTERVAL);
+            let fetcher = Arc::clone(&self.fetcher);
+            let is_quiet = fetcher.foreground.is_quiet(quiet, LOOK_INTERVAL);
             self.unless_woken(is_quiet).await;
             return;
         }
@@ -131,20 +132,12 @@ impl Worker {
         })
     }
 
-    async fn wait_for_an_end(&mut self) {
-        if self.under_way.is_empty() {
-            self.unless_woken(tokio::time::sleep(LOOK_INTERVAL)).await;
-        } else if let Ok(Some(ended)) = tokio::time::timeout(LOOK_INTERVAL, self.under_way.join_next()).await
-        {
-            self.ended(ended);
-        }
-    }
-
-    /// Waits, until there is more to do.
-    async fn unless_woken<T>(&self, waiting: impl Future<Output = T>) {
+    /// Waits, unless there is more to do or a request ends.
+    async fn unless_woken<T>(&mut self, waiting: impl Future<Output = T>) {
         tokio::select! {
             _ = waiting => {}
             () = self.fetcher.background.woken.notified() => {}
+            Some(ended) = self.under_way.join_next() => self.ended(ended),
         }
     }
 
@@ -168,6 +161,11 @@ impl Worker {
             self.drop_all("the budget or the disk is used up");
             return;
         }
+        if self.fetcher.foreground.is_busy() {
+            // Somebody has come meanwhile.
+            self.room_bytes += batch.decoded_bytes;
+            return;
+        }
         if let Some(fill) = self
             .fetcher
             .background
@@ -176,13 +174,9 @@ impl Worker {
             .queue
             .find(&turn.key, turn.what)
         {
-            match rest.members.is_empty() {
-                true => drop(fill.stretches.pop_front()),
-                false => fill
-                    .stretches
-                    .front_mut()
-                    .into_iter()
-                    .for_each(|front| *front = rest.clone()),
+            fill.stretches.pop_front();
+            if !rest.members.is_empty() {
+                fill.stretches.push_front(rest);
             }
             fill.under_way += usize::from(!batch.members.is_empty());
         }
