@@ -110,11 +110,12 @@ class Line:
         return requests
 
     def settled(self):
-        """The requests since the last call, until no more come."""
-        requests = self.take()
-        while time.sleep(QUIET_S) or (more := self.take()):
-            requests += more
-        return requests
+        """The requests since the last call, once no more come and nothing more is received."""
+        seen = None
+        while (now := self.ask("requests")) != seen:
+            seen = now
+            time.sleep(QUIET_S)
+        return self.take()
 
     def hang(self, server):
         """From now on nothing gets through to a server, and nothing says so."""
