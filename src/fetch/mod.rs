@@ -57,6 +57,7 @@ use crate::fetch::pass::Passes;
 pub use crate::fetch::pass::{Awaited, PassProgress};
 use crate::fetch::readahead::Streams;
 use crate::fetch::shared::SharedIndexes;
+use crate::layer::spool::InMemory;
 use crate::layer::{self, Descriptor, Step, WHOLE_BLOB};
 use crate::registry::Client;
 use crate::registry::reference::Repository;
@@ -117,7 +118,7 @@ impl Source {
     /// Whether all of the layer has to be read once before anything of it is known.
     #[must_use]
     pub fn needs_pass(&self) -> bool {
-        let indexer = layer::indexer(&self.descriptor, self.ztoc.as_ref());
+        let indexer = layer::indexer(&self.descriptor, self.ztoc.as_ref(), Arc::new(InMemory));
         indexer.is_ok_and(|mut indexer| matches!(indexer.step(None), Ok(Step::Pass)))
     }
 

@@ -139,7 +139,7 @@ mod tests {
             toc_end: end,
             ..Summary::of(Format::Estargz, end)
         };
-        Index::open(builder.finish(summary, end).unwrap()).unwrap()
+        Index::open(builder.finish(summary, end).unwrap().to_vec()).unwrap()
     }
 
     #[test]

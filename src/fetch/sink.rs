@@ -185,7 +185,7 @@ mod tests {
             toc_bytes: 1,
             ..Summary::of(Format::Estargz, 1000)
         };
-        let index = builder.finish(summary, 900).unwrap();
+        let index = builder.finish(summary, 900).unwrap().to_vec();
         let dir = tempfile::tempdir().unwrap();
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let store = Store::open(dir.path()).unwrap();

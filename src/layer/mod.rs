@@ -17,6 +17,7 @@ pub mod index_builder;
 mod kept;
 pub mod scan;
 pub mod soci;
+pub mod spool;
 mod stored;
 pub mod tar;
 pub mod time;
@@ -31,6 +32,7 @@ use std::ops::Range;
 
 use crate::digest::Digest;
 use crate::error::Result;
+use crate::layer::spool::Spooled;
 
 pub use identify::{
     WHOLE_BLOB, decoder, decompressor, expected, format_of_media_type, index_promise, indexer, reading,
@@ -141,7 +143,7 @@ pub enum Step {
     /// knows: where it is not the right one, this step comes again.
     NeedExternalToc,
     /// The layer's index, in the form of [`index`].
-    Done(Vec<u8>),
+    Done(Spooled),
     /// A layer without a table of contents: one pass over the whole blob, see [`decompressor`], makes its index.
     Pass,
 }

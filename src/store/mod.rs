@@ -27,6 +27,7 @@ pub mod layer;
 pub mod lending;
 pub mod lock;
 pub mod mapped;
+mod scratch;
 mod sigbus;
 pub mod staged;
 #[cfg(test)]
@@ -37,6 +38,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
@@ -44,12 +46,14 @@ use parking_lot::Mutex;
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::layer::spool::Scratch;
 use crate::store::db::Db;
 use crate::store::documents::Documents;
 use crate::store::layer::Layer;
 use crate::store::lending::Lending;
 use crate::store::lock::{Lock, make_dir};
 use crate::store::mapped::Mapped;
+use crate::store::scratch::ScratchDir;
 
 /// Where commands put files for whoever owns the store: also a daemon in another mount namespace sees them there.
 const INCOMING: &str = "incoming";
@@ -168,6 +172,12 @@ impl Store {
     #[must_use]
     pub fn scratch_dir(&self) -> PathBuf {
         self.dir.join("tmp")
+    }
+
+    /// Where is room for what is too much to be held in memory, and for nobody else to see.
+    #[must_use]
+    pub fn scratch(&self) -> Arc<dyn Scratch> {
+        Arc::new(ScratchDir::new(self.scratch_dir()))
     }
 
     /// The lock, to note in it how the owner can be reached.
@@ -453,13 +463,15 @@ fn write_whole(tmp: &Path, path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
+/// A name in `tmp` that nothing else has while this process lives.
+fn new_name() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed).to_string()
+}
+
 /// As [`write_whole`], of what `write` writes.
 fn write_aside(tmp: &Path, path: &Path, write: impl FnOnce(&mut fs::File) -> Result<()>) -> Result<()> {
-    static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
-    let aside = tmp.join(
-        NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
-            .to_string(),
-    );
+    let aside = tmp.join(new_name());
     let failed = |e: std::io::Error| Error::io(path.display().to_string(), &e);
     let written = fs::File::create(&aside).map_err(failed).and_then(|mut file| {
         write(&mut file)?;

@@ -54,7 +54,10 @@ pub(super) fn add_layer(store: &Arc<Store>, key: &[u8], chunks: u32, has_digests
         };
         builder.chunk(new).unwrap();
     }
-    let index = builder.finish(Summary::of(Format::Tar, size), size).unwrap();
+    let index = builder
+        .finish(Summary::of(Format::Tar, size), size)
+        .unwrap()
+        .to_vec();
     let layer = store.add_layer(&Digest::of(key), &index).unwrap();
     (0..chunks).for_each(|chunk| keep(&layer, chunk));
     layer.note_progress();

@@ -47,7 +47,10 @@ fn sparse_file(store: &Store) -> FileAt {
         builder.chunk(new).unwrap();
     }
     builder.hole(size - at as u64).unwrap();
-    let index = builder.finish(Summary::of(Format::Tar, size), size).unwrap();
+    let index = builder
+        .finish(Summary::of(Format::Tar, size), size)
+        .unwrap()
+        .to_vec();
     let source = Source {
         repository: Repository::new("h.io", "name").unwrap(),
         descriptor: Descriptor {

@@ -30,7 +30,10 @@ fn index(entry: usize) -> Vec<u8> {
             builder.chunk(chunk).unwrap();
         }
     }
-    builder.finish(Summary::of(Format::Tar, 4096), 4096).unwrap()
+    builder
+        .finish(Summary::of(Format::Tar, 4096), 4096)
+        .unwrap()
+        .to_vec()
 }
 
 fn lookup(devices: &Devices, name: &str) -> Option<u64> {

@@ -147,7 +147,7 @@ mod tests {
             toc_end: 1 << 29,
             ..Summary::of(Format::Estargz, 1 << 30)
         };
-        builder.finish(summary, 1 << 29).unwrap()
+        builder.finish(summary, 1 << 29).unwrap().to_vec()
     }
 
     /// Decodes `member`, pushed in pieces of `piece` bytes. Returns what was verified and whether the decoder was done.
