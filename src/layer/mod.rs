@@ -17,6 +17,7 @@ pub mod index_builder;
 mod kept;
 pub mod scan;
 pub mod soci;
+mod spare;
 mod stored;
 pub mod tar;
 pub mod time;
@@ -33,9 +34,10 @@ use crate::digest::Digest;
 use crate::error::Result;
 
 pub use identify::{
-    WHOLE_BLOB, decoder, decompressor, expected, format_of_media_type, index_promise, indexer, reading,
-    scanner, takes_ztoc, toc,
+    WHOLE_BLOB, decoder, decoder_with, decompressor, expected, format_of_media_type, index_promise, indexer,
+    reading, scanner, takes_ztoc, toc,
 };
+pub use spare::Spare;
 
 /// How a layer's bytes are laid out, as shown in `layers/N/format`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -229,4 +231,9 @@ pub trait MemberDecoder: Send {
     /// # Errors
     /// `Verification` when a chunk has another digest, `Malformed` when the member cannot be decoded, and the sink's own.
     fn push(&mut self, bytes: &[u8], sink: &mut dyn ChunkSink) -> Result<bool>;
+
+    /// What the next decoder can use of this one.
+    fn into_spare(self: Box<Self>) -> Spare {
+        Spare::default()
+    }
 }
