@@ -48,6 +48,7 @@ pub(super) async fn give_back(fetcher: Arc<Fetcher>) {
         before = work;
         if is_quiet && work != given_back_at {
             given_back_at = work;
+            fetcher.give_up_memory();
             // It walks all arenas: not on a thread that serves.
             let _ = fetcher.runtime().spawn_blocking(trim).await;
         }

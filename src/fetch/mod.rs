@@ -27,6 +27,7 @@ mod settle;
 mod shared;
 pub mod single_flight;
 mod sink;
+mod workbench;
 
 use std::num::NonZeroUsize;
 use std::ops::Range;
@@ -57,6 +58,7 @@ use crate::fetch::pass::Passes;
 pub use crate::fetch::pass::{Awaited, PassProgress};
 use crate::fetch::readahead::Streams;
 use crate::fetch::shared::SharedIndexes;
+use crate::fetch::workbench::Workbenches;
 use crate::layer::spool::InMemory;
 use crate::layer::{self, Descriptor, Step, WHOLE_BLOB};
 use crate::registry::Client;
@@ -194,6 +196,7 @@ pub struct Fetcher {
     overflow: Overflow,
     /// One permit for each batch being decoded: the cores are busy and the memory bounded.
     decoders: Arc<Semaphore>,
+    workbenches: Workbenches,
     read_ahead: Arc<Semaphore>,
     foreground: Foreground,
     background: Background,
@@ -224,6 +227,7 @@ impl Fetcher {
             )),
             overflow: Overflow::default(),
             decoders: Arc::new(Semaphore::new(cores * 2)),
+            workbenches: Workbenches::default(),
             read_ahead: Arc::new(Semaphore::new(READ_AHEAD_WINDOWS_MAX)),
             foreground: Foreground::default(),
             background: Background::new(cores),
@@ -334,6 +338,11 @@ impl Fetcher {
         let streams = followed.get_or_insert_mut(*layer.key(), Streams::default);
         let range = streams.observe(place.start, place.end, missed)?;
         Some(Ahead { range, permit })
+    }
+
+    /// Gives up memory that is only kept because more may have to be decoded soon.
+    pub fn give_up_memory(&self) {
+        self.workbenches.clear();
     }
 
     /// Keeps a verified chunk that the disk would not take.

@@ -143,6 +143,10 @@ impl Fetcher {
         if !layer.all_present(span.chunks.clone()) {
             return Ok(None);
         }
+        // What has just come is in memory: to wake another thread would take longer than to copy it.
+        if let Some(bytes) = layer.read_now(&span.chunks, span.data_offset, span.len) {
+            return Ok(Some(bytes));
+        }
         let (layer, span) = (Arc::clone(layer), span.clone());
         blocking(&self.runtime, move || {
             layer.read(&span.chunks, span.data_offset, span.len)

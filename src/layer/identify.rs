@@ -14,7 +14,7 @@ use crate::layer::spool::{InMemory, Scratch};
 use crate::layer::stored::{StoredMember, Uncompressed};
 use crate::layer::zstd::{self, ZstdDecompressor, ZstdMember};
 use crate::layer::zstd_chunked::{self, ZstdChunkedIndexer};
-use crate::layer::{Decompressor, Descriptor, Format, Indexer, MemberDecoder, Reading, Step};
+use crate::layer::{Decompressor, Descriptor, Format, Indexer, MemberDecoder, Reading, Spare, Step};
 
 /// What turns a layer into its index. `ztoc` is the blob that a SOCI index names for it, `scratch` where an index of many
 /// files is built.
@@ -127,10 +127,22 @@ pub fn takes_ztoc(descriptor: &Descriptor) -> bool {
 /// # Errors
 /// [`Error::Malformed`] when there is no such member or the index is damaged.
 pub fn decoder<B: Deref<Target = [u8]>>(index: &Index<B>, member: u32) -> Result<Box<dyn MemberDecoder>> {
+    decoder_with(index, member, Spare::default())
+}
+
+/// As [`decoder`], with what another decoder has left.
+///
+/// # Errors
+/// As [`decoder`].
+pub fn decoder_with<B: Deref<Target = [u8]>>(
+    index: &Index<B>,
+    member: u32,
+    spare: Spare,
+) -> Result<Box<dyn MemberDecoder>> {
     match index.member(member)?.coding {
-        Coding::Gzip => Ok(Box::new(GzipMember::new(index, member)?)),
+        Coding::Gzip => Ok(Box::new(GzipMember::new(index, member, spare)?)),
         Coding::Deflate => Ok(Box::new(Span::new(index, member)?)),
-        Coding::Zstd => Ok(Box::new(ZstdMember::new(index, member)?)),
+        Coding::Zstd => Ok(Box::new(ZstdMember::new(index, member, spare)?)),
         Coding::Stored => Ok(Box::new(StoredMember::new(index, member)?)),
     }
 }

@@ -302,14 +302,15 @@ impl Layer {
         Ok(Some(buffer))
     }
 
-    /// Puts a whole verified chunk to its place and marks it.
+    /// Puts verified chunks, which lie one behind the other in the data file with less than a block between them, to their
+    /// place with one write, and marks them. What stands between them in `bytes` must be zeros.
     ///
     /// # Errors
     /// [`Error::Io`], with ENOSPC when the disk is full.
-    pub fn keep(&self, chunk: u32, data_offset: u64, bytes: &[u8]) -> Result<()> {
+    pub fn keep(&self, chunks: Range<u32>, data_offset: u64, bytes: &[u8]) -> Result<()> {
         let keeping = self.keeping.read();
         self.write_while(&keeping, data_offset, bytes)?;
-        self.map.mark(chunk)
+        chunks.into_iter().try_for_each(|chunk| self.map.mark(chunk))
     }
 
     /// How often chunks were evicted, for [`Self::mark_written`].

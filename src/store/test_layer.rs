@@ -67,7 +67,7 @@ pub(super) fn add_layer(store: &Arc<Store>, key: &[u8], chunks: u32, has_digests
 /// Stores a chunk.
 pub(super) fn keep(layer: &Layer, chunk: u32) {
     let place = layer.index().chunk(chunk).unwrap().data_offset;
-    layer.keep(chunk, place, &content(chunk)).unwrap();
+    layer.keep(chunk..chunk + 1, place, &content(chunk)).unwrap();
 }
 
 /// A chunk's bytes, if it is there.
