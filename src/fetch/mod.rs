@@ -11,6 +11,7 @@ mod external_toc;
 mod failures;
 mod file;
 mod flight;
+mod following;
 mod indexing;
 mod job;
 mod options;
@@ -26,7 +27,6 @@ pub mod single_flight;
 mod sink;
 
 use std::num::NonZeroUsize;
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -43,6 +43,7 @@ use crate::fetch::external_toc::TocImages;
 use crate::fetch::failures::{FAILURES_MAX, FailureKey, Failures};
 pub use crate::fetch::file::FileAt;
 use crate::fetch::flight::{Flights, Waiter};
+use crate::fetch::following::{Ahead, WINDOWS_MAX};
 use crate::fetch::indexing::{ByRanges, Indexing};
 use crate::fetch::job::Job;
 pub use crate::fetch::options::{FetchOptions, PlainLimits};
@@ -59,8 +60,6 @@ use crate::store::layer::Layer;
 
 /// The most layers whose readers are followed for read-ahead.
 const FOLLOWED_LAYERS_MAX: usize = 256;
-/// The most windows that are read ahead at once, all layers together.
-const READ_AHEAD_WINDOWS_MAX: usize = 6;
 
 /// Where a layer's blob is to be had.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -215,7 +214,7 @@ impl Fetcher {
             )),
             overflow: Overflow::default(),
             decoders: Arc::new(Semaphore::new(cores * 2)),
-            read_ahead: Arc::new(Semaphore::new(READ_AHEAD_WINDOWS_MAX)),
+            read_ahead: Arc::new(Semaphore::new(WINDOWS_MAX)),
             counters: Counters::default(),
         })
     }
@@ -267,7 +266,7 @@ impl Fetcher {
         self.recent_failure(source, needed)?;
         let mut candidates = needed.to_vec();
         if let Some(ahead) = &ahead {
-            candidates.extend(plan::members_in(layer.index(), &ahead.range)?);
+            candidates.extend(ahead.members.clone());
         }
         candidates.sort_unstable();
         candidates.dedup();
@@ -296,16 +295,6 @@ impl Fetcher {
         Ok(waiters)
     }
 
-    /// Tells the read-ahead where in the blob a reader is; answers what to fetch ahead of it. Without a permit the window
-    /// stays where it is, and nobody counts on what is not fetched.
-    fn follow(&self, layer: &Layer, place: &Range<u64>, missed: bool) -> Option<Ahead> {
-        let permit = Arc::clone(&self.read_ahead).try_acquire_owned().ok()?;
-        let mut followed = self.followed.lock();
-        let streams = followed.get_or_insert_mut(*layer.key(), Streams::default);
-        let range = streams.observe(place.start, place.end, missed)?;
-        Some(Ahead { range, permit })
-    }
-
     /// Keeps a verified chunk that the disk would not take.
     fn keep_in_memory(&self, layer: &Layer, chunk: u32, bytes: bytes::Bytes, error: &Error) {
         // The first one says it; a full disk makes thousands.
@@ -331,14 +320,6 @@ impl Fetcher {
 
 fn failure_key(source: &Source, member: u32) -> FailureKey {
     (source.key(), member, source.repository.clone())
-}
-
-/// What to fetch ahead of a reader.
-struct Ahead {
-    /// The bytes of the blob.
-    range: Range<u64>,
-    /// One of a few: held until they are there.
-    permit: tokio::sync::OwnedSemaphorePermit,
 }
 
 /// Runs what may wait for the disk or takes long on a thread for such work.
