@@ -36,6 +36,7 @@ pub(super) enum Urgency {
     /// Nobody does: whoever waits for something else comes first.
     Ahead,
 }
+
 /// After so many members it is written what they were decoded to, also if nobody waits for it.
 const LANDINGS_MAX: usize = 64;
 

@@ -12,6 +12,7 @@ mod external_toc;
 mod failures;
 mod file;
 mod flight;
+mod following;
 mod foreground;
 pub mod in_order;
 mod indexing;
@@ -30,7 +31,6 @@ mod sink;
 mod workbench;
 
 use std::num::NonZeroUsize;
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -49,6 +49,7 @@ use crate::fetch::external_toc::TocImages;
 use crate::fetch::failures::{FAILURES_MAX, FailureKey, Failures};
 pub use crate::fetch::file::FileAt;
 use crate::fetch::flight::{Flights, Landing, Waiter};
+use crate::fetch::following::{Ahead, WINDOWS_MAX};
 use crate::fetch::foreground::Foreground;
 use crate::fetch::indexing::{ByRanges, Indexing};
 use crate::fetch::job::{Job, Urgency};
@@ -68,8 +69,6 @@ use crate::store::layer::Layer;
 
 /// The most layers whose readers are followed for read-ahead.
 const FOLLOWED_LAYERS_MAX: usize = 256;
-/// The most windows that are read ahead at once, all layers together.
-const READ_AHEAD_WINDOWS_MAX: usize = 6;
 
 /// Where a layer's blob is to be had.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -228,7 +227,7 @@ impl Fetcher {
             overflow: Overflow::default(),
             decoders: Arc::new(Semaphore::new(cores * 2)),
             workbenches: Workbenches::default(),
-            read_ahead: Arc::new(Semaphore::new(READ_AHEAD_WINDOWS_MAX)),
+            read_ahead: Arc::new(Semaphore::new(WINDOWS_MAX)),
             foreground: Foreground::default(),
             background: Background::new(cores),
             counters: Counters::default(),
@@ -296,7 +295,7 @@ impl Fetcher {
         }
         let mut candidates = needed.to_vec();
         if let Some(ahead) = &ahead {
-            candidates.extend(plan::members_in(layer.index(), &ahead.range)?);
+            candidates.extend(ahead.members.clone());
         }
         candidates.sort_unstable();
         candidates.dedup();
@@ -330,16 +329,6 @@ impl Fetcher {
         Ok(waiters)
     }
 
-    /// Tells the read-ahead where in the blob a reader is; answers what to fetch ahead of it. Without a permit the window
-    /// stays where it is, and nobody counts on what is not fetched.
-    fn follow(&self, layer: &Layer, place: &Range<u64>, missed: bool) -> Option<Ahead> {
-        let permit = Arc::clone(&self.read_ahead).try_acquire_owned().ok()?;
-        let mut followed = self.followed.lock();
-        let streams = followed.get_or_insert_mut(*layer.key(), Streams::default);
-        let range = streams.observe(place.start, place.end, missed)?;
-        Some(Ahead { range, permit })
-    }
-
     /// Gives up memory that is only kept because more may have to be decoded soon.
     pub fn give_up_memory(&self) {
         self.workbenches.clear();
@@ -370,14 +359,6 @@ impl Fetcher {
 
 fn failure_key(source: &Source, member: u32) -> FailureKey {
     (source.key(), member, source.repository.clone())
-}
-
-/// What to fetch ahead of a reader.
-struct Ahead {
-    /// The bytes of the blob.
-    range: Range<u64>,
-    /// One of a few: held until they are there.
-    permit: tokio::sync::OwnedSemaphorePermit,
 }
 
 /// Runs what may wait for the disk or takes long on a thread for such work.
