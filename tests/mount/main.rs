@@ -24,6 +24,7 @@ mod outage;
 mod pass_faults;
 mod passes;
 mod readers;
+mod reuse;
 mod secrets;
 mod shared_indexes;
 mod sharing;
