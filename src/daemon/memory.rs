@@ -43,7 +43,7 @@ pub(super) async fn give_back(fetcher: Arc<Fetcher>) {
     loop {
         tokio::time::sleep(LOOK_INTERVAL).await;
         let counters = fetcher.counters();
-        let work = counters.reads + counters.decoded_bytes + counters.layers_indexed;
+        let work = counters.reads + counters.decoded_bytes + counters.reused_bytes + counters.layers_indexed;
         let is_quiet = work == before && counters.in_flight == 0;
         before = work;
         if is_quiet && work != given_back_at {

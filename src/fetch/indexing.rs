@@ -59,7 +59,9 @@ impl Fetcher {
                 {
                     attempt += 1;
                 }
-                outcome => return outcome,
+                outcome => {
+                    return outcome.inspect(|layer| self.store.digests().offer(layer, source.audience()));
+                }
             }
         }
     }

@@ -315,7 +315,10 @@ impl Images {
         let named = match Document::parse(&what, &bytes)? {
             Document::Manifest(manifest) => {
                 let ztocs = self.soci.ztocs(repository, digest, &manifest).await?;
-                Named::Image(Arc::new(image(repository, digest, bytes, manifest, &ztocs)))
+                let openness = self.resolver.openness();
+                let is_open = openness.are_open(std::slice::from_ref(&key)).await;
+                let image = image(repository, digest, bytes, manifest, &ztocs, is_open);
+                Named::Image(Arc::new(image))
             }
             Document::Index(entries) => {
                 let (repository, digest) = key.clone();
@@ -534,7 +537,14 @@ async fn open_layers(fetcher: &Arc<Fetcher>, sources: &[Arc<Source>]) -> Result<
         .collect()
 }
 
-fn image(repository: &Repository, digest: &Digest, bytes: Bytes, manifest: Manifest, ztocs: &Ztocs) -> Image {
+fn image(
+    repository: &Repository,
+    digest: &Digest,
+    bytes: Bytes,
+    manifest: Manifest,
+    ztocs: &Ztocs,
+    is_open: bool,
+) -> Image {
     let source = |(number, descriptor): (usize, &crate::layer::Descriptor)| {
         Arc::new(Source {
             repository: repository.clone(),
@@ -544,6 +554,7 @@ fn image(repository: &Repository, digest: &Digest, bytes: Bytes, manifest: Manif
                 manifest: *digest,
                 config: manifest.config.clone(),
                 number,
+                is_open,
             }),
         })
     };

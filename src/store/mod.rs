@@ -9,6 +9,7 @@
 //! DIR/layers/KEY/index      what the layer was parsed into (memory-mapped)
 //! DIR/layers/KEY/data       sparse: every regular file of the layer at its place
 //! DIR/layers/KEY/map        which chunks of it are there (memory-mapped)
+//! DIR/digests/                where chunks with which digests are (memory-mapped)
 //! DIR/trees/KEY               merged trees (memory-mapped)
 //! DIR/trees/KEY.erofs         the same as the kernel mounts them
 //! DIR/tmp/                    what is being written; emptied at each start
@@ -21,6 +22,7 @@
 
 pub mod chunk_map;
 pub mod db;
+pub mod digests;
 pub mod documents;
 mod eviction;
 pub mod layer;
@@ -48,6 +50,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::layer::spool::Scratch;
 use crate::store::db::Db;
+use crate::store::digests::{Claim, Digests};
 use crate::store::documents::Documents;
 use crate::store::layer::Layer;
 use crate::store::lending::Lending;
@@ -80,6 +83,7 @@ pub struct Store {
     /// What layers in the making may write and have not written yet.
     granted_bytes: Mutex<u64>,
     lending: Arc<Lending>,
+    digests: Arc<Digests>,
     lock: Lock,
 }
 
@@ -118,6 +122,7 @@ impl Store {
             layers: Mutex::default(),
             granted_bytes: Mutex::default(),
             lending: Arc::default(),
+            digests: Digests::open(dir.join("digests")),
             lock,
         };
         Ok(Arc::new(store))
@@ -196,6 +201,32 @@ impl Store {
     #[must_use]
     pub fn documents(&self) -> &Documents {
         &self.documents
+    }
+
+    /// Where chunks with which digests are.
+    #[must_use]
+    pub fn digests(&self) -> &Arc<Digests> {
+        &self.digests
+    }
+
+    /// The layer in which a claim says that a chunk is; `None` if it is gone. May wait for the disk.
+    #[must_use]
+    pub fn claimed(&self, claim: &Claim) -> Option<Arc<Layer>> {
+        if let Some(layer) = claim.open_layer() {
+            return Some(layer);
+        }
+        let layer = match self.layer(&claim.key) {
+            Ok(layer) => layer.filter(|layer| claim.is_of(layer)),
+            Err(error) => {
+                tracing::debug!(layer = %claim.key, %error, "nothing is copied from a layer");
+                None
+            }
+        };
+        match &layer {
+            Some(layer) => self.digests.note_open(claim, layer),
+            None => self.digests.note_gone(claim),
+        }
+        layer
     }
 
     /// The layer under this key, if its index is in the store. An index or map that turns out to be damaged is
@@ -376,6 +407,7 @@ impl Store {
 
     /// Syncs what is open and marks it clean, so that the next start trusts it without looking.
     pub fn close(&self) {
+        self.digests.settle();
         let open: Vec<_> = self.layers.lock().values().filter_map(Weak::upgrade).collect();
         for layer in open {
             if let Err(error) = layer.sync_clean() {

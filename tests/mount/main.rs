@@ -26,6 +26,7 @@ mod pass_faults;
 mod passes;
 mod readers;
 mod record;
+mod reuse;
 mod secrets;
 mod shared_indexes;
 mod sharing;
