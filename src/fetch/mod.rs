@@ -218,7 +218,7 @@ impl Fetcher {
             )),
             overflow: Overflow::default(),
             decoders: Arc::new(Semaphore::new(cores * 2)),
-            workbenches: Workbenches::default(),
+            workbenches: Workbenches::new(cores * 2),
             read_ahead: Arc::new(Semaphore::new(READ_AHEAD_WINDOWS_MAX)),
             counters: Counters::default(),
         })
