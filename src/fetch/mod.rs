@@ -248,7 +248,7 @@ impl Fetcher {
             overflow: Overflow::default(),
             sources: Sources::default(),
             decoders: Arc::new(Semaphore::new(cores * 2)),
-            workbenches: Workbenches::default(),
+            workbenches: Workbenches::new(cores * 2),
             read_ahead: Arc::new(Semaphore::new(WINDOWS_MAX)),
             foreground: Foreground::default(),
             background: Background::new(cores),

@@ -14,24 +14,37 @@ pub(super) struct Workbench {
     pub(super) room: Vec<u8>,
 }
 
-/// Workbenches that nobody works at. There are as many as there were ever batches being decoded at the same time, which
-/// [`crate::fetch::Fetcher`] bounds.
-#[derive(Debug, Default)]
-pub(super) struct Workbenches(Mutex<Vec<Workbench>>);
+/// Workbenches that nobody works at, a bounded number of them.
+#[derive(Debug)]
+pub(super) struct Workbenches {
+    left: Mutex<Vec<Workbench>>,
+    left_max: usize,
+}
 
 impl Workbenches {
-    /// One that was left, or a new one.
-    pub(super) fn take(&self) -> Workbench {
-        self.0.lock().pop().unwrap_or_default()
+    /// At most `left_max` are kept, with up to 5 MiB each.
+    pub(super) fn new(left_max: usize) -> Self {
+        Self {
+            left: Mutex::default(),
+            left_max,
+        }
     }
 
-    /// Leaves one for the next batch.
+    /// One that was left, or a new one.
+    pub(super) fn take(&self) -> Workbench {
+        self.left.lock().pop().unwrap_or_default()
+    }
+
+    /// Leaves one for the next batch, if there are not enough.
     pub(super) fn put_back(&self, workbench: Workbench) {
-        self.0.lock().push(workbench);
+        let mut left = self.left.lock();
+        if left.len() < self.left_max {
+            left.push(workbench);
+        }
     }
 
     /// Gives their memory up.
     pub(super) fn clear(&self) {
-        self.0.lock().clear();
+        self.left.lock().clear();
     }
 }
