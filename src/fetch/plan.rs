@@ -200,7 +200,7 @@ mod tests {
             toc_end: at,
             ..Summary::of(Format::Estargz, at)
         };
-        Index::open(builder.finish(summary, at).unwrap()).unwrap()
+        Index::open(builder.finish(summary, at).unwrap().to_vec()).unwrap()
     }
 
     #[test]

@@ -66,7 +66,7 @@ mod tests {
             toc_end: member_bytes,
             ..Summary::of(Format::Estargz, member_bytes)
         };
-        builder.finish(summary, member_bytes).unwrap()
+        builder.finish(summary, member_bytes).unwrap().to_vec()
     }
 
     #[test]

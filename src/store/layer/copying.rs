@@ -74,7 +74,7 @@ impl Layer {
                 Err(error) => tracing::debug!(layer = %self.key, %error, "a chunk is not shared but written"),
             }
         }
-        match self.keep(number, chunk.data_offset, &bytes) {
+        match self.keep(number..number + 1, chunk.data_offset, &bytes) {
             Ok(()) => Ok(Copied::Kept),
             Err(error) => Ok(Copied::Unkept(bytes, error)),
         }
