@@ -46,7 +46,7 @@ pub(super) struct Convert {
     min_chunk_size: Option<u64>,
     /// Put the files of a profile first, to be prefetched in this order: what `record` wrote, or paths, one a line; - is
     /// standard input
-    #[arg(long, value_name = "FILE", alias = "prioritized-files")]
+    #[arg(long, value_name = "FILE")]
     profile: Option<PathBuf>,
     /// Compress so much, 0 to 9 [default: 6]
     #[arg(long, value_name = "LEVEL")]

@@ -92,7 +92,7 @@ fn note_missing(summary: &Summary) {
             visible_name(path)
         ));
     }
-    let more = summary.missing_files - summary.missing_files.min(summary.missing.len() as u64);
+    let more = summary.missing_files.saturating_sub(summary.missing.len() as u64);
     if more > 0 {
         note(&format!("skipped: nor {more} more files of the profile"));
     }
@@ -100,6 +100,10 @@ fn note_missing(summary: &Summary) {
 
 /// The first failure is what the command ends with; the others are told before.
 fn outcome(summary: Summary) -> Result<()> {
+    if summary.files == 0 && summary.missing_files > 0 {
+        let why = "the image has none of the profile's files; is it the profile of another image?";
+        return Err(Error::not_found(summary.reference, why));
+    }
     let mut failures = summary.unmatched.into_iter().chain(summary.failure);
     let Some(first) = failures.next() else {
         return Ok(());

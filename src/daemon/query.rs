@@ -329,15 +329,7 @@ pub(super) async fn answer(
             };
             images.prefetch(&reference, &platform, &wanted, retries, to).await
         }
-        Query::Record { image, restart } => {
-            let (reference, platform) = image.parse()?;
-            if matches!(serving, Serving::Nobody) {
-                let why = "nothing is mounted from this cache, and a record ends with its daemon";
-                return Err(Error::not_found(format!("record of {reference}"), why));
-            }
-            let recorded = images.recorded(&reference, &platform, restart).await?;
-            send_document(&recorded, to).await
-        }
+        Query::Record { image, restart } => record(images, &serving, &image, restart, to).await,
         Query::Evict { image, patterns } => {
             let (reference, platform) = image.parse()?;
             let evict = || images.evict(&reference, &platform, &patterns);
@@ -366,6 +358,22 @@ async fn cat(images: &Arc<Images>, image: &ImageName, path: &[u8], to: &Pieces) 
         send(bytes, to).await?;
     }
     Ok(())
+}
+
+async fn record(
+    images: &Arc<Images>,
+    serving: &Serving,
+    image: &ImageName,
+    restart: bool,
+    to: &Pieces,
+) -> Result<()> {
+    let (reference, platform) = image.parse()?;
+    if matches!(serving, Serving::Nobody) {
+        let why = "nothing is mounted from this cache, and a record ends with its daemon";
+        return Err(Error::not_found(format!("record of {reference}"), why));
+    }
+    let recorded = images.recorded(&reference, &platform, restart).await?;
+    send_document(&recorded, to).await
 }
 
 async fn export_indexes(images: &Arc<Images>, image: &ImageName, to: &Pieces) -> Result<()> {

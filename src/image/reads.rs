@@ -150,13 +150,13 @@ impl Reads {
         let new = || (0..entries().div_ceil(u64::BITS)).map(|_| AtomicU64::new(0));
         let words = layer.noted.get_or_init(|| new().collect());
         let bit = 1 << (file.entry % u64::BITS);
-        match words.get((file.entry / u64::BITS) as usize) {
-            Some(word) if word.load(Ordering::Relaxed) & bit == 0 => {
-                if word.fetch_or(bit, Ordering::Relaxed) & bit == 0 {
-                    self.add(file);
-                }
-            }
-            _ => {}
+        let Some(word) = words.get((file.entry / u64::BITS) as usize) else {
+            return;
+        };
+        // Looked at first, because writing would take the word from the other cores.
+        let is_noted = word.load(Ordering::Relaxed) & bit != 0;
+        if !is_noted && word.fetch_or(bit, Ordering::Relaxed) & bit == 0 {
+            self.add(file);
         }
     }
 

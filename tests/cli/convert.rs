@@ -522,10 +522,7 @@ fn what_cannot_be_meant_is_told_before_anything_is_asked() {
             &[&image, &out, "--compression-level", "10"],
             "--compression-level 10",
         ),
-        (
-            &[&image, &out, "--prioritized-files", "/nonexistent"],
-            "/nonexistent",
-        ),
+        (&[&image, &out, "--profile", "/nonexistent"], "/nonexistent"),
         (&[&image, &other], "neither empty nor"),
     ];
     for (arguments, word) in cases {

@@ -219,6 +219,15 @@ fn what_another_version_of_the_image_lacks_is_skipped_and_told() {
     );
     assert_eq!(summary["missing"], serde_json::json!(["d/f12", "hard"]));
     assert_eq!(summary["cached_bytes"], 100_000);
+
+    // None at all is a mistake.
+    let (profile, image) = (
+        kept(&world, b"x\ny\n"),
+        format!("{}/team/app:2.0", world.registry.host()),
+    );
+    let output = world.run(&["prefetch", "--profile", profile.to_str().unwrap(), &image]);
+    assert_eq!(output.status.code(), Some(4));
+    assert!(stderr(&output).contains("does not have y"), "{}", stderr(&output));
 }
 
 #[test]
