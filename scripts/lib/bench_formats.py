@@ -5,17 +5,12 @@ import hashlib
 import json
 import shlex
 import sys
-import time
 
-from bench_tools import drop_caches, median_in_turns, print_table, seconds
+from bench_tools import TAG_TTL, drop_caches, median_in_turns, print_table, seconds
 
 # Small, and in the first layer.
 SMALL = "etc/debian_version"
 LISTING = f"ls -lR . && cat {SMALL}"
-# Longer than a measurement takes: whether the tag has moved is not to be among what is asked.
-TAG_TTL = "tag_ttl=3600"
-# How long after the last read something may still be asked for.
-QUIET_S = 0.3
 HEAD = ("format", "compressed", "index", "cold: requests", "MB", "in s", "after a restart: requests", "MB",
         "file evicted: requests", "KB")
 # A first touch that is one pass over each layer: tag, what unpacks it for the comparison, and the goal if there is one.
@@ -44,21 +39,12 @@ class Formats:
 
     def listing(self, mount, line, tag):
         """What listing everything and reading a small file asks for, and how long it takes."""
-        start = time.monotonic()
-        seconds(LISTING, self.rootfs(mount, tag))
-        elapsed = time.monotonic() - start
-        return (*self.settled(line), elapsed)
-
-    def settled(self, line):
-        """What was asked for until nothing more is."""
-        requests = line.take()
-        while time.sleep(QUIET_S) or (more := line.take()):
-            requests += more
-        return asked(requests)
+        elapsed = seconds(LISTING, self.rootfs(mount, tag))
+        return (*asked(line.settled()), elapsed)
 
     def format(self, tag):
         """One row of the table of requests."""
-        line = self.bench.new_line(0)
+        line = self.bench.new_line()
         mount = self.bench.new_mount(f"format-{tag}", ["--plain-http"], line)
         mount.mount("-o", TAG_TTL)
         cold, cold_bytes, elapsed = self.listing(mount, line, tag)
@@ -70,7 +56,7 @@ class Formats:
         mount.command("cache", "evict", self.reference(tag), "/" + SMALL)
         drop_caches()
         read = (self.rootfs(mount, tag) / SMALL).read_bytes()
-        evicted, evicted_bytes = self.settled(line)
+        evicted, evicted_bytes = asked(line.settled())
         if hashlib.sha256(read).digest() != self.unpacked:
             sys.exit(f"scripts/bench: {tag}: {SMALL} is not what was unpacked")
         mount.umount()
@@ -83,8 +69,7 @@ class Formats:
     def first_touch(self, tag, unpack, goal):
         """The first `ls` of a root filesystem with an empty cache, against hashing what its layers unpack to."""
         mount = self.bench.new_mount(f"touch-{tag}")
-        manifest = json.loads(mount.command("manifest", self.reference(tag)))
-        blobs = [f"http://{self.registry}/v2/{self.repository}/blobs/{layer['digest']}" for layer in manifest["layers"]]
+        blobs = self.bench.blobs(f"{self.repository}:{tag}")
         pull = "; ".join(f"curl -fsS {shlex.quote(blob)} | {unpack}sha256sum" for blob in blobs)
 
         def touch():

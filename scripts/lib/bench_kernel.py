@@ -1,6 +1,6 @@
-"""What scripts/bench --kernel measures: one image read where the kernel's EROFS serves it and where we do, beside the same
-tree on ext4: first with an empty page cache, then again; what reached the daemon, what was fetched, and how often the
-page cache holds what was read."""
+"""What scripts/bench --kernel shows behind the rows of both modes: one image read where the kernel's EROFS serves it and where we
+do, from several states of our cache, beside the same tree on ext4: first with an empty page cache, then again; what reached
+the daemon, what was fetched, and how often the page cache holds what was read."""
 
 import os
 import stat
@@ -8,11 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-from bench_tools import drop_caches, print_table, seconds
+from bench_tools import TAG_TTL, drop_caches, print_table, seconds
 
 OTHER_TAG = "v2"
-# Longer than a measurement takes: whether a tag has moved is not to be among what is measured.
-TAG_TTL = "tag_ttl=3600"
 # What the store has of the image where it has a part: about a third of its bytes.
 PART = "usr/lib/x86_64-linux-gnu"
 # Shell commands beside the root filesystem `a`; `b` is that of the other image. git refuses devices, so it gets a part.
@@ -25,10 +23,6 @@ COMMANDS = {
     "git diff, usr": "git diff --no-index {a}/usr {b}/usr || test $? = 1",
     "chroot, numpy": "chroot {a} /usr/bin/python3 -B -c 'import numpy'",
 }
-# Goals of the design: for times, multiples of ext4's.
-WARM_GOALS = {"find -ls": 1.1, "ls -lR": 1.1, "tar": 1.1, "grep -r in usr": 1.1}
-# FUSE mode alone: it asks for attributes that no kernel caches for FUSE.
-FUSE_WARM_GOALS = {**WARM_GOALS, "ls -lR": 6}
 SMALL = "etc/debian_version"
 READ_AHEAD_KIB = (16, 128, 1024)
 # Second copies in the page cache are given up a moment later, and what was just written some seconds after that.
@@ -137,23 +131,6 @@ class Kernel:
         before = self.best.get((name, state), runs)
         self.best[name, state] = tuple(min(pair, key=lambda run: run.elapsed) for pair in zip(before, runs))
 
-    def judge(self):
-        """The rows that the design has goals for."""
-        best = lambda name, state: self.best[name, state]
-        row = self.bench.row
-        for state, goals in ((LOCAL, WARM_GOALS), (FUSE, FUSE_WARM_GOALS)):
-            for name, goal in goals.items():
-                ours, theirs = best(name, state)[1], best(name, EXT4)[1]
-                row(f"warm {name}, {state.name} / ext4", ours.elapsed, theirs.elapsed, goal=goal, unit="s")
-                if goal == 1.1:
-                    row("  the same: requests that reached the daemon", ours.requests, goal=0)
-        for state, goal in ((LOCAL, 0.6), (FUSE, 1.0)):
-            ours, theirs = best("tar", state)[0], best("tar", EXT4)[0]
-            row(f"tar after drop_caches, {state.name} / ext4", ours.elapsed, theirs.elapsed, goal=goal, unit="s")
-        pull = self.bench.pull_seconds(self.mount)
-        for state in (EMPTY, FUSE_EMPTY):
-            row(f"tar, {state.name} / curl | gunzip of each layer", best("tar", state)[0].elapsed, pull, goal=0.8, unit="s")
-
     def memory(self):
         """How often the page cache holds a root filesystem that was read once."""
         size = content_bytes_in_pages(self.bench.ext4)
@@ -205,7 +182,6 @@ class Kernel:
         self.memory()
         self.read_ahead()
         self.commands()
-        self.judge()
 
     def print(self):
         """Every command in every state: with an empty page cache, and again."""

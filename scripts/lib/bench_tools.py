@@ -1,4 +1,5 @@
-"""What scripts/bench measures with: mounts of its own, a slow line, timing in turns, the table."""
+"""What scripts/bench measures with: mounts of its own, a slow line, timing in turns, the table. What is measured is in the
+other bench_ files."""
 
 import json
 import os
@@ -11,6 +12,12 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+# The modes in which a root filesystem is served, and how a mount asks for each.
+MODES = {"kernel": "kernel=require", "FUSE": "kernel=off"}
+# Longer than a measurement takes: whether a tag has moved is not to be among what is measured.
+TAG_TTL = "tag_ttl=3600"
+# How long after the last read something may still be asked for.
+QUIET_S = 0.3
 # Servers that are measured through a slow line, and their settings in the lab's environment.
 LINE_SERVERS = {"plain": "LAB_PLAIN", "token-redirect": "LAB_TOKEN_REDIRECT", "auth": "LAB_AUTH", "blobs": "LAB_BLOBS"}
 
@@ -47,15 +54,22 @@ def seconds(command, directory):
         os.close(inside)
 
 
+def timed(action):
+    """How long a call takes, in seconds."""
+    start = time.monotonic()
+    action()
+    return time.monotonic() - start
+
+
 def drop_caches():
     os.sync()
     Path("/proc/sys/vm/drop_caches").write_text("3\n")
 
 
-def best_in_turns(times, ours, theirs):
-    """The best of `times` runs of both, one after the other, so that what else the machine does meets both."""
-    pairs = [(ours(), theirs()) for _ in range(times)]
-    return tuple(min(side) for side in zip(*pairs))
+def best_in_turns(times, *sides):
+    """The best of `times` runs of each, one after the other, so that what else the machine does meets all."""
+    rounds = [[side() for side in sides] for _ in range(times)]
+    return tuple(min(side) for side in zip(*rounds))
 
 
 def median_in_turns(times, ours, theirs):
@@ -67,9 +81,10 @@ def median_in_turns(times, ours, theirs):
 class Line:
     """A slow line to the lab for one mount: see slow_line.py."""
 
-    def __init__(self, lab, delay_ms):
+    def __init__(self, lab, round_trip_ms=0, mbit_per_s=0):
         self.names = {int(lab[variable].rpartition(":")[2]): name for name, variable in LINE_SERVERS.items()}
-        command = ["/usr/bin/python3", ROOT / "scripts/lib/slow_line.py", f"--delay-ms={delay_ms}", *map(str, self.names)]
+        command = ["/usr/bin/python3", ROOT / "scripts/lib/slow_line.py", f"--round-trip-ms={round_trip_ms}",
+                   f"--mbit-per-s={mbit_per_s}", *map(str, self.names)]
         # In a session of its own, so that Ctrl-C reaches it only when its input ends.
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                                         start_new_session=True)
@@ -93,6 +108,27 @@ class Line:
         for request in requests:
             request["server"] = self.names[request["port"]]
         return requests
+
+    def settled(self):
+        """The requests since the last call, until no more come."""
+        requests = self.take()
+        while time.sleep(QUIET_S) or (more := self.take()):
+            requests += more
+        return requests
+
+    def hang(self, server):
+        """From now on nothing gets through to a server, and nothing says so."""
+        self.ask(f"hang {next(port for port, name in self.names.items() if name == server)}")
+
+    def replay(self, stages):
+        """What sending requests again takes over the line, those of one stage at once: see replay.py."""
+        command = ["nsenter", f"--net={self.namespace}", "/usr/bin/python3", ROOT / "scripts/lib/replay.py"]
+        result = json.loads(run(*command, input=json.dumps(stages), stdout=subprocess.PIPE, text=True).stdout)
+        self.take()
+        expected = sorted(request["status"] for stage in stages for request in stage)
+        if result["statuses"] != expected:
+            raise RuntimeError(f"sent again, the answers were {result['statuses']}, not {expected}")
+        return result["seconds"]
 
 
 def in_sequence(requests):
@@ -148,7 +184,10 @@ class Mount:
     def discard(self):
         if self.mounted and subprocess.run([*self.program, "umount", self.mountpoint], check=False).returncode != 0:
             subprocess.run(["umount", "-l", self.mountpoint], check=False)
+        self.mounted = False
         self.empty()
+        if self.mountpoint.exists():
+            self.mountpoint.rmdir()
 
     def empty(self):
         shutil.rmtree(self.cache, ignore_errors=True)
@@ -160,25 +199,27 @@ class Mount:
         with open(f"/proc/{self.status()['daemon']['pid']}/status", encoding="ascii") as status:
             return rss_anon_mb(status)
 
-    def daemon_requests(self):
-        """Requests of the mount that the daemon has answered.
+    @staticmethod
+    def counted(status):
+        """Requests of the mount that the daemon has answered, by name.
 
         Left out: statfs, which `find` and `grep` ask for once and no kernel caches; lseek, whose first refusal ends all;
         and forget, by which the kernel makes room.
         """
+        counted = {name: count for name, count in status["mounts"][0]["requests"].items()
+                   if name not in ("statfs", "lseek", "forget")}
+        # Those of the kernel's EROFS for data.
+        counted["device read"] = status.get("kernel", {}).get("device_requests", {}).get("read", 0)
+        return counted
+
+    def answered(self):
+        """Requests that the daemon has answered, by name."""
         return self.counted(self.status())
 
-    @staticmethod
-    def counted(status):
-        counted = status["mounts"][0]["requests"]
-        return {name: count for name, count in counted.items() if name not in ("statfs", "lseek", "forget")}
-
     def reached(self):
-        """Requests that the daemon has answered, those of the kernel's EROFS for data too, and bytes that it has fetched."""
+        """Requests that the daemon has answered, and bytes that it has fetched."""
         status = self.status()
-        of_devices = status.get("kernel", {}).get("device_requests", {})
-        requests = sum(self.counted(status).values()) + of_devices.get("read", 0)
-        return requests, sum(host["bytes"] for host in status["hosts"])
+        return sum(self.counted(status).values()), sum(host["bytes"] for host in status["hosts"])
 
 
 def rss_anon_mb(status):
@@ -208,8 +249,12 @@ class Peak:
 
 class Table:
     def __init__(self, say):
-        self.rows = []
+        self.rows, self.notes = [], []
         self.say = say
+
+    def note(self, text):
+        """A line below the table."""
+        self.notes.append(text)
 
     def row(self, name, ours, theirs=None, goal=None, unit=""):
         """A row: a ratio to `theirs` if there is one, else our figure, judged by `goal` if the design has one."""
@@ -224,6 +269,7 @@ class Table:
 
     def print(self):
         print_table(("what", "registryfs", "compared with", "ratio", "goal", "met"), self.rows)
+        print(*("", *self.notes), sep="\n")
 
 
 def print_table(head, rows):

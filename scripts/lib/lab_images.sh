@@ -9,7 +9,11 @@ readonly layout_skopeo=$lab_dir/layouts/skopeo layout_umoci=$lab_dir/layouts/umo
 readonly layout_buildah=$lab_dir/layouts/buildah
 # What the three tools' layouts are made of.
 readonly layout_image=lab/team/app:1
-readonly many_image=lab/many:latest
+readonly many_image=lab/many:latest large_image=lab/large:latest
+# The first image as it is once one package more was asked for: every further layer is the same.
+readonly upgraded_image=lab/debian:v1-upgraded upgraded_from=debian-v1 upgraded_with=vim
+# Small images, many: what they are pushed as, and what is below those of the second repository.
+readonly thousand_repository=lab/thousand fifty_repository=lab/fifty fifty_base=lab/debian:v1
 readonly base_packages=python3,perl,git,iputils-ping,libcap2-bin,ca-certificates
 readonly wheels=(numpy==1.26.4 scipy==1.11.4)
 # A third less work than the default, 9, for layers of nearly the same size.
@@ -46,10 +50,15 @@ stage() {
     printf '%s\n' "$key" >"$stamp"
 }
 
-make_base() {
+# debian_root PACKAGES TAR: a root filesystem of Debian.
+debian_root() {
     # The build date as the time of all generated files makes equal builds equal.
     SOURCE_DATE_EPOCH=1700000000 mmdebstrap --mode=root --variant=minbase --quiet \
-        --include="$base_packages" bookworm "$lab_dir/base.tar" </dev/null
+        --include="$1" bookworm "$2" </dev/null
+}
+
+make_base() {
+    debian_root "$base_packages" "$lab_dir/base.tar"
 }
 
 make_wheels() {
@@ -140,21 +149,66 @@ make_estargz() {
     containerd_export "$estargz" "${tags[@]}" multi debian-v1-smallchunk
 }
 
-# An image of 200,000 files, in the plain registry only. Apart, because it takes a while and only scripts/bench needs it.
+# The images that only scripts/bench needs are apart, because they take a while, and in the plain registry only.
 build_many() {
     stage many "$many_image $compression_level $(sha256sum <"$repo_root/scripts/lib/build_many.py")" make_many
 }
 
 make_many() {
-    local scratch=$lab_dir/many
+    make_apart many "$many_image" "$repo_root/scripts/lib/build_many.py"
+}
+
+build_large() {
+    stage large "$large_image $compression_level $(sha256sum <"$repo_root/scripts/lib/build_large.py")" make_large
+}
+
+make_large() {
+    make_apart large "$large_image" "$repo_root/scripts/lib/build_large.py"
+}
+
+build_upgraded() {
+    local key
+    key="$upgraded_image $upgraded_with $(cat "$lab_dir"/stamps/{base,estargz} \
+        "$repo_root/scripts/lib/build_upgraded.py" | sha256sum)"
+    stage upgraded-base "$key" make_upgraded_base
+    stage upgraded "$key" make_upgraded
+}
+
+make_upgraded_base() {
+    debian_root "$base_packages,$upgraded_with" "$lab_dir/upgraded-base.tar"
+}
+
+make_upgraded() {
+    make_apart upgraded "$upgraded_image" "$repo_root/scripts/lib/build_upgraded.py" \
+        --base "$lab_dir/upgraded-base.tar" --image "$originals:$upgraded_from"
+    rm -f "$lab_dir/upgraded-base.tar"
+}
+
+build_thousand() {
+    local key
+    key="$thousand_repository $fifty_repository $fifty_base $(cat "$lab_dir/stamps/push-plain" \
+        "$repo_root/scripts/lib/push_thousand.py" | sha256sum)"
+    stage thousand "$key" make_thousand
+}
+
+make_thousand() {
+    "$python" -B "$repo_root/scripts/lib/push_thousand.py" --registry "$plain_registry" \
+        --small "$thousand_repository" --over "$fifty_repository" --base "$fifty_base"
+}
+
+# make_apart TAG REFERENCE BUILDER…: builds a layout with one image, and pushes it as eStargz.
+make_apart() {
+    local tag=$1 reference=$2 scratch=$lab_dir/$1
+    shift 2
     rm -rf "$scratch"
     mkdir -p "$scratch"
-    "$python" "$repo_root/scripts/lib/build_many.py" --out "$scratch/original"
+    "$python" -B "$@" --out "$scratch/original"
     containerd_import "$scratch/original"
-    convert many many
-    containerd_export "$scratch/estargz" many
+    convert "$tag" "$tag"
+    containerd_export "$scratch/estargz" "$tag"
     skopeo --insecure-policy copy --quiet --preserve-digests --dest-tls-verify=false \
-        "oci:$scratch/estargz:many" "docker://$plain_registry/$many_image" </dev/null
+        "oci:$scratch/estargz:$tag" "docker://$plain_registry/$reference" </dev/null
+    check_manifest "${reference%:*}" "${reference##*:}"
     rm -rf "$scratch"
 }
 

@@ -23,7 +23,7 @@ const SERVERS: [(&str, &str); 11] = [
     ("signed-blobs", "LAB_SIGNED_BLOBS"),
 ];
 /// Long against what a loaded machine needs between two requests that do not wait for each other.
-const DELAY_MS: u32 = 150;
+const ROUND_TRIP_MS: u32 = 150;
 
 /// A request as the line saw it.
 #[derive(Debug, Deserialize)]
@@ -63,7 +63,7 @@ impl Line {
         let ports = SERVERS.map(|(_, variable)| lab(variable).rsplit_once(':').unwrap().1.to_owned());
         let mut process = Command::new("/usr/bin/python3")
             .arg(script("lib/slow_line.py"))
-            .arg(format!("--delay-ms={DELAY_MS}"))
+            .arg(format!("--round-trip-ms={ROUND_TRIP_MS}"))
             .args(ports)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
