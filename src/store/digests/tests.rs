@@ -137,10 +137,10 @@ fn a_table_that_is_cut_short_has_nothing_where_it_was() {
 
 /// The layers that may have the content of chunk `number` of the test layer.
 fn keys(store: &Store, number: u32, audience: Audience) -> Vec<Digest> {
-    let look = store.digests().look();
-    let claims = look
-        .iter()
-        .flat_map(|look| look.claims(&Digest::of(&content(number)), audience));
+    let Some(look) = store.digests().look() else {
+        return Vec::new();
+    };
+    let claims = look.claims(&Digest::of(&content(number)), audience);
     claims.map(|claim| claim.key).collect()
 }
 
