@@ -266,14 +266,6 @@ pub(super) enum Serving {
     Kernel(Kernel),
 }
 
-/// What a prefetch is to bring: what a profile lists, where there is one, else what patterns select.
-async fn wanted(images: &Arc<Images>, patterns: Vec<String>, profile: Option<PathBuf>) -> Result<Wanted> {
-    Ok(match profile {
-        Some(file) => Wanted::Profile(images.profile(file).await?),
-        None => Wanted::Patterns(patterns),
-    })
-}
-
 /// Answers a question; `status` is what [`Query::Status`] is answered with, because only the caller knows its mounts.
 pub(super) async fn answer(
     images: &Arc<Images>,
@@ -331,7 +323,10 @@ pub(super) async fn answer(
             retries,
         } => {
             let (reference, platform) = image.parse()?;
-            let wanted = wanted(images, patterns, profile).await?;
+            let wanted = match profile {
+                Some(file) => Wanted::Profile(images.profile(file).await?),
+                None => Wanted::Patterns(patterns),
+            };
             images.prefetch(&reference, &platform, &wanted, retries, to).await
         }
         Query::Record { image, restart } => record(images, &serving, &image, restart, to).await,

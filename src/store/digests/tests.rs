@@ -140,7 +140,8 @@ fn keys(store: &Store, number: u32, audience: Audience) -> Vec<Digest> {
     let Some(look) = store.digests().look() else {
         return Vec::new();
     };
-    let claims = look.claims(&Digest::of(&content(number)), audience);
+    let digest = Digest::of(&content(number));
+    let claims = look.claims(&digest, audience);
     claims.map(|claim| claim.key).collect()
 }
 
