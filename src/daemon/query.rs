@@ -322,12 +322,11 @@ pub(super) async fn answer(
             profile,
             retries,
         } => {
-            let (reference, platform) = image.parse()?;
             let wanted = match profile {
                 Some(file) => Wanted::Profile(images.profile(file).await?),
                 None => Wanted::Patterns(patterns),
             };
-            images.prefetch(&reference, &platform, &wanted, retries, to).await
+            prefetch(images, &image, &wanted, retries, to).await
         }
         Query::Record { image, restart } => record(images, &serving, &image, restart, to).await,
         Query::Evict { image, patterns } => {
@@ -358,6 +357,17 @@ async fn cat(images: &Arc<Images>, image: &ImageName, path: &[u8], to: &Pieces) 
         send(bytes, to).await?;
     }
     Ok(())
+}
+
+async fn prefetch(
+    images: &Arc<Images>,
+    image: &ImageName,
+    wanted: &Wanted,
+    retries: u32,
+    to: &Pieces,
+) -> Result<()> {
+    let (reference, platform) = image.parse()?;
+    images.prefetch(&reference, &platform, wanted, retries, to).await
 }
 
 async fn record(
