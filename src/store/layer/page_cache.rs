@@ -150,8 +150,11 @@ mod tests {
         let mut handed = HandedOn::default();
         let steps = (0..2 * BATCH_BYTES).step_by(64 << 10);
         let batches: Vec<_> = steps.filter_map(|at| handed.add(at, 64 << 10)).collect();
-        assert_eq!(batches[0], [0..BATCH_BYTES]);
-        assert_eq!(batches[1], [BATCH_BYTES - FOLIO_BYTES_MAX..2 * BATCH_BYTES]);
+        let [first, second] = batches.as_slice() else {
+            panic!("{batches:?}");
+        };
+        assert_eq!(first, &vec![0..BATCH_BYTES]);
+        assert_eq!(second, &vec![BATCH_BYTES - FOLIO_BYTES_MAX..2 * BATCH_BYTES]);
     }
 
     #[test]

@@ -142,15 +142,7 @@ pub(crate) fn targets() -> Vec<Target> {
                 b"/etc/passwd\n\n./{odd}\n{\"path\":\"a\\nb\"}\n".to_vec(),
             ],
             words: PROFILE_WORDS,
-            run: Box::new(|input| {
-                let mut shape = Shape::default();
-                shape.result(profile::parse(input), |shape, paths| {
-                    let packed = profile::pack(&paths);
-                    assert_eq!(profile::unpack(&packed).unwrap(), paths);
-                    shape.count(paths.len() as u64);
-                });
-                shape
-            }),
+            run: Box::new(access_profile),
         },
         Target {
             name: "fields",
@@ -163,6 +155,16 @@ pub(crate) fn targets() -> Vec<Target> {
             run: Box::new(fields),
         },
     ]
+}
+
+fn access_profile(input: &[u8]) -> Shape {
+    let mut shape = Shape::default();
+    shape.result(profile::parse(input), |shape, paths| {
+        let packed = profile::pack(&paths);
+        assert_eq!(profile::unpack(&packed).unwrap(), paths);
+        shape.count(paths.len() as u64);
+    });
+    shape
 }
 
 fn reference(input: &[u8]) -> Shape {
