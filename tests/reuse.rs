@@ -177,7 +177,11 @@ fn a_file_that_another_layer_has_costs_no_request_and_a_new_one_its_own_bytes() 
     let at = world.open("base", &images[1], 0, true);
     let (bytes, requests, reused) = world.cost(|| world.file(&at, "opt/moved"));
     assert!(bytes == same);
-    assert_eq!((requests.len(), reused), (0, (4, same.len() as u64)), "{requests:#?}");
+    assert_eq!(
+        (requests.len(), reused),
+        (0, (4, same.len() as u64)),
+        "{requests:#?}"
+    );
     let (bytes, requests, reused) = world.cost(|| world.file(&at, "opt/new"));
     assert!(bytes == new);
     assert_eq!((requests.len(), reused), (1, (0, 0)), "{requests:#?}");
@@ -201,7 +205,10 @@ fn of_a_large_file_in_which_one_chunk_changed_only_that_is_fetched() {
     assert_eq!(reused, (39, 39 * CHUNK as u64));
     let changed = at.layer.index().chunk(17).unwrap().member;
     let range = at.layer.index().member(changed).unwrap().blob_range();
-    let asked: Vec<_> = requests.iter().map(|request| (request.range.clone(), request.body_bytes)).collect();
+    let asked: Vec<_> = requests
+        .iter()
+        .map(|request| (request.range.clone(), request.body_bytes))
+        .collect();
     let header = format!("bytes={}-{}", range.start, range.end - 1);
     assert_eq!(asked, [(Some(header), range.end - range.start)]);
 }
@@ -209,7 +216,10 @@ fn of_a_large_file_in_which_one_chunk_changed_only_that_is_fetched() {
 #[test]
 fn what_the_source_has_lost_is_fetched() {
     let files = [file("a", noise(LONG, 1)), file("b", noise(LONG, 2))];
-    let (world, images) = images(&[("app", estargz(&files)), ("app2", estargz(&[files[1].clone(), files[0].clone()]))]);
+    let (world, images) = images(&[
+        ("app", estargz(&files)),
+        ("app2", estargz(&[files[1].clone(), files[0].clone()])),
+    ]);
     let old = world.open("app", &images[0], 0, true);
     world.everything(&old);
     evict_all(&old.layer);
@@ -229,10 +239,18 @@ fn what_the_source_has_lost_is_fetched() {
 #[test]
 fn a_damaged_source_is_never_shown() {
     let files = [file("a", noise(LONG, 1))];
-    let (world, images) = images(&[("app", estargz(&files)), ("app2", estargz(&[file("b", noise(LONG, 1))]))]);
+    let (world, images) = images(&[
+        ("app", estargz(&files)),
+        ("app2", estargz(&[file("b", noise(LONG, 1))])),
+    ]);
     let old = world.open("app", &images[0], 0, true);
     world.everything(&old);
-    let data = world.dir.path().join("layers").join(old.layer.key().hex()).join("data");
+    let data = world
+        .dir
+        .path()
+        .join("layers")
+        .join(old.layer.key().hex())
+        .join("data");
     let data = std::fs::File::options().write(true).open(data).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&data, b"damage", 3 * CHUNK as u64).unwrap();
     let at = world.open("app2", &images[1], 0, true);
@@ -302,7 +320,10 @@ fn layers_of_all_formats_are_sources_for_each_other() {
                 let path = String::from_utf8(entry.path.clone()).unwrap();
                 assert!(world.file(to, &path) == *content, "{path}");
             }
-            let formats = (from.layer.index().summary().format, to.layer.index().summary().format);
+            let formats = (
+                from.layer.index().summary().format,
+                to.layer.index().summary().format,
+            );
             assert_eq!(requests.len(), 0, "{formats:?}: {requests:#?}");
             evict_all(&to.layer);
         }
@@ -314,7 +335,11 @@ fn layers_of_all_formats_are_sources_for_each_other() {
 fn files_of_one_content_in_one_layer_are_fetched_once() {
     let content = noise(LONG, 1);
     let between = noise(2 * LONG, 2);
-    let files = [file("a", content.clone()), file("b", between), file("c", content.clone())];
+    let files = [
+        file("a", content.clone()),
+        file("b", between),
+        file("c", content.clone()),
+    ];
     let (world, images) = images(&[("app", estargz(&files))]);
     let at = world.open("app", &images[0], 0, true);
     world.file(&at, "a");

@@ -98,7 +98,7 @@ fn copyable_bytes(look: &Look<'_>, layer: &Layer, member: u32, audience: Audienc
         let Some(digest) = chunk.digest else {
             return Ok(None);
         };
-        let is_there = look.claims(&digest, audience).any(|claim| {
+        let is_there = look.claims(digest, audience).any(|claim| {
             if claim.key == *layer.key() && claim.chunk == number {
                 return false;
             }
@@ -143,7 +143,10 @@ impl Copying {
         // Where the copying did not come to its end, its landings have ended as failures.
         let Ok(left) = left.await else { return };
         let members: Vec<u32> = left.iter().map(Landing::member).collect();
-        let left: Mine = left.into_iter().map(|landing| (landing.member(), landing)).collect();
+        let left: Mine = left
+            .into_iter()
+            .map(|landing| (landing.member(), landing))
+            .collect();
         if let Err(error) = fetcher.request(&source, &layer, &members, left, permit.as_ref()) {
             tracing::warn!(layer = %source.descriptor.digest, %error, "what was not copied cannot be requested");
         }
@@ -155,7 +158,10 @@ impl Copying {
         let audience = self.source.audience();
         for landing in self.landings {
             match copy_member(&self.fetcher, &self.layer, landing.member(), audience) {
-                Ok(true) => landing.done(Ok(())),
+                Ok(true) => {
+                    self.layer.note_progress();
+                    landing.done(Ok(()));
+                }
                 Ok(false) => left.push(landing),
                 Err(error) => {
                     tracing::debug!(layer = %self.layer.key(), %error, "what was to be copied is fetched");
@@ -163,7 +169,6 @@ impl Copying {
                 }
             }
         }
-        self.layer.note_progress();
         left
     }
 }
@@ -184,7 +189,7 @@ fn copy_chunk(fetcher: &Fetcher, layer: &Layer, number: u32, audience: Audience)
     let Some((digest, look)) = chunk.digest.zip(fetcher.store.digests().look()) else {
         return Ok(false);
     };
-    let claims: Vec<_> = look.claims(&digest, audience).collect();
+    let claims: Vec<_> = look.claims(digest, audience).collect();
     drop(look);
     let claims = claims
         .iter()

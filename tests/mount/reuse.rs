@@ -11,7 +11,9 @@ use crate::world::{World, noise};
 fn versions() -> (Image, Image) {
     let content = |number: u64| noise(65_536, number);
     let name = |number: u64| format!("usr/file{number}");
-    let files: Vec<_> = (0..30).map(|number| file(&name(number), content(number))).collect();
+    let files: Vec<_> = (0..30)
+        .map(|number| file(&name(number), content(number)))
+        .collect();
     let mut later = files.clone();
     later[7] = file(&name(7), content(1007));
     later.insert(0, file("usr/new", content(1000)));
@@ -46,7 +48,10 @@ fn the_next_version_of_an_image_costs_what_changed() {
     let bytes: u64 = requests.iter().map(|request| request.body_bytes).sum();
     let (ranges, transfers) = (requests.len(), &world.status()["transfers"]);
     assert!(ranges <= 2, "{requests:#?}");
-    assert!((2 * 65_536..2 * 65_536 + 20_000).contains(&bytes), "{bytes}: {requests:#?}");
+    assert!(
+        (2 * 65_536..2 * 65_536 + 20_000).contains(&bytes),
+        "{bytes}: {requests:#?}"
+    );
     // A landmark, of one byte, may come along.
     let reused = transfers["reused_bytes"].as_u64().unwrap();
     assert!((29 * 65_536..29 * 65_536 + 4).contains(&reused), "{transfers}");

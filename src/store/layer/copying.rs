@@ -40,13 +40,18 @@ impl Layer {
     /// # Errors
     /// [`Error::Io`]; [`Error::Malformed`] for a damaged index.
     pub fn copy_chunk(&self, number: u32, source: &Self, source_number: u32) -> Result<Copied> {
-        let chunk = self.index.source().vouch("layer index", self.index.chunk(number)?)?;
+        let chunk = self
+            .index
+            .source()
+            .vouch("layer index", self.index.chunk(number)?)?;
         let from = source.index.chunk(source_number)?;
         let from = source.index.source().vouch("layer index", from)?;
         let Some(digest) = chunk.digest else {
             return Ok(Copied::Gone);
         };
-        if (from.digest, from.bytes) != (chunk.digest, chunk.bytes) || !source.verify_suspect(source_number)? {
+        if (from.digest, from.bytes) != (chunk.digest, chunk.bytes)
+            || !source.verify_suspect(source_number)?
+        {
             return Ok(Copied::Gone);
         }
         let evictions = (self.evictions(), source.evictions());
