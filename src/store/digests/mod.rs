@@ -4,7 +4,7 @@
 //! names may be evicted. Whoever gets one opens the layer, compares digest and length with what its index says, and looks at
 //! its map. So the files here are never synced, and whatever is wrong with them they begin anew. They fill again as layers
 //! are opened: each is offered then, and a thread of its own adds those that are not in yet, a few milliseconds for a layer
-//! of ten thousand chunks. Whoever opens one does not wait for that.
+//! of ten thousand chunks. Whoever opens one does not wait for that, and has the cores to himself at first.
 //!
 //! The list has, for each layer, whom its content may be shown to (see "Who sees what" in `ARCHITECTURE.md`). What is not
 //! known there is for nobody: a loss closes and never opens.
@@ -22,6 +22,7 @@ use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard};
 
@@ -36,6 +37,9 @@ const RECORD_BYTES: usize = 64;
 const LAYERS_MAX: usize = 1 << 16;
 /// The most layers that wait to be added. What is left out is offered again when it is next opened.
 const WAITING_MAX: usize = 1024;
+
+/// How long a layer waits to be added: whoever opened it is about to list it.
+const ADDING_DELAY: Duration = Duration::from_secs(1);
 
 /// Whom the content of a layer may be shown to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,7 +115,7 @@ pub struct Look<'a> {
 
 impl Look<'_> {
     /// The chunks that may have `digest`, of layers whose content may be shown to `audience`.
-    pub fn claims(&self, digest: &Digest, audience: Audience) -> impl Iterator<Item = Claim> {
+    pub fn claims(&self, digest: Digest, audience: Audience) -> impl Iterator<Item = Claim> {
         let entries = self.table.as_ref().map(|table| table.find(digest));
         entries.into_iter().flatten().filter_map(move |entry| {
             let known = self.known.get(entry.layer as usize)?;
@@ -133,7 +137,8 @@ pub struct Digests {
     table: RwLock<Option<Table>>,
     known: RwLock<Vec<Known>>,
     waiting: Mutex<Waiting>,
-    settled: Condvar,
+    /// Somebody waits for the layers to be added, or they are.
+    changed: Condvar,
 }
 
 /// Layers to be added.
@@ -141,6 +146,7 @@ pub struct Digests {
 struct Waiting {
     layers: VecDeque<(Arc<Layer>, Audience)>,
     is_adding: bool,
+    is_awaited: bool,
 }
 
 impl Digests {
@@ -153,7 +159,7 @@ impl Digests {
             table: RwLock::new(table.filter(|_| known.is_some())),
             known: RwLock::new(known.unwrap_or_default()),
             waiting: Mutex::default(),
-            settled: Condvar::new(),
+            changed: Condvar::new(),
         })
     }
 
@@ -185,7 +191,9 @@ impl Digests {
     pub fn settle(&self) {
         let mut waiting = self.waiting.lock();
         while waiting.is_adding {
-            self.settled.wait(&mut waiting);
+            waiting.is_awaited = true;
+            self.changed.notify_all();
+            self.changed.wait(&mut waiting);
         }
     }
 
@@ -228,12 +236,17 @@ impl Digests {
     }
 
     fn add_waiting(&self) {
+        let mut waiting = self.waiting.lock();
+        let is_alone = |waiting: &mut Waiting| !waiting.is_awaited;
+        self.changed.wait_while_for(&mut waiting, is_alone, ADDING_DELAY);
+        drop(waiting);
         loop {
             let mut waiting = self.waiting.lock();
             let next = waiting.layers.pop_front();
             waiting.is_adding = next.is_some();
             let Some((layer, audience)) = next else {
-                self.settled.notify_all();
+                waiting.is_awaited = false;
+                self.changed.notify_all();
                 return;
             };
             drop(waiting);
@@ -285,7 +298,10 @@ impl Digests {
             make_dir(&self.dir)?;
             // Numbers of another table mean nothing in this one.
             let _ = std::fs::remove_file(self.dir.join("layers"));
-            self.replace_table(SLOTS_MIN)?;
+            let slots = u64::from(index.chunk_count())
+                .saturating_mul(2)
+                .next_power_of_two();
+            self.replace_table(slots.clamp(SLOTS_MIN, SLOTS_MAX))?;
         }
         for chunk in 0..index.chunk_count() {
             let is_full = |table: &Table| table.is_full() && table.slots() < SLOTS_MAX;

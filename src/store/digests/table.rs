@@ -119,8 +119,8 @@ impl Table {
     }
 
     /// The chunks that may have this digest.
-    pub(super) fn find(&self, digest: &Digest) -> impl Iterator<Item = Entry> {
-        let key = key(digest);
+    pub(super) fn find(&self, digest: Digest) -> impl Iterator<Item = Entry> {
+        let key = key(&digest);
         let occupied = (0..WINDOW).map_while(move |step| {
             let (slot_key, value) = self.slot(key, step)?;
             let entry = Entry::of_word(value.load(Ordering::Relaxed))?;

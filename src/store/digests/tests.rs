@@ -23,7 +23,7 @@ fn table(slots: u64) -> (tempfile::TempDir, Table) {
 
 fn found(table: &Table, digest: &Digest) -> Vec<(u32, u32)> {
     let mut found: Vec<_> = table
-        .find(digest)
+        .find(*digest)
         .map(|entry| (entry.layer, entry.chunk))
         .collect();
     found.sort_unstable();
@@ -66,7 +66,7 @@ proptest! {
                 prop_assert_eq!(found.len(), 4);
             }
         }
-        prop_assert_eq!(found(&table, &digest(7, 9)), []);
+        prop_assert!(found(&table, &digest(7, 9)).is_empty());
     }
 
     #[test]
@@ -78,7 +78,7 @@ proptest! {
             file.write_all_at(&bytes, (at + repeat * 4096) % (100 << 10)).unwrap();
         }
         for place in 0..200 {
-            prop_assert!(table.find(&digest(place * 300, 0)).count() <= 4);
+            prop_assert!(table.find(digest(place * 300, 0)).count() <= 4);
             table.put(&digest(place * 300, 0), Entry { layer: 1, chunk: 2 });
         }
         let (_larger_dir, larger) = self::table(SLOTS_MIN * 2);
@@ -95,7 +95,7 @@ fn a_table_that_is_full_still_finds_most() {
         .collect();
     let fitting = SLOTS_MIN as usize / 4 * 3;
     for (number, digest) in digests.iter().enumerate() {
-        assert_eq!(table.is_full(), number >= fitting, "{number}");
+        assert!(number >= fitting || !table.is_full(), "{number}");
         table.put(
             digest,
             Entry {
@@ -113,7 +113,7 @@ fn a_table_that_is_full_still_finds_most() {
             assert!(lost * 200 < fitting, "{lost}");
         }
     }
-    assert!(table.entries() <= SLOTS_MIN);
+    assert!(table.is_full() && table.entries() <= SLOTS_MIN);
     let lost = digests
         .iter()
         .filter(|digest| found(&table, digest).is_empty())
@@ -130,18 +130,17 @@ fn a_table_that_is_cut_short_has_nothing_where_it_was() {
         .open(dir.path().join("table"))
         .unwrap();
     file.set_len(4096).unwrap();
-    assert_eq!(found(&table, &digest(u16::MAX - 9, 1)), []);
+    assert!(found(&table, &digest(u16::MAX - 9, 1)).is_empty());
     drop(table);
     assert!(Table::open(&dir.path().join("table")).is_none());
 }
 
 /// The layers that may have the content of chunk `number` of the test layer.
 fn keys(store: &Store, number: u32, audience: Audience) -> Vec<Digest> {
-    let Some(look) = store.digests().look() else {
-        return Vec::new();
-    };
-    let digest = Digest::of(&content(number));
-    let claims = look.claims(&digest, audience);
+    let look = store.digests().look();
+    let claims = look
+        .iter()
+        .flat_map(|look| look.claims(Digest::of(&content(number)), audience));
     claims.map(|claim| claim.key).collect()
 }
 
@@ -169,7 +168,7 @@ fn what_was_offered_is_known_over_a_restart_and_only_to_its_audience() {
     assert_eq!(keys(&store, 1, mine), [private, open]);
     assert_eq!(keys(&store, 1, yours), [open]);
     assert_eq!(keys(&store, 1, Audience::everyone()), [open]);
-    assert_eq!(keys(&store, 2, yours), []);
+    assert!(keys(&store, 2, yours).is_empty());
     // What turns out to be for everyone stays so, whoever has it next.
     let layer = store.layer(&private).unwrap().unwrap();
     offer(&store, &layer, Audience::everyone());
@@ -185,7 +184,7 @@ fn a_layer_that_is_gone_is_not_named_again_until_it_is_back() {
     offer(&store, &add_layer(&store, b"key", 2, true), everyone);
     let claim = |store: &Store| {
         let look = store.digests().look().unwrap();
-        look.claims(&Digest::of(&content(1)), everyone).next()
+        look.claims(Digest::of(&content(1)), everyone).next()
     };
     let known = claim(&store).unwrap();
     assert!(known.open_layer().is_none(), "nobody uses it");
@@ -200,7 +199,7 @@ fn a_layer_that_is_gone_is_not_named_again_until_it_is_back() {
 #[test]
 fn lost_or_damaged_files_begin_anew_with_the_layers_that_are_opened() {
     for damage in ["table", "layers"] {
-        for bytes in [None, Some(&b""[..]), Some(&[7; 5000])] {
+        for bytes in [None, Some(&b""[..]), Some(&[7; 5000][..])] {
             let dir = tempfile::tempdir().unwrap();
             let everyone = Audience::everyone();
             {
@@ -214,7 +213,7 @@ fn lost_or_damaged_files_begin_anew_with_the_layers_that_are_opened() {
                 None => std::fs::remove_file(&path).unwrap(),
             }
             let store = Store::open(dir.path()).unwrap();
-            assert_eq!(keys(&store, 1, everyone), [], "{damage}");
+            assert!(keys(&store, 1, everyone).is_empty(), "{damage}");
             let two = store.layer(&Digest::of(b"two")).unwrap().unwrap();
             offer(&store, &two, everyone);
             assert!(keys(&store, 1, everyone).contains(two.key()), "{damage}");
