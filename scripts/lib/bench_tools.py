@@ -4,7 +4,6 @@ other bench_ files."""
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import tempfile
 import threading
@@ -70,12 +69,6 @@ def best_in_turns(times, *sides):
     """The best of `times` runs of each, one after the other, so that what else the machine does meets all."""
     rounds = [[side() for side in sides] for _ in range(times)]
     return tuple(min(side) for side in zip(*rounds))
-
-
-def median_in_turns(times, ours, theirs):
-    """The median of `times` runs of both, one after the other."""
-    pairs = [(ours(), theirs()) for _ in range(times)]
-    return tuple(statistics.median(side) for side in zip(*pairs))
 
 
 class Line:
