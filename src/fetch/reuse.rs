@@ -99,7 +99,7 @@ fn copyable_bytes(look: &Look<'_>, layer: &Layer, member: u32, audience: Audienc
         let Some(digest) = chunk.digest else {
             return Ok(None);
         };
-        let is_there = look.claims(&digest, audience).any(|claim| {
+        let is_there = look.claims(digest, audience).any(|claim| {
             if claim.key == *layer.key() && claim.chunk == number {
                 return false;
             }
@@ -162,7 +162,10 @@ impl Copying {
         let audience = self.source.audience();
         for landing in self.landings {
             match copy_member(&self.fetcher, &self.layer, landing.member(), audience) {
-                Ok(true) => landing.done(Ok(())),
+                Ok(true) => {
+                    self.layer.note_progress();
+                    landing.done(Ok(()));
+                }
                 Ok(false) => left.push(landing),
                 Err(error) => {
                     tracing::debug!(layer = %self.layer.key(), %error, "what was to be copied is fetched");
@@ -170,7 +173,6 @@ impl Copying {
                 }
             }
         }
-        self.layer.note_progress();
         left
     }
 }
@@ -191,7 +193,7 @@ fn copy_chunk(fetcher: &Fetcher, layer: &Layer, number: u32, audience: Audience)
     let Some((digest, look)) = chunk.digest.zip(fetcher.store.digests().look()) else {
         return Ok(false);
     };
-    let claims: Vec<_> = look.claims(&digest, audience).collect();
+    let claims: Vec<_> = look.claims(digest, audience).collect();
     drop(look);
     let claims = claims
         .iter()
