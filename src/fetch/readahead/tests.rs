@@ -1,3 +1,5 @@
+//! The read-ahead against a simple reader: enough ahead of it, never twice, and not much more.
+
 use proptest::prelude::*;
 
 use super::*;
