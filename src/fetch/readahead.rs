@@ -4,11 +4,12 @@
 //!
 //! - *A new place* gets [`WINDOW_BYTES_MIN`] where a file begins, because small files are mostly read with their
 //!   neighbours, and nothing inside of a file: who jumps there reads a piece.
-//! - *A reader that goes on* gets as much as it has read, up to [`AHEAD_BYTES_FLOOR`]; that fills a line of 50 ms and
-//!   300 Mbit/s. Beyond it gets a part of what it has read, so that where it stops little has come in vain. What is ahead
-//!   is asked for in halves: while it reads the one, the other is under way.
-//! - *A reader that began where a file does* mostly reads all of it, so it gets the next member of the file even if that is
-//!   more than it has earned. One that began inside does not: what comes with a range is bounded.
+//! - *A reader that goes on* gets as much as it has read, up to a floor, and beyond it a part of what it has read, so that
+//!   where it stops little has come in vain. What is ahead is asked for in halves: while it reads the one, the other is under
+//!   way.
+//! - *A reader that began where a file does* mostly reads all of it, and the files behind it: its floor is high, and it gets
+//!   the next member of the file even if that is more than it has earned. One that began inside of a file reads a range, and
+//!   what comes with a range is bounded.
 //! - *A layer that is read at many places*, in whatever order, is soon read as a whole. The more of such places there were,
 //!   measured by the size of the layer, the larger is the window at the next: in random order each costs a round trip.
 
@@ -18,11 +19,14 @@ use std::ops::Range;
 pub const WINDOW_BYTES_MIN: u64 = 128 << 10;
 /// The window at a new place of a layer that is read everywhere.
 pub const WINDOW_BYTES_MAX: u64 = 4 << 20;
-/// Up to so much a reader gets as much ahead as it has read.
-pub const AHEAD_BYTES_FLOOR: u64 = 2 << 20;
+/// Up to so much a reader of a range gets as much ahead as it has read: it fills a line of 50 ms and 300 Mbit/s.
+pub const RANGE_AHEAD_BYTES_FLOOR: u64 = 2 << 20;
+/// The same of a reader that began where a file does: two chunks of 4 MiB and some more, so that while one comes the next is
+/// under way, although they share the line.
+pub const AHEAD_BYTES_FLOOR: u64 = 12 << 20;
 /// The most that is ahead of one reader.
 pub const AHEAD_BYTES_MAX: u64 = 32 << 20;
-/// Beyond [`AHEAD_BYTES_FLOOR`] a reader gets this part of what it has read.
+/// Beyond its floor a reader gets this part of what it has read.
 const AHEAD_PART: u64 = 20;
 /// So many new places say nothing of a layer yet.
 const PLACES_FREE: u64 = 16;
@@ -88,13 +92,13 @@ impl Stream {
 
     /// The most that it gets ahead, where windows at new places have so many bytes.
     fn ahead_bytes_max(&self, window_bytes: u64) -> u64 {
-        let least = match self.began_at_start {
-            true => window_bytes,
-            false => WINDOW_BYTES_MIN,
+        let (least, floor) = match self.began_at_start {
+            true => (window_bytes, AHEAD_BYTES_FLOOR),
+            false => (WINDOW_BYTES_MIN, RANGE_AHEAD_BYTES_FLOOR),
         };
         let read = self.has_read_bytes();
         let part = (read / AHEAD_PART).min(AHEAD_BYTES_MAX);
-        read.min(AHEAD_BYTES_FLOOR).max(part).max(least)
+        read.min(floor).max(part).max(least)
     }
 
     /// Whether a read goes on where this reader is.

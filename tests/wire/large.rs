@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 
 use registryfs::demo::{Behaviour, Image};
-use registryfs::fetch::readahead::AHEAD_BYTES_FLOOR;
+use registryfs::fetch::readahead::RANGE_AHEAD_BYTES_FLOOR;
 
 use crate::support::file;
 use crate::world::noise;
@@ -44,8 +44,8 @@ fn all_of_it_comes_once_and_in_few_requests() {
         assert!(read == payload);
         let asked = wire.asked(&requests);
         assert!(bytes_once(&asked) <= wire.content_bytes);
-        // A mebibyte each, once the reader has come some way.
-        assert!(asked.len() <= FILE_BYTES / MIB + 20, "{} requests", asked.len());
+        // Mebibytes each, once the reader has come some way.
+        assert!(asked.len() <= FILE_BYTES / MIB, "{} requests", asked.len());
     });
 }
 
@@ -64,7 +64,7 @@ fn a_range_of_it_brings_little_more_than_itself() {
             }
         });
         let fetched = bytes_once(&wire.asked(&requests));
-        let most = chunks_bytes(start, len + KERNEL_AHEAD_BYTES) + AHEAD_BYTES_FLOOR;
+        let most = chunks_bytes(start, len + KERNEL_AHEAD_BYTES) + RANGE_AHEAD_BYTES_FLOOR;
         assert!(fetched <= most, "{fetched} bytes, at most {most}");
     });
 }

@@ -41,7 +41,7 @@ impl Wire {
                 true => world.by_kernel(),
                 false => world.by_fuse(),
             };
-            println!("by the kernel: {is_by_kernel}");
+            eprintln!("by the kernel: {is_by_kernel}");
             test(&Self {
                 world: world.mounted(),
                 content_bytes,
