@@ -131,19 +131,7 @@ pub(crate) fn targets() -> Vec<Target> {
                 shape
             }),
         },
-        Target {
-            name: "profile",
-            seeds: vec![
-                [
-                    profile::line(b"usr/bin/env", &Digest::of(b"m"), 3).unwrap(),
-                    profile::line(b"na\xffme", &Digest::of(b"m"), 0).unwrap(),
-                ]
-                .concat(),
-                b"/etc/passwd\n\n./{odd}\n{\"path\":\"a\\nb\"}\n".to_vec(),
-            ],
-            words: PROFILE_WORDS,
-            run: Box::new(access_profile),
-        },
+        profile_target(),
         Target {
             name: "fields",
             seeds: [
@@ -157,14 +145,28 @@ pub(crate) fn targets() -> Vec<Target> {
     ]
 }
 
-fn access_profile(input: &[u8]) -> Shape {
-    let mut shape = Shape::default();
-    shape.result(profile::parse(input), |shape, paths| {
-        let packed = profile::pack(&paths);
-        assert_eq!(profile::unpack(&packed).unwrap(), paths);
-        shape.count(paths.len() as u64);
-    });
-    shape
+fn profile_target() -> Target {
+    Target {
+        name: "profile",
+        seeds: vec![
+            [
+                profile::line(b"usr/bin/env", &Digest::of(b"m"), 3).unwrap(),
+                profile::line(b"na\xffme", &Digest::of(b"m"), 0).unwrap(),
+            ]
+            .concat(),
+            b"/etc/passwd\n\n./{odd}\n{\"path\":\"a\\nb\"}\n".to_vec(),
+        ],
+        words: PROFILE_WORDS,
+        run: Box::new(|input| {
+            let mut shape = Shape::default();
+            shape.result(profile::parse(input), |shape, paths| {
+                let packed = profile::pack(&paths);
+                assert_eq!(profile::unpack(&packed).unwrap(), paths);
+                shape.count(paths.len() as u64);
+            });
+            shape
+        }),
+    }
 }
 
 fn reference(input: &[u8]) -> Shape {
