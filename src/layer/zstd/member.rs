@@ -163,9 +163,8 @@ fn at_one_go<'r>(
 ) -> Option<&'r [u8]> {
     let frame_bytes = find_frame_compressed_size(member).ok()?;
     let frame = member.get(..frame_bytes)?;
-    room.clear();
-    // All that any member needs: what is not touched of it costs nothing, and the next one finds it large enough.
-    room.reserve_exact((WHOLE_BYTES_MAX + WHOLE_SLACK_BYTES) as usize);
-    context.decompress(room, frame).ok()?;
-    Some(room.as_slice()).filter(|decoded| decoded.len() as u64 >= wanted)
+    let room_bytes = (wanted + WHOLE_SLACK_BYTES) as usize;
+    room.resize(room.len().max(room_bytes), 0);
+    let made = context.decompress(room.get_mut(..room_bytes)?, frame).ok()?;
+    room.get(..made).filter(|decoded| decoded.len() as u64 >= wanted)
 }
