@@ -166,7 +166,7 @@ fn entries(blob: &[u8]) -> Result<Entries> {
     MultiGzDecoder::new(blob).read_to_end(&mut tar)?;
     let (mut scanner, mut data) = (LayerScanner::new(Format::Tar), Data::default());
     scanner.push(&tar, &mut data)?;
-    let index = Index::open(scanner.finish(tar.len() as u64)?.index)?;
+    let index = Index::open(scanner.finish(tar.len() as u64)?.index.to_vec())?;
     (0..index.entry_count())
         .map(|number| entry(&index, number, &data.0))
         .collect()

@@ -4,7 +4,7 @@ beside fetching and decompressing its layers and keeping nothing."""
 import random
 import shlex
 
-from bench_tools import MODES, TAG_TTL, best_in_turns, seconds
+from bench_tools import MODES, TAG_TTL, best_in_turns, drop_caches, seconds
 
 # Format: image, what decompresses its layers, and the goal.
 FORMATS = {
@@ -12,6 +12,9 @@ FORMATS = {
     "zstd:chunked": ("lab/formats:zstd-chunked", "zstd -dc", 0.8),
     "plain gzip": ("lab/debian:v1-gzip", "gunzip", 1.0),
 }
+# Layers of which a first touch is one pass over all: tag, what unpacks and hashes them, and the goal if there is one.
+PASSES = (("gzip", "gunzip | sha256sum", 1.1), ("zstd", "zstd -dc | sha256sum", None), ("tar", "sha256sum", None))
+SMALL = "etc/debian_version"
 NUMPY = "chroot rootfs /usr/bin/python3 -B -c 'import numpy'"
 TAR = "tar -cf - rootfs"
 SEED = 1
@@ -57,6 +60,33 @@ def cold(bench):
     *ours, theirs = best_in_turns(bench.runs, *both.sides(reference, NUMPY), both.pull(reference, unpack))
     for mode, best in zip(MODES, ours):
         bench.row(f"cold chroot, python3 -c 'import numpy', {mode} / the same", best, theirs, unit="s")
+
+
+def touch(bench):
+    """The first ls of a root filesystem whose layers have to be read as a whole; afterwards one file alone."""
+    both = Cold(bench)
+    for tag, unpack, goal in PASSES[:1] if bench.quick else PASSES:
+        reference = f"{bench.lab['LAB_FORMATS']}:{tag}"
+        *ours, theirs = best_in_turns(bench.runs, *both.sides(reference, "ls rootfs"), both.pull(reference, unpack))
+        for mode, best in zip(MODES, ours):
+            bench.row(f"first ls of {tag}, nothing here, {mode} / curl | {unpack} of each layer", best, theirs, goal=goal, unit="s")
+    afterwards(bench, f"{bench.lab['LAB_FORMATS']}:{PASSES[0][0]}")
+
+
+def afterwards(bench, reference):
+    """What one file asks for that has left the cache."""
+    for mode, option in MODES.items():
+        line = bench.new_line()
+        mount = bench.new_mount(f"afterwards-{mode}", ["--plain-http"], line)
+        mount.mount("-o", f"{option},{TAG_TTL}")
+        rootfs = bench.image(mount, reference) / "rootfs"
+        (rootfs / SMALL).read_bytes()
+        mount.command("cache", "evict", f"{bench.registry}/{reference}", f"/{SMALL}")
+        drop_caches()
+        line.settled()
+        (rootfs / SMALL).read_bytes()
+        bench.row(f"  afterwards a file that has left our cache, {mode}: requests", len(line.settled()), goal=1)
+        mount.discard()
 
 
 def orders(bench):

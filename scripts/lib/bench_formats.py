@@ -1,20 +1,16 @@
-"""What scripts/bench --formats measures: one image in every format, what reading it asks for, and how long the first touch
-takes that goes over whole layers."""
+"""What scripts/bench --formats measures: one image in every format, and what reading it asks for."""
 
 import hashlib
 import json
-import shlex
 import sys
 
-from bench_tools import TAG_TTL, drop_caches, median_in_turns, print_table, seconds
+from bench_tools import TAG_TTL, drop_caches, print_table, seconds, timed
 
 # Small, and in the first layer.
 SMALL = "etc/debian_version"
 LISTING = f"ls -lR . && cat {SMALL}"
 HEAD = ("format", "compressed", "index", "cold: requests", "MB", "in s", "after a restart: requests", "MB",
         "file evicted: requests", "KB")
-# A first touch that is one pass over each layer: tag, what unpacks it for the comparison, and the goal if there is one.
-PASSES = (("gzip", "gunzip | ", 1.1), ("zstd", "zstd -dc | ", None), ("tar", "", None))
 
 
 def asked(requests):
@@ -39,7 +35,8 @@ class Formats:
 
     def listing(self, mount, line, tag):
         """What listing everything and reading a small file asks for, and how long it takes."""
-        elapsed = seconds(LISTING, self.rootfs(mount, tag))
+        # With the walk to the directory, which brings the index.
+        elapsed = timed(lambda: seconds(LISTING, self.rootfs(mount, tag)))
         return (*asked(line.settled()), elapsed)
 
     def format(self, tag):
@@ -66,28 +63,9 @@ class Formats:
         self.rows.append(row)
         self.bench.say("  ".join(row))
 
-    def first_touch(self, tag, unpack, goal):
-        """The first `ls` of a root filesystem with an empty cache, against hashing what its layers unpack to."""
-        mount = self.bench.new_mount(f"touch-{tag}")
-        blobs = self.bench.blobs(f"{self.repository}:{tag}")
-        pull = "; ".join(f"curl -fsS {shlex.quote(blob)} | {unpack}sha256sum" for blob in blobs)
-
-        def touch():
-            mount.empty()
-            mount.mount()
-            elapsed = seconds("ls rootfs", self.rootfs(mount, tag).parent)
-            mount.umount()
-            return elapsed
-
-        turns = median_in_turns(max(3, self.bench.runs), touch, lambda: seconds(pull, self.bench.scratch))
-        what = f"{tag}: first ls, empty cache / curl | {unpack}sha256sum of each layer"
-        self.bench.row(what, *turns, goal=goal, unit="s")
-
     def measure(self):
         for tag in self.tags:
             self.format(tag)
-        for tag, unpack, goal in PASSES:
-            self.first_touch(tag, unpack, goal)
 
     def print(self):
         print_table(HEAD, self.rows)

@@ -46,7 +46,7 @@ def start(bench):
 
 
 def memory(bench):
-    """An image of 200,000 files walked; then many images."""
+    """An image of 200,000 files walked."""
     for mode, option in MODES.items():
         mount = bench.new_mount(f"many-{mode}")
         mount.mount("-o", f"{option},{TAG_TTL}")

@@ -4,7 +4,6 @@ other bench_ files."""
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import tempfile
 import threading
@@ -72,12 +71,6 @@ def best_in_turns(times, *sides):
     return tuple(min(side) for side in zip(*rounds))
 
 
-def median_in_turns(times, ours, theirs):
-    """The median of `times` runs of both, one after the other."""
-    pairs = [(ours(), theirs()) for _ in range(times)]
-    return tuple(statistics.median(side) for side in zip(*pairs))
-
-
 class Line:
     """A slow line to the lab for one mount: see slow_line.py."""
 
@@ -110,11 +103,12 @@ class Line:
         return requests
 
     def settled(self):
-        """The requests since the last call, until no more come."""
-        requests = self.take()
-        while time.sleep(QUIET_S) or (more := self.take()):
-            requests += more
-        return requests
+        """The requests since the last call, once no more come and nothing more is received."""
+        seen = None
+        while (now := self.ask("requests")) != seen:
+            seen = now
+            time.sleep(QUIET_S)
+        return self.take()
 
     def hang(self, server):
         """From now on nothing gets through to a server, and nothing says so."""

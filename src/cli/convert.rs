@@ -1,8 +1,6 @@
 //! `registryfs convert`.
 
-use std::fs::File;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
@@ -10,14 +8,13 @@ use clap::Args;
 use super::context::Context;
 use super::globals::Format;
 use super::output::{Output, note};
+use super::profile;
 use super::progress::{Bar, LOOK_INTERVAL};
 use super::text::visible_name;
 use crate::config::parse_bytes;
 use crate::convert::{Progress, Report, Request, convert};
 use crate::error::{Error, Result};
 
-/// The most bytes of a list of files.
-const LIST_BYTES_MAX: u64 = 256 << 20;
 /// Where large temporary files belong if TMPDIR does not say it.
 const SCRATCH_DIR: &str = "/var/tmp";
 /// How many missing files are named one by one.
@@ -47,9 +44,10 @@ pub(super) struct Convert {
     /// Compress small files together until they have this size [default: 0, each by itself]
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     min_chunk_size: Option<u64>,
-    /// Put the files whose paths are in FILE, one a line, first, to be prefetched in this order
+    /// Put the files of a profile first, to be prefetched in this order: what `record` wrote, or paths, one a line; - is
+    /// standard input
     #[arg(long, value_name = "FILE")]
-    prioritized_files: Option<PathBuf>,
+    profile: Option<PathBuf>,
     /// Compress so much, 0 to 9 [default: 6]
     #[arg(long, value_name = "LEVEL")]
     compression_level: Option<u32>,
@@ -63,6 +61,10 @@ pub(super) struct Convert {
 
 impl Convert {
     pub(super) async fn run(&self, context: &Context, out: &mut Output) -> Result<()> {
+        let prioritized = match &self.profile {
+            Some(file) => Some(profile::read(file).await?),
+            None => None,
+        };
         let request = Request {
             source: self.source.clone(),
             destination: self.destination.clone(),
@@ -70,7 +72,7 @@ impl Convert {
             chunk_bytes: self.chunk_size,
             min_chunk_bytes: self.min_chunk_size,
             level: self.compression_level,
-            prioritized: self.prioritized_files.as_deref().map(paths).transpose()?,
+            prioritized,
             force: self.force,
             scratch_dir: scratch_dir(),
         };
@@ -102,30 +104,10 @@ fn scratch_dir() -> PathBuf {
     dir.map_or_else(|| SCRATCH_DIR.into(), PathBuf::from)
 }
 
-/// The lines of a file.
-fn paths(list: &Path) -> Result<Vec<Vec<u8>>> {
-    let failed =
-        |error: &std::io::Error| Error::usage(format!("--prioritized-files {}: {error}", list.display()));
-    let mut text = Vec::new();
-    let file = File::open(list).map_err(|error| failed(&error))?;
-    file.take(LIST_BYTES_MAX + 1)
-        .read_to_end(&mut text)
-        .map_err(|error| failed(&error))?;
-    if text.len() as u64 > LIST_BYTES_MAX {
-        let why = format!("it has more than {LIST_BYTES_MAX} bytes");
-        return Err(Error::usage(format!(
-            "--prioritized-files {}: {why}",
-            list.display()
-        )));
-    }
-    let lines = text.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
-    Ok(lines.map(<[u8]>::to_vec).collect())
-}
-
 fn warn(report: &Report) {
     for path in report.missing.iter().take(MISSING_SHOWN_MAX) {
         note(&format!(
-            "warning: no layer has the prioritized file {}",
+            "warning: no layer has the file {} of the profile",
             visible_name(path)
         ));
     }

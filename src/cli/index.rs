@@ -1,15 +1,15 @@
 //! `registryfs index`.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use clap::{Args, Subcommand};
 
 use super::context::Context;
 use super::globals::Format;
 use super::output::Output;
+use super::target::{Removed, Target};
 use super::text::human_bytes;
 use crate::daemon::Query;
 use crate::error::{Error, Result};
@@ -87,48 +87,6 @@ impl Export {
     }
 }
 
-/// A file that is being written.
-struct Target {
-    file: File,
-    /// The name that it has so far, and the one that it will have.
-    names: Option<(Removed, PathBuf)>,
-}
-
-impl Target {
-    /// A file that gets the name `path` once it is complete, in the place and with the permissions of what is there. Only what
-    /// is no regular file, such as a pipe or a device, is written to as it is: it must not be replaced.
-    fn new(path: &Path) -> io::Result<Self> {
-        let there = match fs::metadata(path) {
-            Ok(there) if !there.is_file() => {
-                let file = File::options().write(true).open(path)?;
-                return Ok(Self { file, names: None });
-            }
-            Ok(there) => Some((fs::canonicalize(path)?, there.permissions())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(error),
-        };
-        let (path, permissions) = match there {
-            Some((path, permissions)) => (path, Some(permissions)),
-            None => (path.to_owned(), None),
-        };
-        let mut part = path.clone().into_os_string();
-        part.push(format!(".{}.part", unique()));
-        let file = File::create_new(&part)?;
-        let names = Some((Removed(part.into()), path));
-        if let Some(permissions) = permissions {
-            file.set_permissions(permissions)?;
-        }
-        Ok(Self { file, names })
-    }
-
-    fn finish(self) -> io::Result<()> {
-        match self.names {
-            Some((part, path)) => fs::rename(&part.0, path),
-            None => Ok(()),
-        }
-    }
-}
-
 impl Import {
     async fn run(&self, context: &Context, out: &mut Output) -> Result<()> {
         let file = Store::incoming(&context.loaded.config.cache_dir)?;
@@ -174,21 +132,5 @@ fn hand_over(from: &Path, to: &Path) -> Result<()> {
         }
         let bytes = buffer.get(..length).unwrap_or_default();
         copy.write_all(bytes).map_err(|error| failed(to, &error))?;
-    }
-}
-
-/// A part of a file's name that no other process uses now.
-fn unique() -> String {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    format!("{}-{}", std::process::id(), now.unwrap_or_default().as_nanos())
-}
-
-/// A file that is gone at the end, whatever the end is.
-struct Removed(PathBuf);
-
-impl Drop for Removed {
-    fn drop(&mut self) {
-        // It has been taken, or has its name, or was never made.
-        let _ = fs::remove_file(&self.0);
     }
 }

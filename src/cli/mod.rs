@@ -20,10 +20,13 @@ mod mount8;
 mod mount_options;
 mod output;
 mod prefetch;
+mod profile;
 mod progress;
+mod record;
 mod repos;
 mod status;
 mod tags;
+mod target;
 mod text;
 mod umount;
 
@@ -70,6 +73,7 @@ enum Command {
     Cat(cat::Cat),
     Get(get::Get),
     Prefetch(prefetch::Prefetch),
+    Record(record::Record),
     Convert(convert::Convert),
     Cache(cache::Cache),
     Index(index::Index),
@@ -175,6 +179,7 @@ impl Command {
             Self::Cat(command) => command.run(context, &mut out).await,
             Self::Get(command) => command.run(context, &mut out).await,
             Self::Prefetch(command) => command.run(context, &mut out).await,
+            Self::Record(command) => command.run(context, &mut out).await,
             Self::Convert(command) => command.run(context, &mut out).await,
             Self::Cache(command) => command.run(context, &mut out).await,
             Self::Index(command) => command.run(context, &mut out).await,

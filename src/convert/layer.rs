@@ -24,6 +24,7 @@ use crate::layer::entry::Entry;
 use crate::layer::estargz::writer::{Finished, Landmark, Options, Writer};
 use crate::layer::estargz::{TOC_DIGEST_ANNOTATION, UNCOMPRESSED_SIZE_ANNOTATION};
 use crate::layer::index::Index;
+use crate::layer::spool::InMemory;
 use crate::layer::{Descriptor, Format, Step, indexer};
 use crate::registry::reference::Repository;
 use crate::registry::{BlobBody, Client, Provenance, unnamed_file};
@@ -171,7 +172,7 @@ impl Work {
     /// Whether the layer is eStargz already, as its manifest says and its TOC proves, and nothing else is asked for.
     async fn is_kept(&self, descriptor: &Descriptor) -> Result<bool> {
         // This also refuses what is no layer at all.
-        indexer(descriptor, None)?;
+        indexer(descriptor, None, Arc::new(InMemory))?;
         if !self.settings.keeps || !descriptor.annotations.contains_key(TOC_DIGEST_ANNOTATION) {
             return Ok(false);
         }
@@ -200,7 +201,7 @@ impl Work {
         descriptor: &Descriptor,
         given: &mut Vec<(Range<u64>, Provenance)>,
     ) -> Result<bool> {
-        let mut indexer = indexer(descriptor, None)?;
+        let mut indexer = indexer(descriptor, None, Arc::new(InMemory))?;
         let mut have: Option<Bytes> = None;
         for _ in 0..STEPS_MAX {
             let step = on_thread(move || {

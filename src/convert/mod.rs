@@ -35,7 +35,6 @@ use crate::error::{Error, Result};
 use crate::fetch::blocking;
 use crate::image::manifest::{Document, IndexEntry, choose};
 use crate::image::platform::Platform;
-use crate::layer::entry::clean_path;
 use crate::registry::reference::{Reference, Repository, Target, layout_host};
 use crate::registry::{Client, ManifestBytes, OCI_INDEX, OCI_MANIFEST};
 
@@ -46,9 +45,6 @@ pub use layer::How;
 use layer::{Settings, Work};
 use order::Wanted;
 pub use progress::Progress;
-
-/// The most paths of a list of files to prefetch.
-const PRIORITIZED_MAX: usize = 1_000_000;
 
 /// What to convert, and how.
 #[derive(Debug, Clone)]
@@ -65,7 +61,8 @@ pub struct Request {
     pub min_chunk_bytes: Option<u64>,
     /// Compression level, 0 to 9.
     pub level: Option<u32>,
-    /// The paths of the files that are to be prefetched, in their order; `None` for none.
+    /// The paths of the files that are to be prefetched, in their order, as [`crate::image::profile::parse`] gives them;
+    /// `None` for none.
     pub prioritized: Option<Vec<Vec<u8>>>,
     /// Write layers anew that are eStargz already.
     pub force: bool,
@@ -122,7 +119,8 @@ pub struct LayerReport {
 /// [`Error::Usage`]; [`Error::Verification`] and [`Error::Malformed`] for layers that are not what the image promises;
 /// [`Error::Unsupported`]; [`Error::Denied`] also without the right to push; those of the network and of the disk.
 pub async fn convert(config: &Config, request: &Request, progress: &Arc<Progress>) -> Result<Report> {
-    let (wanted, settings) = (wanted(request)?, Settings::of(request)?);
+    let wanted = request.prioritized.clone().map(Wanted::new);
+    let settings = Settings::of(request)?;
     let place = destination::Place::parse(&request.destination)?;
     let source = MountSource::parse(&request.source)?;
     // Credentials on the command line are for one registry: the one that is written to, if there is one.
@@ -161,19 +159,6 @@ pub async fn convert(config: &Config, request: &Request, progress: &Arc<Progress
 /// Does what computes, or waits for a disk, on a thread for such work.
 async fn on_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     blocking(&Handle::current(), work).await
-}
-
-fn wanted(request: &Request) -> Result<Option<Wanted>> {
-    let Some(paths) = &request.prioritized else {
-        return Ok(None);
-    };
-    if paths.len() > PRIORITIZED_MAX {
-        return Err(Error::usage(format!(
-            "more than {PRIORITIZED_MAX} prioritized files"
-        )));
-    }
-    let paths = paths.iter().map(|path| clean_path(path).path);
-    Ok(Some(Wanted::new(paths.filter(|path| !path.is_empty()).collect())))
 }
 
 /// The image that `source` means.

@@ -22,10 +22,11 @@ pub(super) struct Wanted {
 impl Wanted {
     /// The files with these paths, which are in canonical form.
     pub(super) fn new(paths: Vec<Vec<u8>>) -> Self {
-        let mut seen = HashSet::new();
-        let paths = paths.into_iter().filter(|path| seen.insert(path.clone()));
         Self {
-            paths: paths.map(|path| (path, AtomicBool::new(false))).collect(),
+            paths: paths
+                .into_iter()
+                .map(|path| (path, AtomicBool::new(false)))
+                .collect(),
         }
     }
 

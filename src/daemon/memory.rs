@@ -43,11 +43,12 @@ pub(super) async fn give_back(fetcher: Arc<Fetcher>) {
     loop {
         tokio::time::sleep(LOOK_INTERVAL).await;
         let counters = fetcher.counters();
-        let work = counters.reads + counters.decoded_bytes + counters.layers_indexed;
+        let work = counters.reads + counters.decoded_bytes + counters.reused_bytes + counters.layers_indexed;
         let is_quiet = work == before && counters.in_flight == 0;
         before = work;
         if is_quiet && work != given_back_at {
             given_back_at = work;
+            fetcher.give_up_memory();
             // It walks all arenas: not on a thread that serves.
             let _ = fetcher.runtime().spawn_blocking(trim).await;
         }

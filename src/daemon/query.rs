@@ -11,6 +11,7 @@ use super::protocol::PIECE_BYTES_MAX;
 use crate::error::{Error, Result};
 use crate::fetch::PassProgress;
 use crate::image::Images;
+use crate::image::copy::Wanted;
 use crate::image::platform::Platform;
 use crate::image::select::Pattern;
 use crate::kernel::Kernel;
@@ -94,8 +95,18 @@ pub enum Query {
         image: ImageName,
         /// The patterns; none for all of it.
         patterns: Vec<Vec<u8>>,
+        /// An access profile in the store's directory, as [`crate::store::Store::incoming`] names one and
+        /// [`crate::image::profile::pack`] makes it; then there are no patterns.
+        profile: Option<PathBuf>,
         /// How often a request is made again that a network failure ended without anything having come.
         retries: u32,
+    },
+    /// What was read of an image in the mounts of this daemon, as [`crate::image::recorded::Recorded`].
+    Record {
+        /// The image.
+        image: ImageName,
+        /// Whether to begin anew afterwards.
+        restart: bool,
     },
     /// Takes an image, or what patterns select of it, out of the cache: see [`crate::image::eviction::Evicted`].
     Evict {
@@ -159,6 +170,7 @@ impl Query {
             | Self::Plan { image, .. }
             | Self::Contents { image, .. }
             | Self::Prefetch { image, .. }
+            | Self::Record { image, .. }
             | Self::Evict { image, .. }
             | Self::ExportIndexes { image } => of_reference(&image.reference),
             Self::ImportIndexes { .. } | Self::Status => None,
@@ -175,6 +187,7 @@ impl Query {
             | Self::Plan { image, .. }
             | Self::Contents { image, .. }
             | Self::Prefetch { image, .. }
+            | Self::Record { image, .. }
             | Self::Evict { image, .. }
             | Self::ExportIndexes { image } => repository_of(&image.reference),
             _ => None,
@@ -198,6 +211,7 @@ impl Query {
             | Self::Config { image }
             | Self::Cat { image, .. }
             | Self::Contents { image, .. }
+            | Self::Record { image, .. }
             | Self::ExportIndexes { image } => image.parse().map(drop),
             Self::Plan { image, patterns }
             | Self::Prefetch { image, patterns, .. }
@@ -219,6 +233,7 @@ impl Query {
                 | Self::Plan { .. }
                 | Self::Contents { .. }
                 | Self::Prefetch { .. }
+                | Self::Record { .. }
                 | Self::ExportIndexes { .. }
         )
     }
@@ -304,13 +319,16 @@ pub(super) async fn answer(
         Query::Prefetch {
             image,
             patterns,
+            profile,
             retries,
         } => {
-            let (reference, platform) = image.parse()?;
-            images
-                .prefetch(&reference, &platform, &patterns, retries, to)
-                .await
+            let wanted = match profile {
+                Some(file) => Wanted::Profile(images.profile(file).await?),
+                None => Wanted::Patterns(patterns),
+            };
+            prefetch(images, &image, &wanted, retries, to).await
         }
+        Query::Record { image, restart } => record(images, &serving, &image, restart, to).await,
         Query::Evict { image, patterns } => {
             let (reference, platform) = image.parse()?;
             let evict = || images.evict(&reference, &platform, &patterns);
@@ -339,6 +357,33 @@ async fn cat(images: &Arc<Images>, image: &ImageName, path: &[u8], to: &Pieces) 
         send(bytes, to).await?;
     }
     Ok(())
+}
+
+async fn prefetch(
+    images: &Arc<Images>,
+    image: &ImageName,
+    wanted: &Wanted,
+    retries: u32,
+    to: &Pieces,
+) -> Result<()> {
+    let (reference, platform) = image.parse()?;
+    images.prefetch(&reference, &platform, wanted, retries, to).await
+}
+
+async fn record(
+    images: &Arc<Images>,
+    serving: &Serving,
+    image: &ImageName,
+    restart: bool,
+    to: &Pieces,
+) -> Result<()> {
+    let (reference, platform) = image.parse()?;
+    if matches!(serving, Serving::Nobody) {
+        let why = "nothing is mounted from this cache, and a record ends with its daemon";
+        return Err(Error::not_found(format!("record of {reference}"), why));
+    }
+    let recorded = images.recorded(&reference, &platform, restart).await?;
+    send_document(&recorded, to).await
 }
 
 async fn export_indexes(images: &Arc<Images>, image: &ImageName, to: &Pieces) -> Result<()> {

@@ -177,6 +177,7 @@ mod tests {
                 urls: Vec::new(),
             },
             number,
+            is_open: true,
         }
     }
 

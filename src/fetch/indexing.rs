@@ -59,7 +59,9 @@ impl Fetcher {
                 {
                     attempt += 1;
                 }
-                outcome => return outcome,
+                outcome => {
+                    return outcome.inspect(|layer| self.store.digests().offer(layer, source.audience()));
+                }
             }
         }
     }
@@ -237,8 +239,8 @@ impl Fetcher {
             ..
         } = source;
         let what = source.name();
-        let mut indexer =
-            layer::indexer(descriptor, source.ztoc.as_ref()).map_err(|error| name(&what, error))?;
+        let mut indexer = layer::indexer(descriptor, source.ztoc.as_ref(), self.store.scratch())
+            .map_err(|error| name(&what, error))?;
         let mut have = None;
         let mut tocs = ExternalTocs::default();
         for _ in 0..STEPS_MAX {

@@ -15,8 +15,9 @@ use crate::error::{Error, Result};
 use crate::fetch::cut::Cut;
 use crate::fetch::flight::Landing;
 use crate::fetch::sink::StoreSink;
+use crate::fetch::workbench::Workbench;
 use crate::fetch::{Fetcher, Source};
-use crate::layer::{self, ChunkSink};
+use crate::layer::{self, Spare};
 use crate::registry::{BlobBody, Provenance};
 use crate::store::layer::Layer;
 
@@ -35,6 +36,9 @@ pub(super) enum Urgency {
     /// Nobody does: whoever waits for something else comes first.
     Ahead,
 }
+
+/// After so many members it is written what they were decoded to, also if nobody waits for it.
+const LANDINGS_MAX: usize = 64;
 
 /// A request to be made.
 #[derive(Debug)]
@@ -224,12 +228,33 @@ impl Context {
         let permit = Arc::clone(&self.fetcher.decoders).acquire_owned().await;
         let context = self.clone();
         self.fetcher.runtime.spawn_blocking(move || {
-            for (landing, bytes) in members {
-                let outcome = context.decode(landing.member(), |decoder, sink| decoder.push(&bytes, sink));
-                context.land(landing, outcome);
-            }
+            context.decode_all(members);
             drop((permit, turn));
         });
+    }
+
+    /// Decodes members and lets them land, together where nobody waits for them.
+    fn decode_all(&self, members: Vec<Arrived>) {
+        let Workbench { mut spare, room } = self.fetcher.workbenches.take();
+        let mut sink = StoreSink::new(&self.fetcher, &self.layer, room);
+        let mut decoded: Vec<Landing> = Vec::new();
+        for (landing, bytes) in members {
+            let outcome = self.decode(landing.member(), &mut spare, &mut sink, |decoder, sink| {
+                decoder.push(&bytes, sink)
+            });
+            match outcome {
+                Ok(()) => decoded.push(landing),
+                Err(error) => self.land(landing, Err(error)),
+            }
+            if decoded.len() >= LANDINGS_MAX || decoded.iter().any(Landing::is_awaited) {
+                sink.flush();
+                decoded.drain(..).for_each(|landing| self.land(landing, Ok(())));
+            }
+        }
+        sink.flush();
+        decoded.into_iter().for_each(|landing| self.land(landing, Ok(())));
+        let room = sink.into_room();
+        self.fetcher.workbenches.put_back(Workbench { spare, room });
     }
 
     /// Decodes a long member while it arrives: what came before and what is left of `piece` first, then the body, up to the
@@ -252,9 +277,13 @@ impl Context {
         let context = self.clone();
         let number = member.landing.member();
         let decoding = self.fetcher.runtime.spawn_blocking(move || {
-            context.decode(number, |decoder, sink| {
+            let mut sink = StoreSink::new(&context.fetcher, &context.layer, Vec::new());
+            context.decode(number, &mut Spare::default(), &mut sink, |decoder, sink| {
                 while let Some(bytes) = receiver.blocking_recv() {
-                    if decoder.push(&bytes, sink)? {
+                    let is_done = decoder.push(&bytes, sink);
+                    // More may take a while to come, and somebody may need no more.
+                    sink.flush();
+                    if is_done? {
                         return Ok(true);
                     }
                 }
@@ -290,16 +319,17 @@ impl Context {
     fn decode(
         &self,
         member: u32,
-        feed: impl FnOnce(&mut dyn layer::MemberDecoder, &mut dyn ChunkSink) -> Result<bool>,
+        spare: &mut Spare,
+        sink: &mut StoreSink<'_>,
+        feed: impl FnOnce(&mut dyn layer::MemberDecoder, &mut StoreSink<'_>) -> Result<bool>,
     ) -> Result<()> {
-        let mut decoder = layer::decoder(self.layer.index(), member)?;
-        let mut sink = StoreSink::new(&self.fetcher, &self.layer);
-        let complete = feed(&mut *decoder, &mut sink)?;
-        self.layer.note_progress();
-        if complete {
-            Ok(())
-        } else {
-            Err(Error::malformed(self.what(), "a compressed member ends early"))
+        let mut decoder = layer::decoder_with(self.layer.index(), member, std::mem::take(spare))?;
+        let fed = feed(&mut *decoder, sink);
+        sink.end_member();
+        *spare = decoder.into_spare();
+        match fed? {
+            true => Ok(()),
+            false => Err(Error::malformed(self.what(), "a compressed member ends early")),
         }
     }
 

@@ -12,7 +12,9 @@ mod external_toc;
 mod failures;
 mod file;
 mod flight;
+mod following;
 mod foreground;
+pub mod in_order;
 mod indexing;
 mod job;
 mod options;
@@ -22,13 +24,14 @@ pub mod plan;
 pub mod prefetch;
 mod read;
 pub mod readahead;
+mod reuse;
 mod settle;
 mod shared;
 pub mod single_flight;
 mod sink;
+mod workbench;
 
 use std::num::NonZeroUsize;
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -36,7 +39,7 @@ use lru::LruCache;
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
@@ -46,7 +49,8 @@ use crate::fetch::documents::Configs;
 use crate::fetch::external_toc::TocImages;
 use crate::fetch::failures::{FAILURES_MAX, FailureKey, Failures};
 pub use crate::fetch::file::FileAt;
-use crate::fetch::flight::{Flights, Landing, Waiter};
+use crate::fetch::flight::{Flights, Landing, Mine, Waiter};
+use crate::fetch::following::{Ahead, WINDOWS_MAX};
 use crate::fetch::foreground::Foreground;
 use crate::fetch::indexing::{ByRanges, Indexing};
 use crate::fetch::job::{Job, Urgency};
@@ -55,17 +59,19 @@ use crate::fetch::overflow::Overflow;
 use crate::fetch::pass::Passes;
 pub use crate::fetch::pass::{Awaited, PassProgress};
 use crate::fetch::readahead::Streams;
+use crate::fetch::reuse::{Copying, Sources};
 use crate::fetch::shared::SharedIndexes;
+use crate::fetch::workbench::Workbenches;
+use crate::layer::spool::InMemory;
 use crate::layer::{self, Descriptor, Step, WHOLE_BLOB};
 use crate::registry::Client;
 use crate::registry::reference::Repository;
 use crate::store::Store;
+use crate::store::digests::Audience;
 use crate::store::layer::Layer;
 
 /// The most layers whose readers are followed for read-ahead.
 const FOLLOWED_LAYERS_MAX: usize = 256;
-/// The most windows that are read ahead at once, all layers together.
-const READ_AHEAD_WINDOWS_MAX: usize = 6;
 
 /// Where a layer's blob is to be had.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,6 +99,8 @@ pub struct Place {
     pub config: Descriptor,
     /// The layer's number, base first.
     pub number: usize,
+    /// Whether the registry is known to give the image without credentials.
+    pub is_open: bool,
 }
 
 impl Source {
@@ -116,8 +124,17 @@ impl Source {
     /// Whether all of the layer has to be read once before anything of it is known.
     #[must_use]
     pub fn needs_pass(&self) -> bool {
-        let indexer = layer::indexer(&self.descriptor, self.ztoc.as_ref());
+        let indexer = layer::indexer(&self.descriptor, self.ztoc.as_ref(), Arc::new(InMemory));
         indexer.is_ok_and(|mut indexer| matches!(indexer.step(None), Ok(Step::Pass)))
+    }
+
+    /// Whom the layer's content may be shown to.
+    #[must_use]
+    pub fn audience(&self) -> Audience {
+        match &self.place {
+            Some(place) if place.is_open => Audience::everyone(),
+            _ => Audience::repository(&self.repository.to_string()),
+        }
     }
 
     /// The layer in words, for messages.
@@ -147,6 +164,8 @@ pub struct Counters {
     pub(crate) fetched_bytes: AtomicU64,
     pub(crate) chunks_decoded: AtomicU64,
     pub(crate) decoded_bytes: AtomicU64,
+    pub(crate) reused_chunks: AtomicU64,
+    pub(crate) reused_bytes: AtomicU64,
     pub(crate) layers_indexed: AtomicU64,
 }
 
@@ -165,6 +184,10 @@ pub struct CounterValues {
     pub chunks_decoded: u64,
     /// Bytes of these chunks.
     pub decoded_bytes: u64,
+    /// Chunks copied from elsewhere in the cache and verified, instead of being fetched.
+    pub reused_chunks: u64,
+    /// Bytes of these chunks.
+    pub reused_bytes: u64,
     /// Layers parsed into an index.
     pub layers_indexed: u64,
     /// Members being fetched now.
@@ -190,8 +213,10 @@ pub struct Fetcher {
     unusable_ztocs: Mutex<LruCache<Digest, ()>>,
     followed: Mutex<LruCache<Digest, Streams>>,
     overflow: Overflow,
+    sources: Sources,
     /// One permit for each batch being decoded: the cores are busy and the memory bounded.
     decoders: Arc<Semaphore>,
+    workbenches: Workbenches,
     read_ahead: Arc<Semaphore>,
     foreground: Foreground,
     background: Background,
@@ -221,8 +246,10 @@ impl Fetcher {
                 NonZeroUsize::MIN.saturating_add(FOLLOWED_LAYERS_MAX - 1),
             )),
             overflow: Overflow::default(),
+            sources: Sources::default(),
             decoders: Arc::new(Semaphore::new(cores * 2)),
-            read_ahead: Arc::new(Semaphore::new(READ_AHEAD_WINDOWS_MAX)),
+            workbenches: Workbenches::new(cores * 2),
+            read_ahead: Arc::new(Semaphore::new(WINDOWS_MAX)),
             foreground: Foreground::default(),
             background: Background::new(cores),
             counters: Counters::default(),
@@ -259,13 +286,15 @@ impl Fetcher {
             fetched_bytes: value(&c.fetched_bytes),
             chunks_decoded: value(&c.chunks_decoded),
             decoded_bytes: value(&c.decoded_bytes),
+            reused_chunks: value(&c.reused_chunks),
+            reused_bytes: value(&c.reused_bytes),
             layers_indexed: value(&c.layers_indexed),
             in_flight: self.flights.len(),
         }
     }
 
-    /// Starts requests for the needed members that nobody fetches yet, and for those in `ahead` that are missing.
-    /// Returns what to wait for.
+    /// Starts requests for the needed members that nobody fetches yet, and for those in `ahead` that are missing. What is
+    /// elsewhere in the store is copied instead. Returns what to wait for.
     fn launch(
         self: &Arc<Self>,
         source: &Arc<Source>,
@@ -290,7 +319,7 @@ impl Fetcher {
         }
         let mut candidates = needed.to_vec();
         if let Some(ahead) = &ahead {
-            candidates.extend(plan::members_in(layer.index(), &ahead.range)?);
+            candidates.extend(ahead.members.clone());
         }
         candidates.sort_unstable();
         candidates.dedup();
@@ -301,7 +330,32 @@ impl Fetcher {
         let mut members: Vec<u32> = mine.keys().copied().collect();
         members.sort_unstable();
         let permit = ahead.map(|ahead| Arc::new(ahead.permit));
-        for request in plan::requests(layer.index(), &members)? {
+        for batch in reuse::take_copyable(self, source, layer, &mut members)? {
+            let landings = batch.iter().filter_map(|member| mine.remove(member)).collect();
+            let copying = Copying {
+                fetcher: Arc::clone(self),
+                urgency,
+                source: Arc::clone(source),
+                layer: Arc::clone(layer),
+                landings,
+            };
+            self.runtime.spawn(copying.run(permit.clone()));
+        }
+        self.request(urgency, source, layer, &members, mine, permit.as_ref())?;
+        Ok(waiters)
+    }
+
+    /// Starts requests for members, all of which are `mine`.
+    fn request(
+        self: &Arc<Self>,
+        urgency: Urgency,
+        source: &Arc<Source>,
+        layer: &Arc<Layer>,
+        members: &[u32],
+        mut mine: Mine,
+        permit: Option<&Arc<OwnedSemaphorePermit>>,
+    ) -> Result<()> {
+        for request in plan::requests(layer.index(), members)? {
             let job = Job {
                 fetcher: Arc::clone(self),
                 urgency,
@@ -314,24 +368,19 @@ impl Fetcher {
                     .collect(),
                 range: request.range,
             };
-            let permit = permit.clone();
+            let permit = permit.cloned();
             let awaited = (urgency == Urgency::Awaited).then(|| self.foreground.enter());
             self.runtime.spawn(async move {
                 job.run().await;
                 drop((permit, awaited));
             });
         }
-        Ok(waiters)
+        Ok(())
     }
 
-    /// Tells the read-ahead where in the blob a reader is; answers what to fetch ahead of it. Without a permit the window
-    /// stays where it is, and nobody counts on what is not fetched.
-    fn follow(&self, layer: &Layer, place: &Range<u64>, missed: bool) -> Option<Ahead> {
-        let permit = Arc::clone(&self.read_ahead).try_acquire_owned().ok()?;
-        let mut followed = self.followed.lock();
-        let streams = followed.get_or_insert_mut(*layer.key(), Streams::default);
-        let range = streams.observe(place.start, place.end, missed)?;
-        Some(Ahead { range, permit })
+    /// Gives up memory that is only kept because more may have to be decoded soon.
+    pub fn give_up_memory(&self) {
+        self.workbenches.clear();
     }
 
     /// Keeps a verified chunk that the disk would not take.
@@ -359,14 +408,6 @@ impl Fetcher {
 
 fn failure_key(source: &Source, member: u32) -> FailureKey {
     (source.key(), member, source.repository.clone())
-}
-
-/// What to fetch ahead of a reader.
-struct Ahead {
-    /// The bytes of the blob.
-    range: Range<u64>,
-    /// One of a few: held until they are there.
-    permit: tokio::sync::OwnedSemaphorePermit,
 }
 
 /// Runs what may wait for the disk or takes long on a thread for such work.

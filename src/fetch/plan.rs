@@ -3,12 +3,15 @@
 use std::ops::Range;
 
 use crate::error::Result;
-use crate::layer::index::Index;
+use crate::fetch::readahead::Wish;
+use crate::layer::index::{Index, Member};
 
 /// Members this close in the blob come with one request: the gap is cheaper than another round trip.
 pub const GAP_BYTES_MAX: u64 = 64 << 10;
 /// A request is not made longer than this by joining members; one member alone may be longer.
 pub const REQUEST_BYTES_MAX: u64 = 8 << 20;
+/// A member alone is not fetched ahead if it is longer.
+const MEMBER_AHEAD_BYTES_MAX: u64 = 8 << 20;
 
 /// One ranged request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,6 +84,35 @@ pub fn members_in<B: std::ops::Deref<Target = [u8]>>(
     Ok(first..end)
 }
 
+/// The members to fetch ahead of a reader of file `entry`, as its wish says: of one that goes on those that end within it.
+///
+/// # Errors
+/// `Malformed` for a damaged index.
+pub fn members_ahead<B: std::ops::Deref<Target = [u8]>>(
+    index: &Index<B>,
+    wish: &Wish,
+    entry: u32,
+) -> Result<Range<u32>> {
+    let mut members = members_in(index, &wish.blob)?;
+    if !wish.is_new_place && !members.is_empty() && index.member(members.end - 1)?.blob_end > wish.blob.end {
+        members.end -= 1;
+    }
+    let next = members.start;
+    if !members.is_empty() || next >= index.member_count() {
+        return Ok(members);
+    }
+    let member = index.member(next)?;
+    let bytes = member.blob_end.saturating_sub(member.blob_start);
+    let is_of_file = |member: &Member| -> Result<bool> {
+        let first = index.member_chunks(member)?.first().copied();
+        first.map_or(Ok(false), |chunk| Ok(index.chunk(chunk)?.entry == entry))
+    };
+    match bytes <= wish.next_bytes_max.min(MEMBER_AHEAD_BYTES_MAX) && is_of_file(&member)? {
+        true => Ok(next..next + 1),
+        false => Ok(members),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -139,7 +171,36 @@ mod tests {
             toc_end: end,
             ..Summary::of(Format::Estargz, end)
         };
-        Index::open(builder.finish(summary, end).unwrap()).unwrap()
+        Index::open(builder.finish(summary, end).unwrap().to_vec()).unwrap()
+    }
+
+    /// An index of one file with members of these lengths, each of which decodes to so many bytes.
+    fn index_of_file(lengths: &[u64], bytes: u64) -> Index<Vec<u8>> {
+        let mut builder = IndexBuilder::new(Coding::Gzip);
+        builder
+            .entry(&Entry {
+                size: bytes * lengths.len() as u64,
+                ..Entry::new("file", Kind::File)
+            })
+            .unwrap();
+        let mut at = 0;
+        for length in lengths {
+            builder
+                .chunk(NewChunk {
+                    bytes,
+                    blob_offset: at,
+                    inner_offset: 0,
+                    digest: Some(Digest::of(b"x")),
+                })
+                .unwrap();
+            at += length;
+        }
+        let summary = Summary {
+            toc_start: at,
+            toc_end: at,
+            ..Summary::of(Format::Estargz, at)
+        };
+        Index::open(builder.finish(summary, at).unwrap().to_vec()).unwrap()
     }
 
     #[test]
@@ -184,6 +245,41 @@ mod tests {
         assert_eq!(members_in(&index, &(2001..3000)).unwrap(), 2..3);
         assert_eq!(members_in(&index, &(3000..3001)).unwrap(), 3..3);
         assert_eq!(members_in(&index, &(0..4000)).unwrap(), 0..5);
+    }
+
+    #[test]
+    fn the_next_member_of_a_file_comes_for_who_has_read_enough_of_it() {
+        let index = index_of_file(&[4 << 20, 4 << 20, 4 << 20], 1);
+        let wish = |next_bytes_max| Wish {
+            blob: 4 << 20..5 << 20,
+            next_bytes_max,
+            is_new_place: false,
+        };
+        let ahead = |next_bytes_max, entry| members_ahead(&index, &wish(next_bytes_max), entry).unwrap();
+        assert_eq!(ahead(4 << 20, 0), 1..2);
+        assert!(ahead((4 << 20) - 1, 0).is_empty(), "too little was read");
+        assert!(ahead(4 << 20, 1).is_empty(), "it is of another file");
+        let earned = |end| Wish {
+            blob: 4 << 20..end,
+            ..wish(0)
+        };
+        assert!(
+            members_ahead(&index, &earned((8 << 20) - 1), 0)
+                .unwrap()
+                .is_empty()
+        );
+        assert_eq!(members_ahead(&index, &earned(8 << 20), 0).unwrap(), 1..2);
+        let at_end = Wish {
+            blob: 12 << 20..13 << 20,
+            ..wish(u64::MAX)
+        };
+        assert!(members_ahead(&index, &at_end, 0).unwrap().is_empty());
+        let long = index_of_file(&[1, MEMBER_AHEAD_BYTES_MAX + 1], 1);
+        let all = Wish {
+            blob: 1..2,
+            ..wish(u64::MAX)
+        };
+        assert!(members_ahead(&long, &all, 0).unwrap().is_empty());
     }
 
     proptest! {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 
 use crate::error::{Error, Result};
 use crate::fetch::failures::FAILURE_MEMORY;
@@ -22,6 +22,8 @@ const PAUSE_MIN: Duration = Duration::from_secs(FAILURE_MEMORY.as_secs() + 1);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// Parts of a position in a layer, to compare those of different layers.
 const POSITIONS: u128 = 1 << 20;
+/// So much of the blobs is under way at once where the order counts: more would come at the cost of what is due first.
+const IN_ORDER_BYTES_MAX: u64 = 8 << 20;
 
 /// Pauses between attempts that get longer, a bounded number of them in a row.
 #[derive(Debug, Clone)]
@@ -73,6 +75,11 @@ pub struct Part {
 }
 
 impl Part {
+    /// Leaves out the members that `wanted` does not want.
+    pub(super) fn retain(&mut self, mut wanted: impl FnMut(u32) -> bool) {
+        self.members.retain(|&member| wanted(member));
+    }
+
     /// The compressed bytes of it.
     ///
     /// # Errors
@@ -89,6 +96,8 @@ impl Part {
 /// How to bring parts.
 #[derive(Debug, Clone, Copy)]
 pub struct Pace {
+    /// Whether the parts come one behind the other, not side by side.
+    pub in_order: bool,
     /// The most requests under way.
     pub requests_max: usize,
     /// How often a request that a network failure ended is made again without anything having come.
@@ -125,39 +134,34 @@ impl Fetcher {
         landed_bytes: &Arc<AtomicU64>,
     ) -> Result<()> {
         let _waiting = self.foreground.enter();
-        let mut requests = Vec::new();
-        for part in parts {
-            let planned = plan::requests(part.layer.index(), &part.members)?;
-            let Some((first, last)) = planned.first().zip(planned.last()) else {
-                continue;
-            };
-            let (start, bytes) = (
-                first.range.start,
-                last.range.end.saturating_sub(first.range.start),
-            );
-            for request in planned {
-                let position = u128::from(request.range.start - start) * POSITIONS / u128::from(bytes.max(1));
-                requests.push((position, part, request.members));
-            }
-        }
-        // All layers at the same pace: a copy that goes through them side by side finds what it needs.
-        requests.sort_by_key(|(position, ..)| *position);
+        let mut requests = planned(parts, pace.in_order)?.into_iter().peekable();
         let mut under_way = JoinSet::new();
+        let mut under_way_bytes = 0_u64;
         let mut first_failure = Ok(());
-        let mut requests = requests.into_iter();
         loop {
             while under_way.len() < pace.requests_max.max(1) {
-                let Some((_, part, members)) = requests.next() else {
+                let is_due = |next: &Planned<'_>| {
+                    let bytes = under_way_bytes.saturating_add(next.bytes);
+                    !pace.in_order || under_way.is_empty() || bytes <= IN_ORDER_BYTES_MAX
+                };
+                let Some(Planned { part, members, bytes }) = requests.next_if(is_due) else {
                     break;
                 };
+                under_way_bytes += bytes;
                 let (fetcher, part, landed) = (Arc::clone(self), part.clone(), Arc::clone(landed_bytes));
-                let work = async move { fetcher.persist(&part, members, pace.retries, &landed).await };
+                let work = async move {
+                    let done = fetcher.persist(&part, members, pace.retries, &landed).await;
+                    (bytes, done)
+                };
                 under_way.spawn_on(work, &self.runtime);
             }
             let Some(done) = under_way.join_next().await else {
                 return first_failure;
             };
-            match done.unwrap_or_else(|error| Err(Error::malformed("prefetch", error.to_string()))) {
+            let panicked = |error: JoinError| (0, Err(Error::malformed("prefetch", error.to_string())));
+            let (bytes, done) = done.unwrap_or_else(panicked);
+            under_way_bytes -= bytes;
+            match done {
                 Ok(()) => {}
                 // The next request would meet the same.
                 Err(
@@ -315,6 +319,37 @@ impl Fetcher {
     pub fn keeps_what_comes(&self) -> bool {
         !self.overflow.is_in_use()
     }
+}
+
+/// A request that is to be made.
+struct Planned<'a> {
+    part: &'a Part,
+    members: Vec<u32>,
+    /// Bytes of the blob in it.
+    bytes: u64,
+}
+
+/// The requests for parts, one part behind the other if `in_order`. Else all layers come at the same pace: a copy that goes
+/// through them side by side finds what it needs.
+fn planned(parts: &[Part], in_order: bool) -> Result<Vec<Planned<'_>>> {
+    let mut all = Vec::new();
+    for part in parts {
+        let requests = plan::requests(part.layer.index(), &part.members)?;
+        let Some((first, last)) = requests.first().zip(requests.last()) else {
+            continue;
+        };
+        let (start, end) = (first.range.start, last.range.end);
+        let part_bytes = u128::from(end.saturating_sub(start).max(1));
+        for plan::Request { range, members } in requests {
+            let position = u128::from(range.start - start) * POSITIONS / part_bytes;
+            let bytes = range.end.saturating_sub(range.start);
+            all.push((position, Planned { part, members, bytes }));
+        }
+    }
+    if !in_order {
+        all.sort_by_key(|(position, _)| *position);
+    }
+    Ok(all.into_iter().map(|(_, request)| request).collect())
 }
 
 /// Whether the store has these members, which came: a full disk fails no read, but keeps nothing for later.

@@ -72,7 +72,7 @@ impl Fetcher {
         self.counters.reads.fetch_add(1, Ordering::Relaxed);
         // Holes are nowhere in the blob.
         if !layer.is_complete() && !span.chunks.is_empty() {
-            self.follow_hit(source, layer, &span.chunks);
+            self.follow_hit(source, layer, span);
         }
         self.hand_on(layer, span);
         Some(bytes)
@@ -91,7 +91,7 @@ impl Fetcher {
             if attempt > 0 {
                 let needed = self.missing(layer, vec![span.chunks.clone()]).await?;
                 match reader {
-                    Reader::Lazy => self.ensure(source, layer, needed, &span.chunks).await?,
+                    Reader::Lazy => self.ensure(source, layer, needed, span).await?,
                     Reader::Whole => {
                         let _waiting = self.foreground.enter();
                         self.bring_members(source, layer, needed).await?;
@@ -143,6 +143,10 @@ impl Fetcher {
         if !layer.all_present(span.chunks.clone()) {
             return Ok(None);
         }
+        // What has just come is in memory: to wake another thread would take longer than to copy it.
+        if let Some(bytes) = layer.read_now(&span.chunks, span.data_offset, span.len) {
+            return Ok(Some(bytes));
+        }
         let (layer, span) = (Arc::clone(layer), span.clone());
         blocking(&self.runtime, move || {
             layer.read(&span.chunks, span.data_offset, span.len)
@@ -156,7 +160,7 @@ impl Fetcher {
         source: &Arc<Source>,
         layer: &Arc<Layer>,
         needed: Vec<u32>,
-        chunks: &Range<u32>,
+        span: &Span,
     ) -> Result<()> {
         let (Some(&first), Some(&last)) = (needed.first(), needed.last()) else {
             return Ok(());
@@ -165,12 +169,12 @@ impl Fetcher {
         let _waiting = self.foreground.enter();
         let start = layer.index().member(first)?.blob_start;
         let end = layer.index().member(last)?.blob_end;
-        let arrival = self.bring(source, layer, &needed, start..end);
+        let arrival = self.bring(source, layer, &needed, span);
         if end.saturating_sub(start) > DEADLINE_BYTES_MAX {
             // A member may be as long as its layer: nobody waits for its end who has what he needs.
             return tokio::select! {
                 arrived = arrival => arrived,
-                () = self.all_here(layer, chunks) => Ok(()),
+                () = self.all_here(layer, &span.chunks) => Ok(()),
             };
         }
         let arrived = tokio::time::timeout(self.options.timeout, arrival).await;
@@ -197,16 +201,16 @@ impl Fetcher {
         }
     }
 
-    /// Waits for the needed members, which lie within `place` of the blob. One that somebody else fetches, from a source
-    /// that refuses him, is asked of our own.
+    /// Waits for the members that a span needs. One that somebody else fetches, from a source that refuses him, is asked of
+    /// our own.
     async fn bring(
         self: &Arc<Self>,
         source: &Arc<Source>,
         layer: &Arc<Layer>,
         needed: &[u32],
-        place: Range<u64>,
+        span: &Span,
     ) -> Result<()> {
-        let ahead = self.follow(layer, &place, true);
+        let ahead = self.follow(layer, span, true);
         let mut refused_elsewhere = false;
         for waiter in self.launch(source, layer, needed, ahead)? {
             match waiter.arrival.await {
@@ -227,23 +231,5 @@ impl Fetcher {
             }
         }
         Ok(())
-    }
-
-    /// A reader found its chunks in the store: it may still be one that goes on, and soon miss.
-    fn follow_hit(self: &Arc<Self>, source: &Arc<Source>, layer: &Arc<Layer>, chunks: &Range<u32>) {
-        let place = || -> Result<Range<u64>> {
-            let index = layer.index();
-            let first = index.member(index.chunk(chunks.start)?.member)?;
-            let last = index.member(index.chunk(chunks.end.saturating_sub(1))?.member)?;
-            Ok(first.blob_start..last.blob_end)
-        };
-        let Ok(place) = place() else { return };
-        if let Some(ahead) = self.follow(layer, &place, false) {
-            let (fetcher, source, layer) = (Arc::clone(self), Arc::clone(source), Arc::clone(layer));
-            // Planning a large window takes a while, and this is the thread of a hit. What fails here fails again, with a
-            // reader to tell, when it is needed.
-            self.runtime
-                .spawn(async move { fetcher.launch(&source, &layer, &[], Some(ahead)).map(drop) });
-        }
     }
 }

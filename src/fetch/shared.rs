@@ -283,7 +283,10 @@ mod tests {
             diff_id: Digest::of(b"tar"),
             ..Summary::of(Format::Gzip, SIZE)
         };
-        IndexBuilder::new(Coding::Deflate).finish(summary, SIZE).unwrap()
+        IndexBuilder::new(Coding::Deflate)
+            .finish(summary, SIZE)
+            .unwrap()
+            .to_vec()
     }
 
     fn directory() -> (tempfile::TempDir, Arc<SharedIndexes>) {

@@ -1,5 +1,12 @@
 //! Where decoded chunks go: into the store once they are verified, or, the disk being full, into memory.
+//!
+//! Chunks come in the order of the blob, which mostly is that of the data file. So small ones are collected to a *run* of
+//! neighbours that is written at once: each write takes the file's lock, for which all threads that decode the layer wait,
+//! and the kernel gives larger folios to longer writes. Long chunks go to their place piece by piece, as they are decoded: to
+//! collect one first takes memory that the kernel has to clear, and when it is complete, the processor's cache has lost its
+//! beginning.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -9,18 +16,87 @@ use crate::error::{Error, Result};
 use crate::fetch::Fetcher;
 use crate::fetch::overflow::OVERFLOW_BYTES_MAX;
 use crate::layer::ChunkSink;
-use crate::layer::index::Chunk;
+use crate::layer::index::{Chunk, DATA_ALIGN_BYTES};
 use crate::store::layer::Layer;
 
 /// A longer chunk goes to its place on the disk while it is decoded instead of being collected.
-const COLLECTED_CHUNK_BYTES_MAX: u64 = 8 << 20;
+const COLLECTED_CHUNK_BYTES_MAX: u64 = 256 << 10;
+/// A run is not made longer than this by another chunk: it is to stay in the processor's cache until it is written.
+const RUN_BYTES_MAX: usize = 512 << 10;
 
-/// Puts verified chunks into the store.
+/// Puts verified chunks into the store. What is verified is there only after [`StoreSink::flush`].
 pub(super) struct StoreSink<'a> {
     fetcher: &'a Arc<Fetcher>,
     layer: &'a Arc<Layer>,
     /// The chunks being received: more than one where the index names the same bytes several times.
     receiving: Vec<Receiving>,
+    run: Run,
+}
+
+/// Chunks with consecutive numbers that lie one behind the other, less than a block apart.
+#[derive(Default)]
+struct Run {
+    /// Place of its first byte in the data file.
+    start: u64,
+    /// The content of the chunks, zeros between them, and behind them what has come of one that is being received.
+    bytes: Vec<u8>,
+    /// The numbers of the chunks that are verified.
+    chunks: Range<u32>,
+    /// Where the last of these ends in `bytes`.
+    end: usize,
+    /// Where in `bytes` another one begins that is being received.
+    open_at: Option<usize>,
+}
+
+impl Run {
+    /// Begins to receive a chunk behind the others. Answers whether it belongs there.
+    fn open(&mut self, number: u32, chunk: &Chunk) -> bool {
+        if self.open_at.is_some() {
+            return false;
+        }
+        if self.chunks.is_empty() {
+            (self.start, self.end, self.open_at) = (chunk.data_offset, 0, Some(0));
+            self.chunks = number..number;
+            self.bytes.clear();
+            return true;
+        }
+        let end = self.start.saturating_add(self.end as u64);
+        let gap = chunk.data_offset.checked_sub(end);
+        let bytes = |gap: u64| self.end as u64 + gap + chunk.bytes;
+        let Some(gap) = gap.filter(|&gap| gap < DATA_ALIGN_BYTES && bytes(gap) <= RUN_BYTES_MAX as u64)
+        else {
+            return false;
+        };
+        // Between neighbours by number lies no other chunk, only a hole or the padding of a file.
+        if number != self.chunks.end {
+            return false;
+        }
+        self.bytes.truncate(self.end);
+        self.bytes.resize(self.end + gap as usize, 0);
+        self.open_at = Some(self.bytes.len());
+        true
+    }
+
+    /// All of the chunk that is being received has come, and is verified.
+    fn close(&mut self) {
+        self.chunks.end = self.chunks.end.saturating_add(1);
+        (self.end, self.open_at) = (self.bytes.len(), None);
+    }
+
+    /// Forgets the chunk that is being received.
+    fn give_up(&mut self) {
+        self.bytes.truncate(self.end);
+        self.open_at = None;
+    }
+
+    /// Forgets the chunks that are verified.
+    fn pass(&mut self) {
+        let open_at = self.open_at.unwrap_or(self.bytes.len());
+        self.bytes.drain(..open_at);
+        self.start = self.start.saturating_add(open_at as u64);
+        (self.chunks, self.end) = (self.chunks.end..self.chunks.end, 0);
+        self.open_at = self.open_at.map(|_| 0);
+    }
 }
 
 /// A chunk being received.
@@ -32,7 +108,9 @@ struct Receiving {
 
 /// What becomes of a chunk's bytes.
 enum State {
-    /// They are collected until they are verified.
+    /// They are collected at the end of the run until they are verified.
+    InRun,
+    /// They are collected apart until they are verified.
     Collected(Vec<u8>),
     /// They are written to their place and count once they are verified.
     Written {
@@ -46,48 +124,104 @@ enum State {
 }
 
 impl<'a> StoreSink<'a> {
-    pub(super) fn new(fetcher: &'a Arc<Fetcher>, layer: &'a Arc<Layer>) -> Self {
+    /// A sink that collects in `room`, whatever is in it.
+    pub(super) fn new(fetcher: &'a Arc<Fetcher>, layer: &'a Arc<Layer>, room: Vec<u8>) -> Self {
         Self {
             fetcher,
             layer,
             receiving: Vec::new(),
+            run: Run {
+                bytes: room,
+                ..Run::default()
+            },
         }
     }
 
-    fn receiving(&mut self, number: u32) -> Result<&mut Receiving> {
-        let known = self
-            .receiving
-            .iter()
-            .position(|receiving| receiving.number == number);
-        let position = match known {
-            Some(position) => position,
-            None => {
-                let index = self.layer.index();
-                let chunk = index.source().vouch("layer index", index.chunk(number)?)?;
-                let state = match () {
-                    () if self.layer.is_present(number) => State::Present,
-                    () if chunk.bytes > COLLECTED_CHUNK_BYTES_MAX => State::Written {
-                        bytes: 0,
-                        evictions: self.layer.evictions(),
-                    },
-                    () => State::Collected(Vec::with_capacity(chunk.bytes as usize)),
+    /// Forgets what came of chunks that were not verified: the next one is of another member.
+    pub(super) fn end_member(&mut self) {
+        self.receiving.clear();
+        self.run.give_up();
+    }
+
+    /// Puts into the store what is verified. Readers find it there when this returns.
+    pub(super) fn flush(&mut self) {
+        let run = &mut self.run;
+        let chunks = run.chunks.clone();
+        let content = run.bytes.get(..run.end).unwrap_or_default();
+        if !chunks.is_empty()
+            && let Err(error) = self.layer.keep(chunks.clone(), run.start, content)
+        {
+            // A full or broken disk must not fail the read.
+            for number in chunks {
+                let Ok(chunk) = self.layer.index().chunk(number) else {
+                    continue;
                 };
-                self.receiving.push(Receiving { number, chunk, state });
-                self.receiving.len() - 1
+                let at = chunk.data_offset.saturating_sub(run.start) as usize;
+                let bytes = content.get(at..at.saturating_add(chunk.bytes as usize));
+                let bytes = Bytes::copy_from_slice(bytes.unwrap_or_default());
+                self.fetcher.keep_in_memory(self.layer, number, bytes, &error);
             }
-        };
-        self.receiving
-            .get_mut(position)
-            .ok_or_else(|| Error::malformed("chunk", "none is being received"))
+        }
+        run.pass();
+        self.layer.note_progress();
+    }
+
+    /// The memory to collect in. What was not flushed is lost.
+    pub(super) fn into_room(self) -> Vec<u8> {
+        self.run.bytes
+    }
+
+    /// Where in `receiving` a chunk stands. Its first piece brings it there.
+    fn receiving(&mut self, number: u32) -> Result<usize> {
+        if let Some(known) = self.position(number) {
+            return Ok(known);
+        }
+        let index = self.layer.index();
+        let chunk = index.source().vouch("layer index", index.chunk(number)?)?;
+        let state = self.begin(number, &chunk);
+        self.receiving.push(Receiving { number, chunk, state });
+        Ok(self.receiving.len() - 1)
+    }
+
+    fn position(&self, number: u32) -> Option<usize> {
+        let is_it = |receiving: &Receiving| receiving.number == number;
+        self.receiving.iter().position(is_it)
+    }
+
+    /// What is to become of a chunk.
+    fn begin(&mut self, number: u32, chunk: &Chunk) -> State {
+        if self.layer.is_present(number) {
+            return State::Present;
+        }
+        if chunk.bytes > COLLECTED_CHUNK_BYTES_MAX {
+            return State::Written {
+                bytes: 0,
+                evictions: self.layer.evictions(),
+            };
+        }
+        if self.run.open(number, chunk) {
+            return State::InRun;
+        }
+        if self.run.open_at.is_none() {
+            self.flush();
+            if self.run.open(number, chunk) {
+                return State::InRun;
+            }
+        }
+        State::Collected(Vec::with_capacity(chunk.bytes as usize))
     }
 }
 
 impl ChunkSink for StoreSink<'_> {
     fn piece(&mut self, chunk: u32, offset: u64, bytes: &[u8]) -> Result<()> {
         let layer = self.layer;
-        let receiving = self.receiving(chunk)?;
+        let position = self.receiving(chunk)?;
+        let Some(receiving) = self.receiving.get_mut(position) else {
+            return Err(Error::malformed("chunk", "none is being received"));
+        };
         match &mut receiving.state {
             State::Present => {}
+            State::InRun => self.run.bytes.extend_from_slice(bytes),
             State::Collected(collected) => collected.extend_from_slice(bytes),
             State::Written {
                 bytes: written,
@@ -111,11 +245,7 @@ impl ChunkSink for StoreSink<'_> {
     }
 
     fn verified(&mut self, chunk: u32) -> Result<()> {
-        let position = self
-            .receiving
-            .iter()
-            .position(|receiving| receiving.number == chunk);
-        let Some(position) = position else {
+        let Some(position) = self.position(chunk) else {
             return Err(Error::malformed("chunk", "verified without having been received"));
         };
         let received = self.receiving.swap_remove(position);
@@ -126,10 +256,15 @@ impl ChunkSink for StoreSink<'_> {
             .fetch_add(received.chunk.bytes, Ordering::Relaxed);
         match received.state {
             State::Present => Ok(()),
+            State::InRun => {
+                self.run.close();
+                Ok(())
+            }
             State::Written { evictions, .. } => self.layer.mark_written(chunk, evictions),
             State::Collected(collected) => {
                 let place = received.chunk.data_offset;
-                if let Err(error) = self.layer.keep(chunk, place, &collected) {
+                let number = chunk..chunk.saturating_add(1);
+                if let Err(error) = self.layer.keep(number, place, &collected) {
                     // A full or broken disk must not fail the read.
                     self.fetcher
                         .keep_in_memory(self.layer, chunk, Bytes::from(collected), &error);
@@ -185,7 +320,7 @@ mod tests {
             toc_bytes: 1,
             ..Summary::of(Format::Estargz, 1000)
         };
-        let index = builder.finish(summary, 900).unwrap();
+        let index = builder.finish(summary, 900).unwrap().to_vec();
         let dir = tempfile::tempdir().unwrap();
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let store = Store::open(dir.path()).unwrap();
@@ -218,13 +353,14 @@ mod tests {
     #[test]
     fn chunks_that_are_the_same_bytes_are_received_side_by_side() {
         let world = world(&[(0, b"same"), (0, b"same"), (4, b"next")]);
-        let mut sink = StoreSink::new(&world.fetcher, &world.layer);
+        let mut sink = StoreSink::new(&world.fetcher, &world.layer, Vec::new());
         for (offset, piece) in [(0, &b"sa"[..]), (2, b"me")] {
             sink.piece(0, offset, piece).unwrap();
             sink.piece(1, offset, piece).unwrap();
         }
         sink.verified(0).unwrap();
         sink.verified(1).unwrap();
+        sink.flush();
         assert_eq!(world.content(0).unwrap(), b"same");
         assert_eq!(world.content(1).unwrap(), b"same");
         assert_eq!(world.content(2), None);
@@ -234,12 +370,12 @@ mod tests {
     fn what_is_verified_is_never_written_over() {
         let large = vec![7; COLLECTED_CHUNK_BYTES_MAX as usize + 1];
         let world = world(&[(0, &large)]);
-        let mut sink = StoreSink::new(&world.fetcher, &world.layer);
+        let mut sink = StoreSink::new(&world.fetcher, &world.layer, Vec::new());
         sink.piece(0, 0, &large).unwrap();
         assert_eq!(world.content(0), None, "written is not verified");
         sink.verified(0).unwrap();
         // The same member comes once more, with other bytes, and is never verified.
-        let mut again = StoreSink::new(&world.fetcher, &world.layer);
+        let mut again = StoreSink::new(&world.fetcher, &world.layer, Vec::new());
         again.piece(0, 0, &vec![8; large.len()]).unwrap();
         assert!(world.content(0).unwrap() == large);
     }
@@ -247,6 +383,67 @@ mod tests {
     #[test]
     fn nothing_is_verified_that_was_not_received() {
         let world = world(&[(0, b"same")]);
-        assert!(StoreSink::new(&world.fetcher, &world.layer).verified(0).is_err());
+        assert!(
+            StoreSink::new(&world.fetcher, &world.layer, Vec::new())
+                .verified(0)
+                .is_err()
+        );
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::test_runner::Config::with_cases(24))]
+        #[test]
+        fn what_is_verified_is_in_its_place_after_a_flush_and_nothing_else_is(
+            chunks in proptest::collection::vec(
+                (0..4_u8, 1..20_000_usize, proptest::bool::weighted(0.8), proptest::bool::weighted(0.1)),
+                1..40,
+            ),
+            piece_bytes in 1..100_000_usize,
+        ) {
+            let contents: Vec<Vec<u8>> = chunks
+                .iter()
+                .enumerate()
+                // Some are long enough to be written piece by piece.
+                .map(|(number, &(kind, bytes, ..))| vec![number as u8 + 1; bytes + 600_000 * usize::from(kind == 3)])
+                .collect();
+            let mut inner_offset = 0;
+            let places: Vec<(u64, &[u8])> = contents
+                .iter()
+                .map(|content| {
+                    inner_offset += content.len() as u64;
+                    (inner_offset - content.len() as u64, content.as_slice())
+                })
+                .collect();
+            let world = world(&places);
+            let mut sink = StoreSink::new(&world.fetcher, &world.layer, vec![0xee; 77]);
+            for (number, &(_, _, is_good, is_flushed)) in chunks.iter().enumerate() {
+                let content = &contents[number];
+                // What fails comes with other bytes, and not all of them.
+                let (end, xor) = if is_good { (content.len(), 0) } else { (content.len() / 2, 0x80) };
+                for (at, piece) in content[..end].chunks(piece_bytes).enumerate() {
+                    let piece: Vec<u8> = piece.iter().map(|byte| byte ^ xor).collect();
+                    sink.piece(number as u32, (at * piece_bytes) as u64, &piece).unwrap();
+                    if is_flushed {
+                        sink.flush();
+                    }
+                }
+                if is_good {
+                    sink.verified(number as u32).unwrap();
+                }
+                sink.end_member();
+                if is_flushed {
+                    sink.flush();
+                    for (number, (content, &(_, _, is_good, _))) in contents.iter().zip(&chunks).enumerate().take(number + 1) {
+                        proptest::prop_assert!(world.content(number as u32).as_ref() == is_good.then_some(content));
+                    }
+                }
+            }
+            sink.flush();
+            for (number, (content, &(_, _, is_good, _))) in contents.iter().zip(&chunks).enumerate() {
+                proptest::prop_assert!(world.content(number as u32).as_ref() == is_good.then_some(content));
+            }
+            let is_complete = chunks.iter().all(|&(_, _, is_good, _)| is_good);
+            proptest::prop_assert_eq!(world.layer.is_complete(), is_complete);
+        }
     }
 }

@@ -21,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::fetch::Fetcher;
 use crate::fetch::device::DeviceAt;
 use crate::image::erofs;
+use crate::image::reads::{LayerReads, ReadFile};
 use crate::layer::entry::Time;
 use crate::layer::index::DATA_ALIGN_BYTES;
 
@@ -111,13 +112,13 @@ impl Devices {
     }
 
     /// Shows a layer's data file. One layer with one index is one file, however often it is shown; it is read from the source that was
-    /// shown last.
+    /// shown last. What is read is noted in the records of all who show it: nobody can tell for which of them it is.
     #[must_use]
-    pub fn show(&self, device: DeviceAt) -> Shown {
+    pub fn show(&self, device: DeviceAt, reads: Option<LayerReads>) -> Shown {
         let (layer, bytes) = (&device.layer, device.bytes());
         // The kernel knows a file, and may have pages of it, for longer than a layer is open.
         let name = format!("{}-{:08x}", layer.key().hex(), layer.index_id());
-        self.shown(name, bytes, Content::Layer(device))
+        self.shown(name, bytes, Content::Layer(device, reads))
     }
 
     /// Shows a file of one block of zeros, of which there is only this one.
@@ -164,6 +165,31 @@ impl Devices {
             }
             read
         })
+    }
+}
+
+/// Notes the files that have content in a range of a device. Which of them a program wants nobody can tell: what the kernel
+/// reads ahead it does not ask for again. So all of them count as read, and a record lacks none.
+fn note_reads(reads: &[LayerReads], device: &DeviceAt, offset: u64, size: u32) {
+    let index = device.layer.index();
+    let end = offset.saturating_add(u64::from(size.max(1)));
+    // What is wrong with the index is told by the read.
+    let Ok(chunks) = device.layer.chunks_in(offset..end) else {
+        return;
+    };
+    let mut last = None;
+    for entry in chunks.filter_map(|chunk| Some(index.chunk(chunk).ok()?.entry)) {
+        let before = last.replace(entry);
+        if before == Some(entry) {
+            continue;
+        }
+        for LayerReads { reads, layer } in reads {
+            let layer = *layer;
+            reads.note(ReadFile { layer, entry }, || index.entry_count());
+            if before.is_some() {
+                reads.note_rough();
+            }
+        }
     }
 }
 
@@ -261,12 +287,15 @@ impl Operations for Devices {
             .table
             .lock()
             .file(ino)
-            .map(|file| (file.bytes, file.content()));
-        let Some((bytes, content)) = file else {
+            .map(|file| (file.bytes, file.content(), file.reads()));
+        let Some((bytes, content, reads)) = file else {
             return unknown(ino);
         };
         match content {
-            Content::Layer(device) => self.read_layer(device, offset, size),
+            Content::Layer(device, _) => {
+                note_reads(&reads, &device, offset, size);
+                self.read_layer(device, offset, size)
+            }
             Content::Zeros => {
                 let length = bytes.saturating_sub(offset).min(u64::from(size));
                 Answer::Now(Ok(vec![0; length as usize]))

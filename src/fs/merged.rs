@@ -90,15 +90,17 @@ impl Filesystem {
             Err(error) => return Answer::Now(Err(error)),
         };
         let fetcher = self.images().fetcher();
-        if let Some(at) = slot.rootfs.file_now(&node)
-            && let Some(bytes) = fetcher.read_now(&at, offset, len)
-        {
-            return Answer::Now(Ok(bytes));
+        if let Some(at) = slot.rootfs.file_now(&node) {
+            slot.rootfs.note_read(&node, &at);
+            if let Some(bytes) = fetcher.read_now(&at, offset, len) {
+                return Answer::Now(Ok(bytes));
+            }
         }
         let (fetcher, slot) = (Arc::clone(fetcher), Arc::clone(slot));
         let path = merged_path(Arc::clone(&slot), node);
         self.journaled("read", path, async move {
             let at = slot.rootfs.file(&fetcher, &node).await?;
+            slot.rootfs.note_read(&node, &at);
             fetcher.read(&at, offset, len).await
         })
     }

@@ -5,6 +5,7 @@
 //! while the kernel holds them, and the inside of merged trees ([`slots`], [`merged`]), whose inodes cost nothing and wait for
 //! contents only, once their tree is open ([`pending`]). Each wait has a deadline.
 
+mod ahead;
 mod blob;
 mod cover;
 pub mod devices;
@@ -47,7 +48,7 @@ use crate::fs::journal::Journal;
 use crate::fs::merged::no_attribute;
 use crate::fs::nodes::{Kind, NameNode, Nodes};
 use crate::fs::ops::{
-    Answer, Attr, Caller, DirEntry, Entry, FOREVER, FileType, Lookup, Operations, ROOT_INO, Statfs,
+    Answer, Attr, Caller, DirEntry, Entry, Expected, FOREVER, FileType, Lookup, Operations, ROOT_INO, Statfs,
 };
 pub use crate::fs::root::Root;
 use crate::fs::root::Top;
@@ -386,6 +387,10 @@ impl Operations for Filesystem {
                 Err(error) => Answer::Now(Err(error)),
             },
         }
+    }
+
+    fn read_next(&self, ino: u64) -> Vec<Expected> {
+        self.expected_after(ino)
     }
 
     fn readdir(&self, caller: Caller, ino: u64, offset: u64, limit: usize) -> Answer<Vec<DirEntry>> {

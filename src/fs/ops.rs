@@ -117,6 +117,15 @@ pub struct DirEntry {
     pub next: u64,
 }
 
+/// A small regular file whose content will probably be asked for next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Expected {
+    /// The inode number.
+    pub ino: u64,
+    /// Its size.
+    pub bytes: u32,
+}
+
 /// Who asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Caller {
@@ -157,6 +166,13 @@ pub trait Operations: Send + Sync + 'static {
     /// `size` bytes at `offset` of a regular file, fewer only where the file ends (a short answer would shrink the file
     /// in the kernel for good).
     fn read(&self, caller: Caller, ino: u64, offset: u64, size: u32) -> Answer<Vec<u8>>;
+
+    /// After a READ of the start of file `ino`: what its reader will probably read next, all of it. What is not at hand then
+    /// is not worth waiting for.
+    fn read_next(&self, ino: u64) -> Vec<Expected> {
+        let _ = ino;
+        Vec::new()
+    }
 
     /// At most `limit` entries of a directory behind cookie `offset` (0: from the start), `.` and `..` included. An
     /// empty list means the end.

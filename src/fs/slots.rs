@@ -5,9 +5,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use crate::error::{Error, Result};
+use crate::fs::ahead::Readers;
 use crate::fs::ino::in_slot;
 use crate::fs::ops::{Attr, FileType};
 use crate::fs::pending::Pending;
@@ -22,6 +23,8 @@ pub(super) struct Slot {
     pub(super) rootfs: Arc<Rootfs>,
     /// For directories: the path at which the tree's root is seen, and the slot of the other inodes.
     pub(super) view: Option<View>,
+    /// Who reads its files.
+    pub(super) readers: Mutex<Readers>,
     lookups: AtomicU64,
 }
 
@@ -40,6 +43,7 @@ impl Slot {
             number,
             rootfs,
             view: None,
+            readers: Mutex::default(),
             lookups: AtomicU64::new(0),
         })
     }
@@ -56,6 +60,7 @@ impl Slot {
             number,
             rootfs,
             view,
+            readers: Mutex::default(),
             lookups: AtomicU64::new(0),
         })
     }

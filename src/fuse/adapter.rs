@@ -21,6 +21,7 @@ use fuser::{
 };
 use tokio::sync::Semaphore;
 
+use super::ahead::Ahead;
 use super::attributes::{BLOCK_BYTES, errno, file_attr, no_inode};
 use super::counters::{Op, Requests};
 use super::interrupt::{Patience, Waiter};
@@ -62,6 +63,8 @@ pub(super) struct Adapter {
     enforces_permissions: bool,
     /// Whether the filesystem is told of opens.
     tells_opens: bool,
+    /// Hands contents on that nobody has asked for yet.
+    ahead: Ahead,
     no_open: bool,
     no_opendir: bool,
 }
@@ -182,6 +185,7 @@ impl Adapter {
         requests: Arc<Requests>,
         runtime: tokio::runtime::Handle,
         end: Arc<SessionEnd>,
+        ahead: Ahead,
     ) -> Self {
         let tells_opens = fs.wants_opens();
         let core = Core {
@@ -196,6 +200,7 @@ impl Adapter {
             core,
             enforces_permissions,
             tells_opens,
+            ahead,
             no_open: false,
             no_opendir: false,
         }
@@ -358,6 +363,9 @@ impl Filesystem for Adapter {
                 Err(error) => reply.error(errno(&error)),
             },
         );
+        if offset == 0 {
+            self.ahead.follow(ino.0);
+        }
     }
 
     fn readdir(

@@ -6,6 +6,7 @@
 //! the session, started from this same binary ([`helper_main_if_asked`]) and killed after a deadline.
 
 mod adapter;
+mod ahead;
 mod attributes;
 mod autofs;
 mod busy;

@@ -1,7 +1,7 @@
 //! Messages to the kernel that no request asked for (`struct fuse_out_header` with unique 0, linux/fuse.h). fuser 0.18 has
 //! no call for expiring an entry.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::BorrowedFd;
 
 use crate::error::{Error, Result};
@@ -10,6 +10,8 @@ use crate::error::{Error, Result};
 const INVAL_INODE: i32 = 2;
 /// FUSE_NOTIFY_INVAL_ENTRY.
 const INVAL_ENTRY: i32 = 3;
+/// FUSE_NOTIFY_STORE.
+const STORE: i32 = 4;
 /// FUSE_EXPIRE_ONLY: the name is looked up again when it is used next, and nothing is detached before.
 const EXPIRE_ONLY: u32 = 1;
 /// The longest name that the kernel takes (FUSE_NAME_MAX of Linux before 6.18), in bytes.
@@ -52,6 +54,36 @@ pub(super) fn expire_attributes(ino: u64) -> Vec<u8> {
     )
 }
 
+/// Puts all of a file's content into the kernel's page cache. The kernel may hold the call for as long as
+/// it waits for a READ of the same inode.
+///
+/// # Errors
+/// ENOENT where the kernel does not know the inode; ENODEV when the session has ended.
+pub(super) fn store(device: BorrowedFd<'_>, ino: u64, content: &[u8]) -> io::Result<()> {
+    let head = content_head(ino, content.len());
+    let head = head.ok_or_else(|| io::Error::from_raw_os_error(libc::EFBIG))?;
+    nix::sys::uio::writev(device, &[IoSlice::new(&head), IoSlice::new(content)])?;
+    Ok(())
+}
+
+/// What stands before the content of [`store`]; `None` where that is too long.
+fn content_head(ino: u64, bytes: usize) -> Option<Vec<u8>> {
+    let (offset, padding) = (0_u64, 0_u32);
+    let bytes = u32::try_from(bytes).ok()?;
+    let mut head = message(
+        STORE,
+        &[
+            &ino.to_ne_bytes(),
+            &offset.to_ne_bytes(),
+            &bytes.to_ne_bytes(),
+            &padding.to_ne_bytes(),
+        ],
+    );
+    let length = u32::try_from(head.len()).ok()?.checked_add(bytes)?;
+    head[..4].copy_from_slice(&length.to_ne_bytes());
+    Some(head)
+}
+
 /// Sends a message. What the kernel does not know needs no message.
 pub(super) fn send(device: BorrowedFd<'_>, message: &[u8]) -> io::Result<()> {
     match nix::unistd::write(device, message) {
@@ -74,6 +106,12 @@ mod tests {
         assert_eq!(entry[24..32], [2_u32.to_ne_bytes(), 1_u32.to_ne_bytes()].concat());
         assert_eq!(&entry[32..], b"ab\0");
         assert_eq!(expire_attributes(7).len(), 16 + 24);
+        let content = content_head(7, 3).unwrap();
+        assert_eq!(content.len(), 16 + 24);
+        assert_eq!(content[..4], (16 + 24 + 3_u32).to_ne_bytes());
+        assert_eq!(content[4..8], 4_i32.to_ne_bytes());
+        assert_eq!(content[16..24], 7_u64.to_ne_bytes());
+        assert_eq!(content[32..36], 3_u32.to_ne_bytes());
         for name in [&b""[..], &[b'x'; NAME_BYTES_MAX + 1]] {
             assert!(expire_entry(1, name).is_err());
         }

@@ -9,6 +9,7 @@ use fuser::{Config, Session, SessionACL};
 use parking_lot::Mutex;
 
 use super::adapter::Adapter;
+use super::ahead::Ahead;
 use super::counters::{Counters, Requests};
 use super::notify;
 use super::session_end::SessionEnd;
@@ -72,7 +73,15 @@ impl Served {
         };
         *self.device.lock() = Some(device.try_clone().map_err(|error| failed(&error))?);
         let (requests, runtime) = (self.requests.clone(), runtime.clone());
-        let adapter = Adapter::new(fs, enforces_permissions, requests, runtime, self.end.clone());
+        let ahead = Ahead::new(Arc::clone(&fs), Arc::clone(&self.device));
+        let adapter = Adapter::new(
+            fs,
+            enforces_permissions,
+            requests,
+            runtime,
+            self.end.clone(),
+            ahead,
+        );
         let mut config = Config::default();
         config.n_threads = Some(threads.max(1));
         // Who may enter is the kernel's decision, by the mount's own options.

@@ -1,7 +1,6 @@
 //! What `get` and `prefetch` ask of images: which files there are to write, their contents, and everything in the cache.
 
 use std::collections::HashMap;
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -10,9 +9,11 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::Sender;
 
 use crate::error::{Error, Result};
+use crate::fetch::FileAt;
+use crate::fetch::in_order::{OfLayer, by_layer};
 use crate::fetch::prefetch::{Pace, Part};
-use crate::fetch::{FileAt, Source};
 use crate::image::images::{Image, Images, Rootfs};
+use crate::image::listed::Listed;
 use crate::image::plan::{File, Head, Item, Name, What};
 use crate::image::platform::Platform;
 use crate::image::query::content_digest;
@@ -20,7 +21,6 @@ use crate::image::select::{Pattern, Selected, Selection};
 use crate::image::tree::Node;
 use crate::layer::entry::Kind;
 use crate::registry::reference::Reference;
-use crate::store::layer::Layer;
 
 /// Bytes in one piece of an answer. Small files share a piece.
 const PIECE_BYTES: usize = 1 << 20;
@@ -31,8 +31,14 @@ const PREFETCH_REQUESTS_MAX: usize = 16;
 /// How often a prefetch tells how far it is.
 const TELL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The files of one layer that something is done with.
-pub(super) type OfLayer = (Arc<Source>, Arc<Layer>, Vec<Range<u32>>);
+/// What a prefetch is to bring.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wanted {
+    /// What these patterns select; without any, everything that can be read below the image, `layers` included.
+    Patterns(Vec<Vec<u8>>),
+    /// The files with these paths, in this order.
+    Profile(Vec<Vec<u8>>),
+}
 
 /// What a prefetch says of itself: a JSON document a line, the last one [`Prefetched::Done`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +64,10 @@ pub struct Summary {
     pub stale: Option<String>,
     /// The patterns that matched nothing, and why.
     pub unmatched: Vec<Error>,
+    /// The files of a profile that the image does not have: the first ones of them.
+    pub missing: Vec<String>,
+    /// How many these are altogether.
+    pub missing_files: u64,
     /// The first failure that did not end it.
     pub failure: Option<Error>,
     /// Regular files that were asked for.
@@ -175,6 +185,7 @@ impl Images {
         }
         let parts = self.parts(by_layer(files)?).await?;
         let pace = Pace {
+            in_order: false,
             requests_max: STREAM_REQUESTS_MAX,
             retries: 0,
         };
@@ -207,8 +218,7 @@ impl Images {
         pieces.flush().await
     }
 
-    /// Brings an image, or what patterns select of it, into the cache, and tells line by line how far it is: see
-    /// [`Prefetched`]. Without patterns that is everything that can be read below the image, `layers` included.
+    /// Brings an image, or what is wanted of it, into the cache, and tells line by line how far it is: see [`Prefetched`].
     ///
     /// # Errors
     /// As [`Self::rootfs`]; a failure of the network that outlasts the retries, or a refusal.
@@ -216,33 +226,49 @@ impl Images {
         self: &Arc<Self>,
         reference: &Reference,
         platform: &Platform,
-        patterns: &[Vec<u8>],
+        wanted: &Wanted,
         retries: u32,
         to: &Sender<Vec<u8>>,
     ) -> Result<()> {
         let (image, rootfs, stale) = self.opened(reference, platform).await?;
         self.image_config(&image).await?;
-        let all = [b"/".to_vec()];
-        let wanted = if patterns.is_empty() { &all[..] } else { patterns };
-        let (selection, unmatched, _) = select(&rootfs, wanted)?;
-        let files = self.selected_files(&rootfs, &selection).await?;
-        let mut layers = by_layer(&files)?;
-        if patterns.is_empty() {
-            layers.clear();
-            for source in image.sources() {
-                let layer = self.fetcher().layer(source).await?;
-                let chunks = 0..layer.index().chunk_count();
-                layers.push((Arc::clone(source), layer, vec![chunks]));
+        let (mut unmatched, mut listed) = (Vec::new(), Listed::default());
+        let files = match wanted {
+            Wanted::Patterns(patterns) => {
+                let all = [b"/".to_vec()];
+                let patterns = if patterns.is_empty() { &all[..] } else { patterns };
+                let (selection, without_match, _) = select(&rootfs, patterns)?;
+                unmatched = without_match;
+                self.selected_files(&rootfs, &selection).await?
             }
-        }
+            Wanted::Profile(paths) => {
+                listed = self.listed(&rootfs, paths).await?;
+                std::mem::take(&mut listed.files)
+            }
+        };
+        let layers = match wanted {
+            Wanted::Patterns(patterns) if patterns.is_empty() => self.whole_layers(&image).await?,
+            _ => by_layer(&files)?,
+        };
         let cached_before_bytes = cached_bytes(&layers)?;
-        let parts = self.parts(layers.clone()).await?;
+        let in_order = matches!(wanted, Wanted::Profile(_));
+        let parts = match in_order {
+            true => self.fetcher().parts_in_order(&files).await?,
+            false => self.parts(layers.clone()).await?,
+        };
+        let pace = Pace {
+            in_order,
+            requests_max: PREFETCH_REQUESTS_MAX,
+            retries,
+        };
         let landed_bytes = Arc::new(AtomicU64::new(0));
-        let failure = self.bring_telling(&parts, retries, &landed_bytes, to).await?;
+        let failure = self.bring_telling(&parts, pace, &landed_bytes, to).await?;
         let summary = Summary {
             reference: format!("{}@{}", image.repository(), image.digest()),
             stale,
             unmatched,
+            missing: listed.missing,
+            missing_files: listed.missing_files,
             failure,
             files: files.len() as u64,
             fetched_bytes: landed_bytes.load(Ordering::Relaxed),
@@ -254,11 +280,22 @@ impl Images {
         pieces.flush().await
     }
 
+    /// All layers of an image, as a whole.
+    async fn whole_layers(&self, image: &Image) -> Result<Vec<OfLayer>> {
+        let mut layers = Vec::with_capacity(image.sources().len());
+        for source in image.sources() {
+            let layer = self.fetcher().layer(source).await?;
+            let chunks = 0..layer.index().chunk_count();
+            layers.push((Arc::clone(source), layer, vec![chunks]));
+        }
+        Ok(layers)
+    }
+
     /// Brings parts and tells how far it is. Answers the first failure that did not end it.
     async fn bring_telling(
         &self,
         parts: &[Part],
-        retries: u32,
+        pace: Pace,
         landed_bytes: &Arc<AtomicU64>,
         to: &Sender<Vec<u8>>,
     ) -> Result<Option<Error>> {
@@ -266,10 +303,6 @@ impl Images {
         for part in parts {
             total_bytes += part.blob_bytes()?;
         }
-        let pace = Pace {
-            requests_max: PREFETCH_REQUESTS_MAX,
-            retries,
-        };
         let bringing = self.fetcher().bring_parts(parts, pace, landed_bytes);
         tokio::pin!(bringing);
         let mut pieces = Pieces::new(to);
@@ -368,22 +401,6 @@ pub(super) fn select(rootfs: &Rootfs, patterns: &[Vec<u8>]) -> Result<(Selection
         file = matched.file.filter(|_| patterns.len() == 1);
     }
     rootfs.vouch((selection, unmatched, file))
-}
-
-/// The chunks of files, by the layers that they are in.
-pub(super) fn by_layer(files: &[FileAt]) -> Result<Vec<OfLayer>> {
-    let mut layers: Vec<OfLayer> = Vec::new();
-    for file in files.iter().filter(|file| file.size > 0) {
-        let chunks = file.layer.index().entry(file.entry)?.chunk_range();
-        match layers
-            .iter_mut()
-            .find(|(_, layer, _)| Arc::ptr_eq(layer, &file.layer))
-        {
-            Some((.., known)) => known.push(chunks),
-            None => layers.push((Arc::clone(&file.source), Arc::clone(&file.layer), vec![chunks])),
-        }
-    }
-    Ok(layers)
 }
 
 fn cached_bytes(layers: &[OfLayer]) -> Result<u64> {

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::fetch::blocking;
-use crate::image::copy::{by_layer, select};
+use crate::fetch::in_order::by_layer;
+use crate::image::copy::select;
 use crate::image::images::Images;
 use crate::image::platform::Platform;
 use crate::registry::reference::Reference;

@@ -19,6 +19,7 @@ use crate::fetch::{Fetcher, FileAt, Place, Source, blocking};
 use crate::image::kernel::Opened;
 use crate::image::manifest::{Document, IndexEntry, Manifest, choose};
 use crate::image::platform::Platform;
+use crate::image::reads::{LayerReads, ReadFile, Reads, Recorder};
 use crate::image::resolve::Resolver;
 use crate::image::soci::{SociIndexes, Ztocs};
 use crate::image::tree::{self, Node, Tree, Whiteouts};
@@ -37,6 +38,8 @@ pub struct Rootfs {
     tree: Tree<Mapped>,
     key: Digest,
     layers: Vec<LayerAt>,
+    /// What was read of an image; a layer alone has no record.
+    reads: Option<Arc<Reads>>,
 }
 
 /// A layer that is opened when its content is first needed.
@@ -71,6 +74,32 @@ impl Rootfs {
     #[must_use]
     pub fn key(&self) -> &Digest {
         &self.key
+    }
+
+    /// The record of what is read of it, if it has one.
+    #[must_use]
+    pub fn reads(&self) -> Option<&Arc<Reads>> {
+        self.reads.as_ref()
+    }
+
+    /// The record for what is read of its layer `number`.
+    #[must_use]
+    pub fn layer_reads(&self, number: usize) -> Option<LayerReads> {
+        Some(LayerReads {
+            reads: Arc::clone(self.reads.as_ref()?),
+            layer: u16::try_from(number).ok()?,
+        })
+    }
+
+    /// Notes that a program reads the content of a regular file, which is at `at`.
+    pub fn note_read(&self, node: &Node, at: &FileAt) {
+        if let Some(reads) = &self.reads {
+            let file = ReadFile {
+                layer: node.layer,
+                entry: at.entry,
+            };
+            reads.note(file, || at.layer.index().entry_count());
+        }
     }
 
     /// Where the content of a regular file is, if its layer is open already.
@@ -192,6 +221,11 @@ impl Image {
         &self.sources
     }
 
+    /// The merged root filesystem, if somebody has opened it.
+    pub(super) fn open_rootfs(&self) -> Option<&Arc<Rootfs>> {
+        self.rootfs.get()
+    }
+
     fn name(&self) -> String {
         format!("{}@{}", self.repository, self.digest)
     }
@@ -225,6 +259,7 @@ pub struct Images {
     fetcher: Arc<Fetcher>,
     resolver: Arc<Resolver>,
     soci: SociIndexes,
+    recorder: Recorder,
     /// Kernel images that are opened or written now, by the key of their tree.
     kernel_images: SingleFlight<Digest, Arc<Opened>>,
     ready: Mutex<LruCache<(Repository, Digest), Named>>,
@@ -239,6 +274,7 @@ impl Images {
             soci: SociIndexes::new(Arc::clone(&fetcher), Arc::clone(&resolver), soci_v1),
             fetcher,
             resolver,
+            recorder: Recorder::default(),
             kernel_images: SingleFlight::default(),
             ready: Mutex::new(ready),
         })
@@ -252,6 +288,11 @@ impl Images {
 
     pub(super) fn kernel_images(&self) -> &SingleFlight<Digest, Arc<Opened>> {
         &self.kernel_images
+    }
+
+    /// What was read of images.
+    pub(super) fn recorder(&self) -> &Recorder {
+        &self.recorder
     }
 
     /// What resolves names.
@@ -274,7 +315,10 @@ impl Images {
         let named = match Document::parse(&what, &bytes)? {
             Document::Manifest(manifest) => {
                 let ztocs = self.soci.ztocs(repository, digest, &manifest).await?;
-                Named::Image(Arc::new(image(repository, digest, bytes, manifest, &ztocs)))
+                let openness = self.resolver.openness();
+                let is_open = openness.are_open(std::slice::from_ref(&key)).await;
+                let image = image(repository, digest, bytes, manifest, &ztocs, is_open);
+                Named::Image(Arc::new(image))
             }
             Document::Index(entries) => {
                 let (repository, digest) = key.clone();
@@ -339,8 +383,10 @@ impl Images {
             let sources = self.settled(&image.sources).await?;
             let layers: Vec<String> = sources.iter().map(|source| source.key().hex()).collect();
             let key = Digest::of(format!("rootfs {}", layers.join(" ")).as_bytes());
-            let rootfs = self.build(image.name(), key, sources, Whiteouts::Apply);
-            self.checked(rootfs.await?).await
+            let mut rootfs = self.build(image.name(), key, sources, Whiteouts::Apply).await?;
+            let layers = rootfs.layers.len();
+            rootfs.reads = Some(self.recorder.reads(&key, &image.digest, layers));
+            self.checked(rootfs).await
         };
         image.rootfs.get_or_try_init(build).await.cloned()
     }
@@ -397,6 +443,7 @@ impl Images {
                 tree,
                 key,
                 layers,
+                reads: None,
             });
         }
         let opened = open_layers(&self.fetcher, &sources).await?;
@@ -420,6 +467,7 @@ impl Images {
             tree,
             key,
             layers,
+            reads: None,
         })
     }
 
@@ -489,7 +537,14 @@ async fn open_layers(fetcher: &Arc<Fetcher>, sources: &[Arc<Source>]) -> Result<
         .collect()
 }
 
-fn image(repository: &Repository, digest: &Digest, bytes: Bytes, manifest: Manifest, ztocs: &Ztocs) -> Image {
+fn image(
+    repository: &Repository,
+    digest: &Digest,
+    bytes: Bytes,
+    manifest: Manifest,
+    ztocs: &Ztocs,
+    is_open: bool,
+) -> Image {
     let source = |(number, descriptor): (usize, &crate::layer::Descriptor)| {
         Arc::new(Source {
             repository: repository.clone(),
@@ -499,6 +554,7 @@ fn image(repository: &Repository, digest: &Digest, bytes: Bytes, manifest: Manif
                 manifest: *digest,
                 config: manifest.config.clone(),
                 number,
+                is_open,
             }),
         })
     };

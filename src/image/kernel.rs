@@ -10,6 +10,7 @@ use crate::fetch::blocking;
 use crate::fetch::device::DeviceAt;
 use crate::image::erofs;
 use crate::image::images::{Images, Rootfs};
+use crate::image::reads::LayerReads;
 use crate::image::tree::Tree;
 use crate::store::Store;
 use crate::store::layer::Layer;
@@ -23,6 +24,8 @@ pub struct KernelImage {
     /// Its devices but the last: one a layer, base first. The last one is of one block that is never read: who shows it
     /// learns when the kernel is done with the image.
     pub devices: Vec<DeviceAt>,
+    /// For each of these the record of what is read of it.
+    pub reads: Vec<Option<LayerReads>>,
 }
 
 /// An image that was opened, with the layers whose indexes it says the places of. Whoever asks for it while they are held
@@ -58,6 +61,9 @@ impl Images {
         let file = opened.await?.file.try_clone();
         Ok(KernelImage {
             file: file.map_err(|e| Error::io(rootfs.name(), &e))?,
+            reads: (0..devices.len())
+                .map(|number| rootfs.layer_reads(number))
+                .collect(),
             devices,
         })
     }

@@ -23,6 +23,7 @@ use crate::fs::devices::Shown;
 use crate::fuse::{Attachment, ErofsDevice, NewErofs, Place};
 use crate::image::Rootfs;
 use crate::image::kernel::KernelImage;
+use crate::image::reads::LayerReads;
 use crate::kernel::Kernel;
 use crate::store::lending::Lent;
 
@@ -246,7 +247,8 @@ impl Kernel {
         target: Target,
     ) -> Result<(Made, Devices, Shown)> {
         let inner = &self.0;
-        let places = image.devices.iter().map(|device| self.device(device));
+        let devices = image.devices.iter().zip(&image.reads);
+        let places = devices.map(|(device, reads)| self.device(device, reads.as_ref()));
         let places = places.collect::<Result<Vec<_>>>()?;
         let witness = inner.devices.show_witness();
         let named = places.iter().map(|place| match place {
@@ -293,11 +295,16 @@ impl Kernel {
     }
 
     /// Where the kernel reads a layer: its own file, if that may be, else through us.
-    fn device(&self, device: &DeviceAt) -> Result<DevicePlace> {
+    fn device(&self, device: &DeviceAt, reads: Option<&LayerReads>) -> Result<DevicePlace> {
         let store = self.0.images.fetcher().store();
         Ok(match store.lend(&device.layer, self.0.options.budget_bytes)? {
-            Some(lent) => DevicePlace::Local(lent),
-            None => DevicePlace::Shown(self.0.devices.show(device.clone())),
+            Some(lent) => {
+                if let Some(of) = reads {
+                    of.reads.note_lent(of.layer);
+                }
+                DevicePlace::Local(lent)
+            }
+            None => DevicePlace::Shown(self.0.devices.show(device.clone(), reads.cloned())),
         })
     }
 }

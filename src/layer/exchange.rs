@@ -130,7 +130,7 @@ fn check(bytes: &[u8]) -> Result<()> {
     for number in 0..index.entry_count() {
         add_entry(&index, number, &mut builder)?;
     }
-    if builder.finish(summary, summary.blob_bytes)? != bytes {
+    if *builder.finish(summary, summary.blob_bytes)? != *bytes {
         return Err(malformed("it breaks the rules of an index"));
     }
     Ok(())
@@ -223,7 +223,7 @@ mod tests {
             tar_bytes: 5000,
             ..Summary::of(Format::Gzip, 900)
         };
-        builder.finish(summary, 900).unwrap()
+        builder.finish(summary, 900).unwrap().to_vec()
     }
 
     fn record(index: &[u8]) -> Vec<u8> {
@@ -252,7 +252,10 @@ mod tests {
     #[test]
     fn an_index_that_no_pass_made_is_not_handed_on() {
         let summary = Summary::of(Format::Estargz, 900);
-        let promised = IndexBuilder::new(Coding::Gzip).finish(summary, 900).unwrap();
+        let promised = IndexBuilder::new(Coding::Gzip)
+            .finish(summary, 900)
+            .unwrap()
+            .to_vec();
         assert!(pack(&Digest::of(b"layer"), &promised).is_err());
     }
 

@@ -1,6 +1,7 @@
 //! Which format a layer has: the only place that knows them all.
 
 use std::ops::Deref;
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::layer::estargz::{EstargzIndexer, GzipMember, OWN_FILES, TOC_DIGEST_ANNOTATION, unpack_toc};
@@ -9,12 +10,14 @@ use crate::layer::gzip::span::Span;
 use crate::layer::index::{Coding, Index, Member};
 use crate::layer::scan::LayerScanner;
 use crate::layer::soci::SociIndexer;
+use crate::layer::spool::{InMemory, Scratch};
 use crate::layer::stored::{StoredMember, Uncompressed};
 use crate::layer::zstd::{self, ZstdDecompressor, ZstdMember};
 use crate::layer::zstd_chunked::{self, ZstdChunkedIndexer};
-use crate::layer::{Decompressor, Descriptor, Format, Indexer, MemberDecoder, Reading, Step};
+use crate::layer::{Decompressor, Descriptor, Format, Indexer, MemberDecoder, Reading, Spare, Step};
 
-/// What turns a layer into its index. `ztoc` is the blob that a SOCI index names for it.
+/// What turns a layer into its index. `ztoc` is the blob that a SOCI index names for it, `scratch` where an index of many
+/// files is built.
 ///
 /// A layer is read by ranges only if its manifest promises a digest of what its format calls the table of contents: else
 /// nothing but the blob's own digest vouches for it, and that takes one pass over the blob.
@@ -22,7 +25,11 @@ use crate::layer::{Decompressor, Descriptor, Format, Indexer, MemberDecoder, Rea
 /// # Errors
 /// [`Error::Unsupported`] for what is no layer of files or cannot be read, [`Error::Malformed`] when an annotation of the
 /// format is broken.
-pub fn indexer(descriptor: &Descriptor, ztoc: Option<&Descriptor>) -> Result<Box<dyn Indexer>> {
+pub fn indexer(
+    descriptor: &Descriptor,
+    ztoc: Option<&Descriptor>,
+    scratch: Arc<dyn Scratch>,
+) -> Result<Box<dyn Indexer>> {
     let what = format!("layer {}", descriptor.digest);
     let media_type = descriptor.media_type.to_ascii_lowercase();
     if media_type.contains("+encrypted") {
@@ -37,13 +44,13 @@ pub fn indexer(descriptor: &Descriptor, ztoc: Option<&Descriptor>) -> Result<Box
         return Err(Error::unsupported(what, why));
     }
     if let Some(ztoc) = ztoc {
-        return Ok(Box::new(SociIndexer::new(descriptor, ztoc)?));
+        return Ok(Box::new(SociIndexer::new(descriptor, ztoc, scratch)?));
     }
-    if let Some(indexer) = ZstdChunkedIndexer::new(descriptor)? {
+    if let Some(indexer) = ZstdChunkedIndexer::new(descriptor, Arc::clone(&scratch))? {
         return Ok(Box::new(indexer));
     }
     if estargz_promise(descriptor).is_some() {
-        return Ok(Box::new(EstargzIndexer::new(descriptor)?));
+        return Ok(Box::new(EstargzIndexer::new(descriptor, scratch)?));
     }
     Ok(Box::new(WholeBlob))
 }
@@ -83,8 +90,8 @@ pub const WHOLE_BLOB: &str = "blob";
 /// puts files of its own into the tar, they are left out, as by the indexer of that format. Without the promise they are
 /// files like others: what the blob's digest alone vouches for must be the same for every image with that blob.
 #[must_use]
-pub fn scanner(descriptor: &Descriptor, format: Format) -> LayerScanner {
-    let scanner = LayerScanner::new(format);
+pub fn scanner(descriptor: &Descriptor, format: Format, scratch: Arc<dyn Scratch>) -> LayerScanner {
+    let scanner = LayerScanner::spooled(format, scratch);
     let is_promised = index_promise(descriptor, None) != WHOLE_BLOB;
     if is_promised && descriptor.annotations.contains_key(TOC_DIGEST_ANNOTATION) {
         scanner.leaving_out(&OWN_FILES)
@@ -120,10 +127,22 @@ pub fn takes_ztoc(descriptor: &Descriptor) -> bool {
 /// # Errors
 /// [`Error::Malformed`] when there is no such member or the index is damaged.
 pub fn decoder<B: Deref<Target = [u8]>>(index: &Index<B>, member: u32) -> Result<Box<dyn MemberDecoder>> {
+    decoder_with(index, member, Spare::default())
+}
+
+/// As [`decoder`], with what another decoder has left.
+///
+/// # Errors
+/// As [`decoder`].
+pub fn decoder_with<B: Deref<Target = [u8]>>(
+    index: &Index<B>,
+    member: u32,
+    spare: Spare,
+) -> Result<Box<dyn MemberDecoder>> {
     match index.member(member)?.coding {
-        Coding::Gzip => Ok(Box::new(GzipMember::new(index, member)?)),
+        Coding::Gzip => Ok(Box::new(GzipMember::new(index, member, spare)?)),
         Coding::Deflate => Ok(Box::new(Span::new(index, member)?)),
-        Coding::Zstd => Ok(Box::new(ZstdMember::new(index, member)?)),
+        Coding::Zstd => Ok(Box::new(ZstdMember::new(index, member, spare)?)),
         Coding::Stored => Ok(Box::new(StoredMember::new(index, member)?)),
     }
 }
@@ -133,11 +152,13 @@ pub fn decoder<B: Deref<Target = [u8]>>(index: &Index<B>, member: u32) -> Result
 /// # Errors
 /// [`Error::Malformed`] when they are none; [`Error::Unsupported`] for a format without one.
 pub fn toc(format: Format, compressed: &[u8]) -> Result<Vec<u8>> {
+    let spool = Box::new(Vec::new());
     match format {
-        Format::Estargz => unpack_toc(compressed),
-        Format::ZstdChunked => zstd_chunked::unpack_toc(compressed),
+        Format::Estargz => unpack_toc([compressed, &[]], spool),
+        Format::ZstdChunked => zstd_chunked::unpack_toc(compressed, spool),
         other => Err(Error::unsupported("table of contents", other.name())),
     }
+    .map(|json| json.to_vec())
 }
 
 /// The format of a layer that is not indexed, as far as its manifest says it, and what reading it will cost.
@@ -151,7 +172,7 @@ pub fn expected(descriptor: &Descriptor, ztoc: Option<&Descriptor>) -> (Format, 
         _ if is_promised => Format::Estargz,
         format => format,
     };
-    let reading = match indexer(descriptor, ztoc) {
+    let reading = match indexer(descriptor, ztoc, Arc::new(InMemory)) {
         Err(_) => Reading::Refused,
         Ok(_) if is_promised => Reading::Ranges,
         Ok(_) => Reading::PassNeeded,
@@ -211,10 +232,10 @@ mod tests {
             header.set_cksum();
             tar.append_data(&mut header, name, &b"x"[..]).unwrap();
         }
-        let mut scanner = scanner(descriptor, Format::Tar);
+        let mut scanner = scanner(descriptor, Format::Tar, Arc::new(InMemory));
         let tar = tar.into_inner().unwrap();
         scanner.push(&tar, &mut Nowhere).unwrap();
-        scanner.finish(tar.len() as u64).unwrap().index
+        scanner.finish(tar.len() as u64).unwrap().index.to_vec()
     }
 
     #[test]

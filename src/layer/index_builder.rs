@@ -6,7 +6,7 @@
 
 mod assemble;
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
@@ -15,6 +15,7 @@ use crate::layer::index::{
     CHUNK_BYTES, CHUNKS_MAX, Coding, DATA_ALIGN_BYTES, DATA_BYTES_MAX, DIGEST_BYTES, ENTRIES_MAX,
     ENTRY_BYTES, INDEX_BYTES_MAX, MEMBER_BYTES, ORDER_BYTES, Summary,
 };
+use crate::layer::spool::{InMemory, Scratch, Spool, Spooled};
 use crate::layer::xattrs;
 
 /// Longest path in bytes, as PATH_MAX.
@@ -59,17 +60,25 @@ pub struct NewMember {
     pub check: Option<Digest>,
 }
 
-/// Collects entries and chunks in the order of the layer's index.
+/// Collects entries and chunks in the order of the layer's index. What it has collected is in spools, in the form that it
+/// has in the index; of a chunk or member some ten bytes are held.
 #[derive(Debug)]
 pub struct IndexBuilder {
     coding: Coding,
-    /// By where they start in the blob.
-    members: BTreeMap<u64, NewMember>,
-    entries: Vec<StoredEntry>,
-    chunks: Vec<StoredChunk>,
-    digests: Vec<Digest>,
-    xattrs: Vec<u8>,
-    strings: Vec<u8>,
+    scratch: Arc<dyn Scratch>,
+    /// In the order of the blob.
+    members: Vec<Told>,
+    entries: Section,
+    entry_count: u32,
+    /// The entry that was added last: its chunks are still coming.
+    open: Option<OpenEntry>,
+    chunks: Section,
+    /// Of each chunk, where its member starts in the blob.
+    blob_offsets: Vec<u64>,
+    digests: Section,
+    xattrs: Section,
+    windows: Section,
+    strings: Section,
     data_bytes: u64,
     unpacked_bytes: u64,
     /// Bytes of the last file that no chunk covers yet.
@@ -78,9 +87,45 @@ pub struct IndexBuilder {
     left_bytes: u64,
 }
 
+/// One section of the index.
+#[derive(Debug)]
+struct Section {
+    spool: Box<dyn Spool>,
+    bytes: u64,
+}
+
+impl Section {
+    fn new(scratch: &dyn Scratch) -> Self {
+        Self {
+            spool: scratch.spool(),
+            bytes: 0,
+        }
+    }
+
+    /// Appends, and returns where.
+    fn add(&mut self, bytes: &[u8]) -> Result<u64> {
+        let at = self.bytes;
+        self.spool.write(bytes)?;
+        self.bytes += bytes.len() as u64;
+        Ok(at)
+    }
+}
+
+/// A member that the builder was told of.
+#[derive(Debug)]
+struct Told {
+    blob_start: u64,
+    blob_end: u64,
+    /// Place and length of its window among those that were told.
+    window: (u64, u32),
+    coding: Coding,
+    bits: u8,
+    check: Option<Box<Digest>>,
+}
+
 /// An entry with its strings in the pool.
 #[derive(Debug)]
-struct StoredEntry {
+struct OpenEntry {
     path: (u32, u16),
     kind: Kind,
     clamped: bool,
@@ -97,30 +142,35 @@ struct StoredEntry {
     xattrs: (u64, u32),
 }
 
-/// A chunk before the members are known.
-#[derive(Debug)]
-struct StoredChunk {
-    data_offset: u64,
-    entry: u32,
-    chunk: NewChunk,
-}
-
 impl IndexBuilder {
-    /// A builder of an empty index, whose members have this coding unless [`Self::member`] says otherwise.
+    /// A builder of an empty index, whose members have this coding unless [`Self::member`] says otherwise. It holds all of
+    /// it in memory.
     #[must_use]
     pub fn new(coding: Coding) -> Self {
+        Self::spooled(coding, Arc::new(InMemory))
+    }
+
+    /// The same with what it collects in `scratch`.
+    #[must_use]
+    pub fn spooled(coding: Coding, scratch: Arc<dyn Scratch>) -> Self {
+        let section = || Section::new(&*scratch);
         Self {
             coding,
-            members: BTreeMap::new(),
-            entries: Vec::new(),
-            chunks: Vec::new(),
-            digests: Vec::new(),
-            xattrs: Vec::new(),
-            strings: Vec::new(),
+            members: Vec::new(),
+            entries: section(),
+            entry_count: 0,
+            open: None,
+            chunks: section(),
+            blob_offsets: Vec::new(),
+            digests: section(),
+            xattrs: section(),
+            windows: section(),
+            strings: section(),
             data_bytes: 0,
             unpacked_bytes: 0,
             uncovered: 0,
             left_bytes: INDEX_BYTES_MAX,
+            scratch,
         }
     }
 
@@ -138,10 +188,10 @@ impl IndexBuilder {
         }
     }
 
-    /// Tells of a member. Members of which no chunk is come to nothing.
+    /// Tells of the next member in the order of the blob. Members of which no chunk is come to nothing.
     ///
     /// # Errors
-    /// [`Error::Malformed`] when it is empty, is there already, or its bits are none.
+    /// [`Error::Malformed`] when it is empty, starts where or before the last one does, or its bits are none.
     pub fn member(&mut self, member: NewMember) -> Result<()> {
         let refuse = |why: &str| Error::malformed(format!("member at {}", member.blob_start), why);
         if member.blob_end <= member.blob_start {
@@ -150,21 +200,31 @@ impl IndexBuilder {
         if member.bits > 7 || (member.bits > 0 && member.coding != Coding::Deflate) {
             return Err(refuse("it starts within a byte where it cannot"));
         }
-        if self.members.contains_key(&member.blob_start) {
-            return Err(refuse("it is there twice"));
+        let last = self.members.last();
+        if last.is_some_and(|last| last.blob_start >= member.blob_start) {
+            return Err(refuse("it is there twice, or after one that comes behind it"));
         }
         if self.members.len() >= CHUNKS_MAX {
             return Err(refuse("too many members"));
         }
+        let window_bytes =
+            u32::try_from(member.window.len()).map_err(|_| refuse("its window is too large"))?;
         self.grow(MEMBER_BYTES + DIGEST_BYTES + member.window.len())?;
-        self.members.insert(member.blob_start, member);
+        self.members.push(Told {
+            blob_start: member.blob_start,
+            blob_end: member.blob_end,
+            window: (self.windows.add(&member.window)?, window_bytes),
+            coding: member.coding,
+            bits: member.bits,
+            check: member.check.map(Box::new),
+        });
         Ok(())
     }
 
     /// The place in the data file of the content of the entry that was added last, and its size.
     #[must_use]
     pub fn last_place(&self) -> Option<(u64, u64)> {
-        self.entries.last().map(|entry| (entry.data_offset, entry.size))
+        self.open.as_ref().map(|entry| (entry.data_offset, entry.size))
     }
 
     /// The next `bytes` of the entry that was added last are a hole: no chunk has them, and they read as zeros.
@@ -178,7 +238,7 @@ impl IndexBuilder {
                 Ok(())
             }
             None => {
-                let number = self.entries.len().saturating_sub(1);
+                let number = self.last_number();
                 Err(Error::malformed(
                     format!("hole in entry {number}"),
                     "it reaches beyond the end of its file",
@@ -192,10 +252,10 @@ impl IndexBuilder {
     /// # Errors
     /// [`Error::Malformed`] naming the entry and the rule it breaks.
     pub fn entry(&mut self, entry: &Entry) -> Result<()> {
-        self.check_covered()?;
+        self.close_entry()?;
         let refuse =
             |why: &str| Error::malformed(format!("entry {:?}", String::from_utf8_lossy(&entry.path)), why);
-        if self.entries.len() >= ENTRIES_MAX {
+        if self.entry_count as usize >= ENTRIES_MAX {
             return Err(refuse("too many entries"));
         }
         let clean = clean_path(&entry.path);
@@ -223,16 +283,15 @@ impl IndexBuilder {
         self.unpacked_bytes += size;
         let digest = match entry.digest {
             Some(digest) => {
-                self.digests.push(digest);
-                self.digests.len() as u32
+                self.digests.add(digest.as_bytes())?;
+                (self.digests.bytes / DIGEST_BYTES as u64) as u32
             }
             None => 0,
         };
         let encoded = xattrs::encode(&entry.xattrs).map_err(|e| refuse(&e.to_string()))?;
         self.grow(ENTRY_BYTES + DIGEST_BYTES + encoded.len() + clean.path.len() + link.len())?;
-        let xattrs = (self.xattrs.len() as u64, encoded.len() as u32);
-        self.xattrs.extend_from_slice(&encoded);
-        let stored = StoredEntry {
+        let xattrs = (self.xattrs.add(&encoded)?, encoded.len() as u32);
+        let open = OpenEntry {
             path: self.intern(&clean.path)?,
             kind: entry.kind,
             clamped: clean.clamped,
@@ -243,12 +302,13 @@ impl IndexBuilder {
             size,
             link: self.intern(&link)?,
             rdev: entry.rdev,
-            chunks: (self.chunks.len() as u32, 0),
+            chunks: (self.blob_offsets.len() as u32, 0),
             data_offset,
             digest,
             xattrs,
         };
-        self.entries.push(stored);
+        self.open = Some(open);
+        self.entry_count += 1;
         self.uncovered = size;
         Ok(())
     }
@@ -258,26 +318,21 @@ impl IndexBuilder {
     /// # Errors
     /// [`Error::Malformed`] when it does not continue a regular file or reaches beyond its end.
     pub fn chunk(&mut self, chunk: NewChunk) -> Result<()> {
-        let number = self.entries.len().saturating_sub(1) as u32;
+        let number = self.last_number();
         let refuse = |why: &str| Error::malformed(format!("chunk of entry {number}"), why);
         let covered = self.uncovered;
-        let entry = self
-            .entries
-            .last_mut()
-            .ok_or_else(|| refuse("no entry before it"))?;
+        let entry = self.open.as_mut().ok_or_else(|| refuse("no entry before it"))?;
         if entry.kind != Kind::File || chunk.bytes == 0 || chunk.bytes > covered {
             return Err(refuse("it reaches beyond the end of its file, or is empty"));
         }
-        if self.chunks.len() >= CHUNKS_MAX {
+        if self.blob_offsets.len() >= CHUNKS_MAX {
             return Err(refuse("too many chunks"));
         }
         entry.chunks.1 += 1;
         let data_offset = entry.data_offset + (entry.size - covered);
-        self.chunks.push(StoredChunk {
-            data_offset,
-            entry: number,
-            chunk,
-        });
+        self.chunks
+            .add(&assemble::chunk_record(data_offset, number, &chunk))?;
+        self.blob_offsets.push(chunk.blob_offset);
         self.uncovered -= chunk.bytes;
         // It may be a member of its own.
         self.grow(CHUNK_BYTES + ORDER_BYTES + MEMBER_BYTES)
@@ -288,37 +343,45 @@ impl IndexBuilder {
     ///
     /// # Errors
     /// [`Error::Malformed`] when a file is not covered by its chunks, or a member starts at or beyond `data_end`.
-    pub fn finish(mut self, summary: Summary, data_end: u64) -> Result<Vec<u8>> {
-        self.check_covered()?;
+    pub fn finish(mut self, summary: Summary, data_end: u64) -> Result<Spooled> {
+        self.close_entry()?;
         let summary = Summary {
             data_bytes: self.data_bytes,
             unpacked_bytes: self.unpacked_bytes,
             ..summary
         };
         // Offset 0 of the pool is the empty string, whatever came first.
-        if self.strings.is_empty() {
-            self.strings.push(0);
+        if self.strings.bytes == 0 {
+            self.strings.add(&[0])?;
         }
         assemble::assemble(self, &summary, data_end)
     }
 
-    fn check_covered(&self) -> Result<()> {
-        if self.uncovered == 0 {
-            return Ok(());
+    /// Number of the entry that was added last.
+    fn last_number(&self) -> u32 {
+        self.entry_count.saturating_sub(1)
+    }
+
+    /// Nothing more belongs to the entry that was added last.
+    fn close_entry(&mut self) -> Result<()> {
+        if self.uncovered > 0 {
+            return Err(Error::malformed(
+                format!("entry {}", self.last_number()),
+                format!("{} bytes of it are in no chunk", self.uncovered),
+            ));
         }
-        let number = self.entries.len().saturating_sub(1);
-        Err(Error::malformed(
-            format!("entry {number}"),
-            format!("{} bytes of it are in no chunk", self.uncovered),
-        ))
+        match self.open.take() {
+            Some(entry) => self.entries.add(&assemble::entry_record(&entry)).map(drop),
+            None => Ok(()),
+        }
     }
 
     fn intern(&mut self, bytes: &[u8]) -> Result<(u32, u16)> {
         let full = |_| Error::malformed("layer index", "more than 4 GiB of names");
-        let offset = u32::try_from(self.strings.len()).map_err(full)?;
         let len =
             u16::try_from(bytes.len()).map_err(|_| Error::malformed("layer index", "a name over 64 KiB"))?;
-        self.strings.extend_from_slice(bytes);
+        let offset = u32::try_from(self.strings.bytes).map_err(full)?;
+        self.strings.add(bytes)?;
         Ok((offset, len))
     }
 }
@@ -390,9 +453,8 @@ mod tests {
             let (added, error, builder) = fill(left_bytes);
             assert!(error.to_string().contains("larger than 1 GiB"), "{error}");
             assert!(added as u64 >= left_bytes / 2500, "{added} of {left_bytes}");
-            let held = builder.xattrs.len() + builder.strings.len();
-            let windows = builder.members.values().map(|member| member.window.len());
-            assert!((held + windows.sum::<usize>()) as u64 <= left_bytes);
+            let held = builder.xattrs.bytes + builder.strings.bytes + builder.windows.bytes;
+            assert!(held <= left_bytes);
         }
     }
 
@@ -415,7 +477,10 @@ mod tests {
                 .unwrap();
         }
         let counted = INDEX_BYTES_MAX - builder.left_bytes;
-        let index = builder.finish(Summary::of(Format::Estargz, 9), 9).unwrap();
+        let index = builder
+            .finish(Summary::of(Format::Estargz, 9), 9)
+            .unwrap()
+            .to_vec();
         assert!(index.len() - HEADER_BYTES <= counted as usize);
     }
 }

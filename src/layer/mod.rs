@@ -17,6 +17,8 @@ pub mod index_builder;
 mod kept;
 pub mod scan;
 pub mod soci;
+mod spare;
+pub mod spool;
 mod stored;
 pub mod tar;
 pub mod time;
@@ -31,11 +33,13 @@ use std::ops::Range;
 
 use crate::digest::Digest;
 use crate::error::Result;
+use crate::layer::spool::Spooled;
 
 pub use identify::{
-    WHOLE_BLOB, decoder, decompressor, expected, format_of_media_type, index_promise, indexer, reading,
-    scanner, takes_ztoc, toc,
+    WHOLE_BLOB, decoder, decoder_with, decompressor, expected, format_of_media_type, index_promise, indexer,
+    reading, scanner, takes_ztoc, toc,
 };
+pub use spare::Spare;
 
 /// How a layer's bytes are laid out, as shown in `layers/N/format`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -141,7 +145,7 @@ pub enum Step {
     /// knows: where it is not the right one, this step comes again.
     NeedExternalToc,
     /// The layer's index, in the form of [`index`].
-    Done(Vec<u8>),
+    Done(Spooled),
     /// A layer without a table of contents: one pass over the whole blob, see [`decompressor`], makes its index.
     Pass,
 }
@@ -229,4 +233,9 @@ pub trait MemberDecoder: Send {
     /// # Errors
     /// `Verification` when a chunk has another digest, `Malformed` when the member cannot be decoded, and the sink's own.
     fn push(&mut self, bytes: &[u8], sink: &mut dyn ChunkSink) -> Result<bool>;
+
+    /// What the next decoder can use of this one.
+    fn into_spare(self: Box<Self>) -> Spare {
+        Spare::default()
+    }
 }

@@ -6,11 +6,14 @@
 //! again later is verified by itself. An index is worth something only when the digests of the whole, which are known at
 //! the end, are the ones that the image's documents promise.
 
+use std::sync::Arc;
+
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Result};
 use crate::layer::entry::{Kind, clean_path};
 use crate::layer::index::{Coding, Summary};
 use crate::layer::index_builder::{IndexBuilder, NewChunk, NewMember};
+use crate::layer::spool::{InMemory, Scratch, Spooled};
 use crate::layer::tar::scan::{Event, Scanner};
 use crate::layer::{Checkpoint, ContentSink, Format};
 
@@ -23,7 +26,7 @@ const TAR_CHUNK_BYTES_MAX: u64 = 256 << 10;
 #[derive(Debug)]
 pub struct Scanned {
     /// The layer's index, in the form of [`crate::layer::index`].
-    pub index: Vec<u8>,
+    pub index: Spooled,
     /// The digest of the tar.
     pub diff_id: Digest,
     /// The size of the tar in bytes.
@@ -41,9 +44,15 @@ pub struct LayerScanner {
 
 impl LayerScanner {
     /// A scanner of a layer in this format. Of [`Format::Tar`] every chunk is a member of its own, and no checkpoint is
-    /// needed; of the others members begin at the checkpoints.
+    /// needed; of the others members begin at the checkpoints. It holds the index that it makes in memory.
     #[must_use]
     pub fn new(format: Format) -> Self {
+        Self::spooled(format, Arc::new(InMemory))
+    }
+
+    /// The same with what becomes the index in `scratch`.
+    #[must_use]
+    pub fn spooled(format: Format, scratch: Arc<dyn Scratch>) -> Self {
         let (coding, chunk_bytes_max) = match format {
             Format::Tar => (Coding::Stored, TAR_CHUNK_BYTES_MAX),
             Format::Zstd | Format::ZstdChunked => (Coding::Zstd, CHUNK_BYTES_MAX),
@@ -54,7 +63,7 @@ impl LayerScanner {
             tar: Scanner::default(),
             hasher: Hasher::default(),
             cutting: Cutting {
-                builder: IndexBuilder::new(coding),
+                builder: IndexBuilder::spooled(coding, scratch),
                 is_stored: format == Format::Tar,
                 chunk_bytes_max,
                 member: None,

@@ -7,6 +7,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -20,6 +21,7 @@ use crate::layer::entry::{Entry, Kind, Time, clean_path};
 use crate::layer::estargz::{OWN_FILES, PREFETCH_LANDMARK};
 use crate::layer::index::Coding;
 use crate::layer::index_builder::{IndexBuilder, NewChunk};
+use crate::layer::spool::{Scratch, Spooled};
 use crate::layer::time::parse_rfc3339;
 
 /// Largest compressed TOC in bytes, that of containers/storage: at some 60 bytes an entry, 2.5 million entries.
@@ -102,12 +104,12 @@ pub(super) struct Toc {
     pub(super) has_unverifiable: bool,
 }
 
-/// Reads a TOC.
+/// Reads a TOC. What becomes of it is built in `scratch`.
 ///
 /// # Errors
 /// [`Error::Malformed`] when it is not the JSON of a TOC or breaks a rule of the format.
-pub(super) fn read(json: &[u8], placement: &mut dyn Placement) -> Result<Toc> {
-    let mut collector = Collector::new(placement);
+pub(super) fn read(json: &Spooled, placement: &mut dyn Placement, scratch: &Arc<dyn Scratch>) -> Result<Toc> {
+    let mut collector = Collector::new(placement, scratch);
     let mut deserializer = serde_json::Deserializer::from_slice(json);
     let parsed = TocSeed(&mut collector)
         .deserialize(&mut deserializer)
@@ -118,7 +120,7 @@ pub(super) fn read(json: &[u8], placement: &mut dyn Placement) -> Result<Toc> {
             let why: String = error.to_string().chars().take(MESSAGE_CHARS_MAX).collect();
             Err(Error::malformed(collector.placement.what(), why))
         }
-        (None, Ok(())) => Ok(collector.toc),
+        (None, Ok(())) => json.vouch(collector.toc),
     }
 }
 
@@ -411,10 +413,10 @@ fn parse_digest(what: &str, text: &str) -> Result<Digest> {
 }
 
 impl<'p> Collector<'p> {
-    fn new(placement: &'p mut dyn Placement) -> Self {
+    fn new(placement: &'p mut dyn Placement, scratch: &Arc<dyn Scratch>) -> Self {
         Self {
             toc: Toc {
-                builder: IndexBuilder::new(placement.coding()),
+                builder: IndexBuilder::spooled(placement.coding(), Arc::clone(scratch)),
                 prefetch_end: 0,
                 has_unverifiable: false,
             },
@@ -558,11 +560,13 @@ impl<'p> Collector<'p> {
 mod tests {
     use super::*;
     use crate::layer::estargz::Members;
+    use crate::layer::spool::InMemory;
 
     #[test]
     fn the_number_of_records_is_bounded() {
         let mut placement = Members;
-        let mut collector = Collector::new(&mut placement);
+        let scratch: Arc<dyn Scratch> = Arc::new(InMemory);
+        let mut collector = Collector::new(&mut placement, &scratch);
         let record = Record {
             kind: Text("dir".into()),
             ..Record::default()

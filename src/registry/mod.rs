@@ -8,7 +8,8 @@
 //! ask for and how to judge what comes; they ask the `endpoint`s of a registry one after the other, which `hosts` finds in the
 //! settings, and for blobs that it does not have the URLs that their descriptor names (`foreign`), at hosts that are `stranger`s;
 //! `request` adds authorization (`auth`, `token`, `credentials`, `challenge`) and follows redirects (`redirect`);
-//! `transport` sends, again if need be (`retry`), to one `host` with its `breaker`; `peers` has all of these.
+//! `transport` sends, again if need be (`retry`), to one `host` with its `breaker`; `peers` has all of these. `names` looks up
+//! where they are.
 
 pub mod reference;
 
@@ -28,6 +29,7 @@ mod host;
 mod hosts;
 mod layout;
 mod manifest;
+mod names;
 mod options;
 mod paging;
 pub mod parsers;

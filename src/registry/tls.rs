@@ -19,6 +19,7 @@ use rustls::{
 };
 
 use super::hosts::{ClientCertificate, PemFile};
+use super::names::System;
 use super::proxy::Way;
 use super::stranger::Elsewhere;
 use crate::error::{Error, Result};
@@ -162,9 +163,10 @@ pub(super) fn http_client(
         .connect_timeout(connect)
         .pool_idle_timeout(IDLE)
         .tcp_nodelay(true);
-    if let Some(resolver) = resolver {
-        client = client.dns_resolver(resolver);
-    }
+    client = match resolver {
+        Some(resolver) => client.dns_resolver(resolver),
+        None => client.dns_resolver(System),
+    };
     match way {
         Way::Direct => client = client.no_proxy(),
         Way::Environment => {}

@@ -7,6 +7,7 @@
 //! another file in its place, so whoever reads takes the file after the marks.
 #![allow(unsafe_code)]
 
+mod copying;
 mod files;
 mod page_cache;
 mod verification;
@@ -26,6 +27,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::layer::index::{EntryRef, HEADER_BYTES, Index};
 use crate::store::chunk_map::ChunkMap;
+pub use crate::store::layer::copying::Copied;
 pub(super) use crate::store::layer::files::new_data;
 use crate::store::layer::files::{DATA_ASIDE, open_files};
 use crate::store::layer::page_cache::HandedOn;
@@ -302,14 +304,15 @@ impl Layer {
         Ok(Some(buffer))
     }
 
-    /// Puts a whole verified chunk to its place and marks it.
+    /// Puts verified chunks, which lie one behind the other in the data file with less than a block between them, to their
+    /// place with one write, and marks them. What stands between them in `bytes` must be zeros.
     ///
     /// # Errors
     /// [`Error::Io`], with ENOSPC when the disk is full.
-    pub fn keep(&self, chunk: u32, data_offset: u64, bytes: &[u8]) -> Result<()> {
+    pub fn keep(&self, chunks: Range<u32>, data_offset: u64, bytes: &[u8]) -> Result<()> {
         let keeping = self.keeping.read();
         self.write_while(&keeping, data_offset, bytes)?;
-        self.map.mark(chunk)
+        chunks.into_iter().try_for_each(|chunk| self.map.mark(chunk))
     }
 
     /// How often chunks were evicted, for [`Self::mark_written`].
@@ -328,12 +331,16 @@ impl Layer {
 
     fn write_while(&self, _keeping: &RwLockReadGuard<'_, u64>, data_offset: u64, bytes: &[u8]) -> Result<()> {
         if self.map.is_lent() {
-            let why = "the kernel has been given this file, so nothing is written to it";
-            return Err(Error::busy(format!("data of layer {}", self.key), why));
+            return Err(self.is_given());
         }
         self.data()
             .write_all_at(bytes, data_offset)
             .map_err(|e| self.failed(&e))
+    }
+
+    fn is_given(&self) -> Error {
+        let why = "the kernel has been given this file, so nothing is written to it";
+        Error::busy(format!("data of layer {}", self.key), why)
     }
 
     /// Marks a chunk whose verified bytes were written piece by piece, if nothing was evicted since `evictions` was looked

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek};
 use std::ops::Deref;
 use std::path::Path;
 
@@ -49,12 +49,13 @@ impl Mapped {
         }
     }
 
-    fn from_file(mut file: File) -> io::Result<Self> {
+    /// The same for a file that is open, from its start.
+    pub(super) fn from_file(mut file: File) -> io::Result<Self> {
         let pages_ok =
             nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE) == Ok(Some(PAGE_BYTES as libc::c_long));
         if pages_ok && file.metadata()?.len() > 0 {
-            // SAFETY: the store's files are written aside and renamed, and only this process, which holds the store's
-            // lock, ever changes them; should somebody cut one short all the same, the guard below makes the missing
+            // SAFETY: the store's files are written aside and renamed, or have no name at all, and only this process, which
+            // holds the store's lock, ever changes them; should somebody cut one short all the same, the guard below makes the missing
             // pages zeros. Readers check every field against its bounds and tolerate any bytes.
             let map = unsafe { Mmap::map(&file)? };
             if let Some(guard) = Guard::new(map.as_ptr(), map.len()) {
@@ -64,6 +65,7 @@ impl Mapped {
                 });
             }
         }
+        file.rewind()?;
         let mut owned = Vec::new();
         file.read_to_end(&mut owned)?;
         Ok(Self::owned(owned))

@@ -9,6 +9,7 @@
 //! DIR/layers/KEY/index      what the layer was parsed into (memory-mapped)
 //! DIR/layers/KEY/data       sparse: every regular file of the layer at its place
 //! DIR/layers/KEY/map        which chunks of it are there (memory-mapped)
+//! DIR/digests/                where chunks with which digests are (memory-mapped)
 //! DIR/trees/KEY               merged trees (memory-mapped)
 //! DIR/trees/KEY.erofs         the same as the kernel mounts them
 //! DIR/tmp/                    what is being written; emptied at each start
@@ -21,12 +22,14 @@
 
 pub mod chunk_map;
 pub mod db;
+pub mod digests;
 pub mod documents;
 mod eviction;
 pub mod layer;
 pub mod lending;
 pub mod lock;
 pub mod mapped;
+mod scratch;
 mod sigbus;
 pub mod staged;
 #[cfg(test)]
@@ -37,6 +40,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
@@ -44,12 +48,15 @@ use parking_lot::Mutex;
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::layer::spool::Scratch;
 use crate::store::db::Db;
+use crate::store::digests::{Claim, Digests};
 use crate::store::documents::Documents;
 use crate::store::layer::Layer;
 use crate::store::lending::Lending;
 use crate::store::lock::{Lock, make_dir};
 use crate::store::mapped::Mapped;
+use crate::store::scratch::ScratchDir;
 
 /// Where commands put files for whoever owns the store: also a daemon in another mount namespace sees them there.
 const INCOMING: &str = "incoming";
@@ -76,6 +83,7 @@ pub struct Store {
     /// What layers in the making may write and have not written yet.
     granted_bytes: Mutex<u64>,
     lending: Arc<Lending>,
+    digests: Arc<Digests>,
     lock: Lock,
 }
 
@@ -114,6 +122,7 @@ impl Store {
             layers: Mutex::default(),
             granted_bytes: Mutex::default(),
             lending: Arc::default(),
+            digests: Digests::open(dir.join("digests")),
             lock,
         };
         Ok(Arc::new(store))
@@ -170,6 +179,12 @@ impl Store {
         self.dir.join("tmp")
     }
 
+    /// Where is room for what is too much to be held in memory, and for nobody else to see.
+    #[must_use]
+    pub fn scratch(&self) -> Arc<dyn Scratch> {
+        Arc::new(ScratchDir::new(self.scratch_dir()))
+    }
+
     /// The lock, to note in it how the owner can be reached.
     #[must_use]
     pub fn lock(&self) -> &Lock {
@@ -186,6 +201,32 @@ impl Store {
     #[must_use]
     pub fn documents(&self) -> &Documents {
         &self.documents
+    }
+
+    /// Where chunks with which digests are.
+    #[must_use]
+    pub fn digests(&self) -> &Arc<Digests> {
+        &self.digests
+    }
+
+    /// The layer in which a claim says that a chunk is; `None` if it is gone. May wait for the disk.
+    #[must_use]
+    pub fn claimed(&self, claim: &Claim) -> Option<Arc<Layer>> {
+        if let Some(layer) = claim.open_layer() {
+            return Some(layer);
+        }
+        let layer = match self.layer(&claim.key) {
+            Ok(layer) => layer.filter(|layer| claim.is_of(layer)),
+            Err(error) => {
+                tracing::debug!(layer = %claim.key, %error, "nothing is copied from a layer");
+                None
+            }
+        };
+        match &layer {
+            Some(layer) => self.digests.note_open(claim, layer),
+            None => self.digests.note_gone(claim),
+        }
+        layer
     }
 
     /// The layer under this key, if its index is in the store. An index or map that turns out to be damaged is
@@ -366,6 +407,7 @@ impl Store {
 
     /// Syncs what is open and marks it clean, so that the next start trusts it without looking.
     pub fn close(&self) {
+        self.digests.settle();
         let open: Vec<_> = self.layers.lock().values().filter_map(Weak::upgrade).collect();
         for layer in open {
             if let Err(error) = layer.sync_clean() {
@@ -453,13 +495,15 @@ fn write_whole(tmp: &Path, path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
+/// A name in `tmp` that nothing else has while this process lives.
+fn new_name() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed).to_string()
+}
+
 /// As [`write_whole`], of what `write` writes.
 fn write_aside(tmp: &Path, path: &Path, write: impl FnOnce(&mut fs::File) -> Result<()>) -> Result<()> {
-    static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
-    let aside = tmp.join(
-        NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
-            .to_string(),
-    );
+    let aside = tmp.join(new_name());
     let failed = |e: std::io::Error| Error::io(path.display().to_string(), &e);
     let written = fs::File::create(&aside).map_err(failed).and_then(|mut file| {
         write(&mut file)?;

@@ -17,6 +17,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::layer::ContentSink;
 use crate::layer::index::{DATA_ALIGN_BYTES, Index};
+use crate::layer::spool::Scratch;
 use crate::store::Store;
 use crate::store::chunk_map::ChunkMap;
 use crate::store::layer::{Layer, index_id};
@@ -122,6 +123,12 @@ impl Staged {
             Err(error) => tracing::warn!(%error, "no content of a layer is kept while it is read"),
         }
         staged
+    }
+
+    /// Where its index can be built.
+    #[must_use]
+    pub fn scratch(&self) -> Arc<dyn Scratch> {
+        self.store.scratch()
     }
 
     /// Gives the layer its name, with what was kept. Where the disk does not even take the index, the layer lives in memory

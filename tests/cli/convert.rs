@@ -219,7 +219,7 @@ fn chunks_have_the_size_that_is_asked_for_and_small_files_go_together() {
 }
 
 #[test]
-fn prioritized_files_come_first_and_missing_ones_are_told() {
+fn files_of_a_profile_come_first_and_missing_ones_are_told() {
     let lower = [
         dir("etc/"),
         file("etc/a", "a"),
@@ -231,10 +231,10 @@ fn prioritized_files_come_first_and_missing_ones_are_told() {
     let layers = vec![Layer::gzip(&lower).unwrap(), Layer::gzip(&upper).unwrap()];
     let world = registry(&[("1", ImageBuilder::new(layers).build())]);
     let list = world.file("list", "/usr/x\n\netc/b\nno/such\n");
-    let output = convert(&world, "1", "1", &["--prioritized-files", list.to_str().unwrap()]);
+    let output = convert(&world, "1", "1", &["--profile", list.to_str().unwrap()]);
     assert_eq!(code(&output), 0);
     assert!(
-        errors(&output).contains("no layer has the prioritized file no/such"),
+        errors(&output).contains("no layer has the file no/such of the profile"),
         "{}",
         errors(&output)
     );
@@ -247,6 +247,38 @@ fn prioritized_files_come_first_and_missing_ones_are_told() {
         names(&layout.layer("1", 1)),
         [".no.prefetch.landmark", "only", "other"]
     );
+}
+
+#[test]
+fn what_was_read_of_an_image_comes_first_in_its_order() {
+    let mut lower = vec![dir("d/")];
+    lower.extend((0..9).map(|number| file(&format!("d/f{number}"), noise(9000, number))));
+    let mut name = file("", "odd");
+    name.0.path = b"d/two\nlines".to_vec();
+    lower.push(name);
+    let upper = [file("a", "a"), file("u", "u"), link("hard", Kind::Hardlink, "u")];
+    let layers = vec![Layer::gzip(&lower).unwrap(), Layer::gzip(&upper).unwrap()];
+    let world = registry(&[("1", ImageBuilder::new(layers).build())]);
+    let (source, mountpoint) = (world.image("team/app:1"), world.mountpoint("m"));
+    let place = mountpoint.to_str().unwrap();
+    world.text(&["mount", "-o", "kernel=off", &source, place]);
+    for path in ["d/f7", "u", "d/two\nlines", "d/f3", "d/f7"] {
+        std::fs::read(mountpoint.join(path)).unwrap();
+    }
+    let profile = world.path("profile");
+    world.text(&["record", &source, "-o", profile.to_str().unwrap()]);
+    world.text(&["umount", place]);
+    converted(&world, "1", "1", &["--profile", profile.to_str().unwrap()]);
+    let layout = Layout::of(&world);
+    let first = |number: usize| -> Vec<String> {
+        let entries = toc(&layout.layer("1", number)).into_iter();
+        let names = entries.filter(|entry| entry["type"] != "chunk");
+        let names = names.map(|entry| entry["name"].as_str().unwrap().to_owned());
+        names.take_while(|name| name != ".prefetch.landmark").collect()
+    };
+    assert_eq!(first(0), ["d/", "d/f7", "d/two\nlines", "d/f3"]);
+    // A file with two names is known by the first one, which is a link to the other.
+    assert_eq!(first(1), ["u", "hard"]);
 }
 
 #[test]
@@ -490,10 +522,7 @@ fn what_cannot_be_meant_is_told_before_anything_is_asked() {
             &[&image, &out, "--compression-level", "10"],
             "--compression-level 10",
         ),
-        (
-            &[&image, &out, "--prioritized-files", "/nonexistent"],
-            "/nonexistent",
-        ),
+        (&[&image, &out, "--profile", "/nonexistent"], "/nonexistent"),
         (&[&image, &other], "neither empty nor"),
     ];
     for (arguments, word) in cases {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use registryfs::digest::{Digest, Hasher};
 use registryfs::error::{Error, Result};
@@ -9,6 +10,7 @@ use registryfs::image::tree::{self, Tree, Whiteouts};
 use registryfs::layer::entry::{Kind, clean_path};
 use registryfs::layer::index::Index;
 use registryfs::layer::scan::Scanned;
+use registryfs::layer::spool::InMemory;
 use registryfs::layer::{self, ChunkSink, ContentSink, Decoded, Descriptor, Step};
 use registryfs::layer::{exchange, indexer};
 
@@ -54,7 +56,7 @@ pub(crate) fn index_of(layer: &Descriptor, blob: &[u8], beside: Beside<'_>) -> R
         digest: Digest::of(ztoc),
         ..descriptor("application/octet-stream", ztoc, BTreeMap::new())
     });
-    let mut indexer = indexer(layer, ztoc.as_ref())?;
+    let mut indexer = indexer(layer, ztoc.as_ref(), Arc::new(InMemory))?;
     let mut external_toc = beside.external_toc;
     let mut given: Option<&[u8]> = None;
     for _ in 0..STEPS_MAX {
@@ -65,7 +67,7 @@ pub(crate) fn index_of(layer: &Descriptor, blob: &[u8], beside: Beside<'_>) -> R
                 given = beside.ztoc;
             }
             Step::NeedExternalToc => given = external_toc.take(),
-            Step::Done(index) => return Ok(Some(index)),
+            Step::Done(index) => return Ok(Some(index.to_vec())),
             Step::Pass => return Ok(None),
         }
     }
@@ -320,7 +322,7 @@ pub(crate) fn pass(blob: &[u8], piece: usize) -> (Result<(Scanned, Content)>, u6
 fn counted_pass(blob: &[u8], piece: usize, decoded_bytes: &mut u64) -> Result<(Scanned, Content)> {
     let layer = descriptor("application/vnd.oci.image.layer.v1.tar", blob, BTreeMap::new());
     let mut decompressor = layer::decompressor(&blob[..blob.len().min(16)]);
-    let mut scanner = layer::scanner(&layer, decompressor.format());
+    let mut scanner = layer::scanner(&layer, decompressor.format(), Arc::new(InMemory));
     let mut content = Content::default();
     let mut out = |decoded: Decoded<'_>| match decoded {
         Decoded::Checkpoint(checkpoint) => scanner.checkpoint(checkpoint),
@@ -348,7 +350,7 @@ pub(crate) fn check_pass(blob: &[u8]) -> Shape {
     match (&first, pass(blob, small).0) {
         (Ok((scanned, content)), Ok((other, other_content))) => {
             assert!(
-                scanned.index == other.index && *content == other_content,
+                *scanned.index == *other.index && *content == other_content,
                 "pieces of {small}"
             );
         }

@@ -130,7 +130,7 @@ impl Layer {
     /// Its index, by its table of contents or by a pass.
     pub(crate) fn index(&self) -> Vec<u8> {
         let index = index_of(&self.descriptor, &self.blob, self.beside()).unwrap();
-        index.unwrap_or_else(|| pass(&self.blob, usize::MAX).0.unwrap().0.index)
+        index.unwrap_or_else(|| pass(&self.blob, usize::MAX).0.unwrap().0.index.to_vec())
     }
 }
 

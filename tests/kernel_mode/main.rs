@@ -16,6 +16,7 @@ mod modes;
 mod namespaces;
 mod neighbours;
 mod occupied;
+mod record;
 mod same;
 mod seen;
 #[path = "../support/mod.rs"]

@@ -251,7 +251,10 @@ pub(crate) fn many_layers(count: usize) -> ManyLayers {
             digest: Some(Digest::of(&bytes)),
         };
         builder.chunk(chunk).unwrap();
-        let index = builder.finish(Summary::of(Format::Tar, 4096), 4096).unwrap();
+        let index = builder
+            .finish(Summary::of(Format::Tar, 4096), 4096)
+            .unwrap()
+            .to_vec();
         indexes.push(Index::open(index).unwrap());
         let mut block = bytes;
         block.resize(4096, 0);

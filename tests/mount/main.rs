@@ -25,6 +25,8 @@ mod outage;
 mod pass_faults;
 mod passes;
 mod readers;
+mod record;
+mod reuse;
 mod secrets;
 mod shared_indexes;
 mod sharing;

@@ -2,13 +2,15 @@
 
 use std::fs;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use registryfs::demo::{Behaviour, Content, Image, Record};
+use registryfs::layer::entry::Kind;
 
-use crate::support::{file, image};
-use crate::world::{World, finish, noise, start};
+use crate::support::{file, image, link};
+use crate::world::{World, finish, names, noise, start};
 
 fn content_of(image: &Image) -> Content {
     let mut content = Content::new();
@@ -128,4 +130,36 @@ fn a_sequential_reader_soon_asks_for_large_ranges() {
     let (bytes, requests) = world.requests(|| fs::read(&big).unwrap());
     assert!(bytes == payload);
     assert!(requests.len() < 30, "{:?}", ranges(&requests));
+}
+
+#[test]
+fn small_files_that_follow_are_handed_on_before_they_are_asked_for() {
+    let size_of = |number: usize| [1, 4095, 4096, 4097, 70_000][number % 5];
+    let name_of = |number: usize| format!("dir/{number:03}");
+    let count = 200;
+    let entries: Vec<_> = (0..count)
+        .map(|number| match number % 10 {
+            9 => link(&name_of(number), Kind::Symlink, "000"),
+            _ => file(&name_of(number), noise(size_of(number), number as u64)),
+        })
+        .collect();
+    let made = image(&[&entries]);
+    // In kernel mode the kernel reads data files, in which neighbours are neighbours, and reads ahead in them itself.
+    let world = World::new(content_of(&made)).by_fuse().mounted();
+    let rootfs = world.at("team/app/1.0/rootfs");
+    world.text(&["prefetch", &format!("{}/team/app:1.0", world.registry.host())]);
+    names(&rootfs.join("dir"));
+    let asked = || world.status()["mounts"][0]["requests"]["read"].as_u64().unwrap();
+    let before = asked();
+    for number in 0..count {
+        let path = rootfs.join(name_of(number));
+        match number % 10 {
+            9 => assert_eq!(fs::read_link(&path).unwrap(), Path::new("000")),
+            _ => assert_eq!(fs::read(&path).unwrap(), noise(size_of(number), number as u64)),
+        }
+        // A reader does something with what it has read.
+        std::thread::sleep(Duration::from_millis(3));
+    }
+    let asked = asked() - before;
+    assert!(asked < count as u64 / 2, "{asked}");
 }

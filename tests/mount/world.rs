@@ -66,6 +66,12 @@ impl World {
         self
     }
 
+    /// The same with every root filesystem served by the kernel, or not at all.
+    pub(crate) fn by_kernel(mut self) -> Self {
+        self.kernel = "require";
+        self
+    }
+
     /// Whether the kernel may serve root filesystems.
     pub(crate) fn is_by_kernel(&self) -> bool {
         self.kernel != "off"

@@ -69,7 +69,10 @@ fn stretch(store: &Arc<Store>, members: &[(u64, u64)]) -> Stretch {
 fn keep(stretch: &Stretch, chunk: u32) {
     let record = stretch.layer.index().chunk(chunk).unwrap();
     let bytes = vec![1; record.bytes as usize];
-    stretch.layer.keep(chunk, record.data_offset, &bytes).unwrap();
+    stretch
+        .layer
+        .keep(chunk..chunk + 1, record.data_offset, &bytes)
+        .unwrap();
 }
 
 proptest! {

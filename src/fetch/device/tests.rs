@@ -102,7 +102,10 @@ impl World {
         let chunk = self.at.layer.index().chunk(number).unwrap();
         let start = chunk.data_offset as usize;
         let bytes = &self.bytes[start..start + chunk.bytes as usize];
-        self.at.layer.keep(number, chunk.data_offset, bytes).unwrap();
+        self.at
+            .layer
+            .keep(number..number + 1, chunk.data_offset, bytes)
+            .unwrap();
         self.at.layer.note_progress();
     }
 

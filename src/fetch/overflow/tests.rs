@@ -47,7 +47,10 @@ fn sparse_file(store: &Store) -> FileAt {
         builder.chunk(new).unwrap();
     }
     builder.hole(size - at as u64).unwrap();
-    let index = builder.finish(Summary::of(Format::Tar, size), size).unwrap();
+    let index = builder
+        .finish(Summary::of(Format::Tar, size), size)
+        .unwrap()
+        .to_vec();
     let source = Source {
         repository: Repository::new("h.io", "name").unwrap(),
         descriptor: Descriptor {
@@ -81,7 +84,9 @@ fn parts_of_a_file_with_holes_come_from_store_and_memory_alike() {
             let chunk = file.layer.index().chunk(number as u32).unwrap();
             match place(number) {
                 0 => {
-                    let kept = file.layer.keep(number as u32, chunk.data_offset, &FILE[range]);
+                    let kept =
+                        file.layer
+                            .keep(number as u32..number as u32 + 1, chunk.data_offset, &FILE[range]);
                     kept.unwrap();
                 }
                 1 => drop(overflow.put(&file.layer, number as u32, FILE[range].into())),

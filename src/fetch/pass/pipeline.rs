@@ -207,7 +207,7 @@ fn scan(
     let Ok(Event::Format(format)) = events.recv() else {
         return Ok(None);
     };
-    let mut scanner = layer::scanner(descriptor, format);
+    let mut scanner = layer::scanner(descriptor, format, staged.scratch());
     while let Ok(event) = events.recv() {
         match event {
             Event::Checkpoint(checkpoint) => scanner.checkpoint(checkpoint)?,

@@ -8,12 +8,13 @@ use tokio::sync::watch;
 
 use super::super::ops::ROOT_INO;
 use crate::fetch::device::DeviceAt;
+use crate::image::reads::LayerReads;
 
 /// What a file holds.
 #[derive(Debug, Clone)]
 pub(super) enum Content {
     /// A layer's data.
-    Layer(DeviceAt),
+    Layer(DeviceAt, Option<LayerReads>),
     /// Nothing but zeros.
     Zeros,
     /// A pattern, of which the second block can be read once this is set.
@@ -54,6 +55,15 @@ pub(super) struct File {
 }
 
 impl File {
+    /// The records of all who show it.
+    pub(super) fn reads(&self) -> Vec<LayerReads> {
+        let of = |(_, content): &(u64, Content)| match content {
+            Content::Layer(_, reads) => reads.clone(),
+            _ => None,
+        };
+        self.contents.iter().filter_map(of).collect()
+    }
+
     /// What it holds, as the one says who shows it last.
     pub(super) fn content(&self) -> Content {
         self.contents

@@ -30,7 +30,10 @@ fn index(entry: usize) -> Vec<u8> {
             builder.chunk(chunk).unwrap();
         }
     }
-    builder.finish(Summary::of(Format::Tar, 4096), 4096).unwrap()
+    builder
+        .finish(Summary::of(Format::Tar, 4096), 4096)
+        .unwrap()
+        .to_vec()
 }
 
 fn lookup(devices: &Devices, name: &str) -> Option<u64> {
@@ -71,7 +74,7 @@ async fn a_layer_that_is_read_anew_by_other_rules_is_another_file() {
     for entry in [0, 1, 0] {
         let layer = store.add_layer(&key, &index(entry)).unwrap();
         let source = Arc::clone(&source);
-        let shown = devices.show(DeviceAt { source, layer });
+        let shown = devices.show(DeviceAt { source, layer }, None);
         // It is not forgotten when it is not shown any more.
         known.push(lookup(&devices, shown.name()).unwrap());
     }

@@ -12,10 +12,10 @@ use crate::error::{Error, Result};
 use crate::layer::cutter::Cutter;
 use crate::layer::gzip::header::Header;
 use crate::layer::index::Index;
-use crate::layer::{ChunkSink, MemberDecoder};
+use crate::layer::{ChunkSink, MemberDecoder, Spare};
 
 /// Decoded bytes at a time: large enough to hash and hand over at full speed, small enough for the L2 cache.
-const SCRATCH_BYTES: u64 = 128 << 10;
+const SCRATCH_BYTES: usize = 128 << 10;
 
 /// Decodes a member whose chunks were copied out of the index.
 #[derive(Debug)]
@@ -25,7 +25,10 @@ pub(in crate::layer) struct GzipMember {
     /// The header, until it is complete.
     header: Option<Header>,
     inflate: Decompress,
+    /// Room for decoded bytes, [`SCRATCH_BYTES`] or more.
     scratch: Vec<u8>,
+    /// What is of no use here.
+    spare: Spare,
     cutter: Cutter,
     /// Whether a push failed: what comes after that belongs nowhere.
     failed: bool,
@@ -36,15 +39,28 @@ impl GzipMember {
     ///
     /// # Errors
     /// [`Error::Malformed`] when the index is damaged.
-    pub(in crate::layer) fn new<B: Deref<Target = [u8]>>(index: &Index<B>, member: u32) -> Result<Self> {
+    pub(in crate::layer) fn new<B: Deref<Target = [u8]>>(
+        index: &Index<B>,
+        member: u32,
+        mut spare: Spare,
+    ) -> Result<Self> {
         let member = index.member(member)?;
         let cutter = Cutter::new(index, &member)?;
-        let scratch_bytes = cutter.end().min(SCRATCH_BYTES);
+        let mut scratch = std::mem::take(&mut spare.decoded);
+        scratch.resize(scratch.len().max(SCRATCH_BYTES), 0);
+        let inflate = match spare.inflate.take() {
+            Some(mut inflate) => {
+                inflate.reset(false);
+                inflate
+            }
+            None => Decompress::new(false),
+        };
         Ok(Self {
             blob_start: member.blob_start,
             header: Some(Header::default()),
-            inflate: Decompress::new(false),
-            scratch: vec![0; scratch_bytes as usize],
+            inflate,
+            scratch,
+            spare,
             cutter,
             failed: false,
         })
@@ -63,12 +79,11 @@ impl GzipMember {
             input = bytes.get(taken..).unwrap_or_default();
             self.header = None;
         }
-        let mut scratch = std::mem::take(&mut self.scratch);
+        let mut room = std::mem::take(&mut self.scratch);
+        let scratch = room.get_mut(..SCRATCH_BYTES).unwrap_or_default();
         while !self.cutter.is_done() {
             let (taken, made) = (self.inflate.total_in(), self.inflate.total_out());
-            let status = self
-                .inflate
-                .decompress(input, &mut scratch, FlushDecompress::None);
+            let status = self.inflate.decompress(input, scratch, FlushDecompress::None);
             let taken = (self.inflate.total_in() - taken) as usize;
             let made = (self.inflate.total_out() - made) as usize;
             input = input.get(taken..).unwrap_or_default();
@@ -89,7 +104,7 @@ impl GzipMember {
                 return Err(self.malformed("it cannot be decoded further"));
             }
         }
-        self.scratch = scratch;
+        self.scratch = room;
         Ok(self.cutter.is_done())
     }
 }
@@ -102,6 +117,14 @@ impl MemberDecoder for GzipMember {
         let outcome = self.decode(bytes, sink);
         self.failed = outcome.is_err();
         outcome
+    }
+
+    fn into_spare(self: Box<Self>) -> Spare {
+        Spare {
+            inflate: Some(self.inflate),
+            decoded: self.scratch,
+            ..self.spare
+        }
     }
 }
 
@@ -147,7 +170,7 @@ mod tests {
             toc_end: 1 << 29,
             ..Summary::of(Format::Estargz, 1 << 30)
         };
-        builder.finish(summary, 1 << 29).unwrap()
+        builder.finish(summary, 1 << 29).unwrap().to_vec()
     }
 
     /// Decodes `member`, pushed in pieces of `piece` bytes. Returns what was verified and whether the decoder was done.

@@ -14,10 +14,12 @@ mod toc;
 pub mod writer;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::layer::index::{Coding, Summary};
+use crate::layer::spool::{Scratch, Spooled};
 use crate::layer::toc_json::{self, COMPRESSED_BYTES_MAX, Content, Place, Placement};
 use crate::layer::{Descriptor, Format, Indexer, Step};
 
@@ -79,6 +81,7 @@ pub(super) struct EstargzIndexer {
     blob_bytes: u64,
     /// The TOC digest that the manifest promises.
     promised: Digest,
+    scratch: Arc<dyn Scratch>,
     state: State,
 }
 
@@ -104,7 +107,7 @@ impl EstargzIndexer {
     ///
     /// # Errors
     /// [`Error::Malformed`] when the promise is no digest, or absent: then nothing vouches for a TOC.
-    pub(super) fn new(descriptor: &Descriptor) -> Result<Self> {
+    pub(super) fn new(descriptor: &Descriptor, scratch: Arc<dyn Scratch>) -> Result<Self> {
         let what = format!("layer {}", descriptor.digest);
         let Some(promised) = descriptor.annotations.get(TOC_DIGEST_ANNOTATION) else {
             return Err(Error::malformed(what, "nothing promises its TOC"));
@@ -113,6 +116,7 @@ impl EstargzIndexer {
             what,
             blob_bytes: descriptor.size,
             promised: promised.parse()?,
+            scratch,
             state: State::Start,
         })
     }
@@ -151,7 +155,7 @@ impl EstargzIndexer {
             .get(from..to)
             .ok_or_else(|| self.malformed("its footer lies"))?;
         if footer.toc_start >= wanted.start {
-            return self.build(footer, in_tail);
+            return self.build(footer, [in_tail, &[]]);
         }
         let missing = footer.toc_start..wanted.start;
         self.state = State::Rest {
@@ -163,8 +167,8 @@ impl EstargzIndexer {
     }
 
     /// Verifies the TOC and turns it into an index.
-    fn build(&self, footer: Footer, compressed: &[u8]) -> Result<Step> {
-        let json = toc::unpack(compressed)?;
+    fn build(&self, footer: Footer, compressed: [&[u8]; 2]) -> Result<Step> {
+        let json = toc::unpack(compressed, self.scratch.spool())?;
         let toc_digest = Digest::of(&json);
         if toc_digest != self.promised {
             let what = format!("TOC of {}", self.what);
@@ -176,7 +180,7 @@ impl EstargzIndexer {
     /// Takes a blob of a TOC image for the TOC, if it holds the one that is promised. Anyone may have pushed that image,
     /// so one with another TOC says nothing of this layer.
     fn read_external(&mut self, blob: &[u8]) -> Result<Step> {
-        let json = toc::unpack(blob).ok();
+        let json = toc::unpack([blob, &[]], self.scratch.spool()).ok();
         let Some(json) = json.filter(|json| Digest::of(json) == self.promised) else {
             self.state = State::External;
             return Ok(Step::NeedExternalToc);
@@ -186,8 +190,8 @@ impl EstargzIndexer {
     }
 
     /// Turns the promised TOC into an index. `place` is where it stands in the blob, `data_end` where the data ends.
-    fn index(&self, json: Vec<u8>, place: Range<u64>, data_end: u64) -> Result<Step> {
-        let toc = toc_json::read(&json, &mut Members)?;
+    fn index(&self, json: Spooled, place: Range<u64>, data_end: u64) -> Result<Step> {
+        let toc = toc_json::read(&json, &mut Members, &self.scratch)?;
         if toc.has_unverifiable {
             return Ok(Step::Pass);
         }
@@ -224,7 +228,7 @@ impl Indexer for EstargzIndexer {
             .filter(|bytes| bytes.len() as u64 == wanted.end - wanted.start)
             .ok_or_else(|| self.malformed(format!("bytes {wanted:?} were asked for, but others came")))?;
         match state {
-            State::Rest { footer, behind, .. } => self.build(footer, &[bytes, &behind].concat()),
+            State::Rest { footer, behind, .. } => self.build(footer, [bytes, &behind]),
             _ => self.read_tail(&wanted, bytes),
         }
     }

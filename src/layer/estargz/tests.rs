@@ -13,6 +13,7 @@ use super::*;
 use crate::layer::entry::{Entry, Kind};
 use crate::layer::index::Index;
 use crate::layer::kept::Kept;
+use crate::layer::spool::InMemory;
 use crate::layer::{decoder, indexer, tar};
 
 mod hostile;
@@ -35,7 +36,7 @@ fn descriptor(blob: &[u8], toc_digest: Option<Digest>) -> Descriptor {
 
 /// Indexes a blob and says which ranges that took.
 fn index_blob(blob: &[u8], toc_digest: Option<Digest>) -> Result<(Vec<u8>, Vec<Range<u64>>)> {
-    let mut indexer = indexer(&descriptor(blob, toc_digest), None)?;
+    let mut indexer = indexer(&descriptor(blob, toc_digest), None, Arc::new(InMemory))?;
     let mut ranges: Vec<Range<u64>> = Vec::new();
     loop {
         let wanted = ranges
@@ -43,7 +44,7 @@ fn index_blob(blob: &[u8], toc_digest: Option<Digest>) -> Result<(Vec<u8>, Vec<R
             .map(|range| &blob[range.start as usize..range.end as usize]);
         match indexer.step(wanted)? {
             Step::Need(range) => ranges.push(range),
-            Step::Done(index) => return Ok((index, ranges)),
+            Step::Done(index) => return Ok((index.to_vec(), ranges)),
             Step::Pass => return Err(Error::unsupported("layer", "it takes a pass")),
             other => panic!("{other:?}"),
         }
@@ -56,7 +57,11 @@ fn index_written(blob: &[u8], finished: &Finished) -> Result<Vec<u8>> {
     let Some(toc) = &finished.external_toc else {
         return Ok(index_blob(blob, Some(finished.toc_digest))?.0);
     };
-    let mut indexer = indexer(&descriptor(blob, Some(finished.toc_digest)), None)?;
+    let mut indexer = indexer(
+        &descriptor(blob, Some(finished.toc_digest)),
+        None,
+        Arc::new(InMemory),
+    )?;
     let Step::Need(tail) = indexer.step(None)? else {
         panic!("nothing is asked of the blob");
     };
@@ -65,7 +70,7 @@ fn index_written(blob: &[u8], finished: &Finished) -> Result<Vec<u8>> {
         step = indexer.step(Some(toc))?;
     }
     match step {
-        Step::Done(index) => Ok(index),
+        Step::Done(index) => Ok(index.to_vec()),
         other => Err(Error::malformed("layer", format!("{other:?}"))),
     }
 }
@@ -211,7 +216,12 @@ fn a_toc_that_is_longer_than_the_tail_takes_a_second_read() {
 fn bytes_that_were_not_asked_for_are_refused() {
     let (blob, finished) = write_layer(&small_layer(), SMALL).unwrap();
     for bytes in [None, Some(&blob[1..]), Some(&[][..])] {
-        let mut indexer = indexer(&descriptor(&blob, Some(finished.toc_digest)), None).unwrap();
+        let mut indexer = indexer(
+            &descriptor(&blob, Some(finished.toc_digest)),
+            None,
+            Arc::new(InMemory),
+        )
+        .unwrap();
         indexer.step(None).unwrap();
         assert!(matches!(indexer.step(bytes), Err(Error::Malformed { .. })));
         assert!(indexer.step(Some(&blob)).is_err());
@@ -233,7 +243,7 @@ fn a_toc_with_another_digest_is_refused_with_both() {
 
 /// The first steps for a layer that is described like this: what is asked of its blob, then what comes of that.
 fn first_steps(descriptor: &Descriptor, blob: &[u8]) -> Result<Step> {
-    let mut indexer = indexer(descriptor, None)?;
+    let mut indexer = indexer(descriptor, None, Arc::new(InMemory))?;
     match indexer.step(None)? {
         Step::Need(_) => indexer.step(Some(blob)),
         other => Ok(other),
@@ -243,9 +253,9 @@ fn first_steps(descriptor: &Descriptor, blob: &[u8]) -> Result<Step> {
 #[test]
 fn a_layer_without_a_promise_is_not_even_looked_at() {
     let (blob, _) = write_layer(&small_layer(), SMALL).unwrap();
-    let mut indexer = indexer(&descriptor(&blob, None), None).unwrap();
+    let mut indexer = indexer(&descriptor(&blob, None), None, Arc::new(InMemory)).unwrap();
     assert!(matches!(indexer.step(None), Ok(Step::Pass)));
-    assert!(EstargzIndexer::new(&descriptor(&blob, None)).is_err());
+    assert!(EstargzIndexer::new(&descriptor(&blob, None), Arc::new(InMemory)).is_err());
 }
 
 #[test]

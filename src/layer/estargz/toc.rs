@@ -9,6 +9,7 @@ use flate2::bufread::GzDecoder;
 
 use super::TOC_NAME;
 use crate::error::{Error, Result};
+use crate::layer::spool::{self, Spool, Spooled};
 use crate::layer::tar;
 use crate::layer::toc_json::json_bytes_max;
 
@@ -19,29 +20,23 @@ fn malformed(why: impl Into<String>) -> Error {
     Error::malformed("eStargz TOC", why)
 }
 
-/// Unpacks the TOC from exactly its gzip member and returns its JSON.
+/// Unpacks the TOC from exactly its gzip member, which is here in two parts, and returns its JSON in `spool`.
 ///
 /// # Errors
-/// [`Error::Malformed`] when the bytes are anything but that, or beyond the caps.
-pub(in crate::layer) fn unpack(compressed: &[u8]) -> Result<Vec<u8>> {
-    let mut gzip = GzDecoder::new(compressed);
+/// [`Error::Malformed`] when the bytes are anything but that, or beyond the caps; those of the spool.
+pub(in crate::layer) fn unpack(compressed: [&[u8]; 2], mut spool: Box<dyn Spool>) -> Result<Spooled> {
+    let [first, second] = compressed;
+    let compressed_bytes = first.len() + second.len();
+    let mut gzip = GzDecoder::new(first.chain(second));
     let mut header = [0; tar::BLOCK_BYTES];
     let broken = |e: std::io::Error| malformed(format!("its gzip member cannot be decoded: {e}"));
     gzip.read_exact(&mut header).map_err(broken)?;
     let json_bytes = tar::read_plain_header(&header, TOC_NAME.as_bytes()).map_err(malformed)?;
-    if json_bytes > json_bytes_max(compressed.len() as u64) {
-        let why = format!(
-            "{json_bytes} bytes from {} compressed ones are too many",
-            compressed.len()
-        );
+    if json_bytes > json_bytes_max(compressed_bytes as u64) {
+        let why = format!("{json_bytes} bytes from {compressed_bytes} compressed ones are too many");
         return Err(malformed(why));
     }
-    let mut json = Vec::with_capacity(json_bytes as usize);
-    gzip.by_ref()
-        .take(json_bytes)
-        .read_to_end(&mut json)
-        .map_err(broken)?;
-    if json.len() as u64 != json_bytes {
+    if spool::copy(&mut gzip, json_bytes, &mut *spool, broken)? != json_bytes {
         return Err(malformed("its tar ends within it"));
     }
     let mut zeros = Vec::new();
@@ -52,10 +47,11 @@ pub(in crate::layer) fn unpack(compressed: &[u8]) -> Result<Vec<u8>> {
     if zeros.len() as u64 > ZEROS_BYTES_MAX || zeros.iter().any(|&byte| byte != 0) {
         return Err(malformed("something follows it in its tar"));
     }
-    if !gzip.into_inner().is_empty() {
+    let (first, second) = gzip.into_inner().into_inner();
+    if !first.is_empty() || !second.is_empty() {
         return Err(malformed("something follows its gzip member"));
     }
-    Ok(json)
+    spool.finish()
 }
 
 #[cfg(test)]
@@ -68,6 +64,12 @@ mod tests {
     use super::*;
     use crate::layer::entry::{Entry, Kind};
     use crate::layer::toc_json::JSON_BYTES_MAX;
+
+    /// Unpacks what comes in two parts, cut somewhere.
+    fn unpack(compressed: &[u8]) -> Result<Vec<u8>> {
+        let (first, second) = compressed.split_at(compressed.len() / 3);
+        super::unpack([first, second], Box::new(Vec::new())).map(|json| json.to_vec())
+    }
 
     fn gzip(bytes: &[u8]) -> Vec<u8> {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());

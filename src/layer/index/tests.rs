@@ -48,7 +48,7 @@ fn what_was_built_is_read_back() {
     builder.chunk(chunk(904, 50, 0)).unwrap();
     builder.entry(&file("small", 10)).unwrap();
     builder.chunk(chunk(10, 50, 1024)).unwrap();
-    let bytes = builder.finish(summary(), 900).unwrap();
+    let bytes = builder.finish(summary(), 900).unwrap().to_vec();
     let index = Index::open(bytes.as_slice()).unwrap();
     let entry = index.entry(0).unwrap();
     assert_eq!(
@@ -76,7 +76,7 @@ fn every_damaged_byte_is_noticed() {
     let mut builder = IndexBuilder::new(Coding::Gzip);
     builder.entry(&file("a", 10)).unwrap();
     builder.chunk(chunk(10, 1, 0)).unwrap();
-    let good = builder.finish(summary(), 900).unwrap();
+    let good = builder.finish(summary(), 900).unwrap().to_vec();
     for at in 0..good.len() {
         let mut bad = good.clone();
         bad[at] ^= 0x10;
@@ -149,7 +149,7 @@ fn holes_belong_to_files_without_chunks_of_their_own() {
     builder.entry(&file("only-hole", 5)).unwrap();
     builder.hole(5).unwrap();
     assert_eq!(builder.last_place(), Some((12_288, 5)));
-    let bytes = builder.finish(summary(), 900).unwrap();
+    let bytes = builder.finish(summary(), 900).unwrap().to_vec();
     let index = Index::open(bytes.as_slice()).unwrap();
     assert_eq!((index.chunk_count(), index.member_count()), (1, 1));
     let chunk = index.chunk(0).unwrap();
@@ -181,24 +181,24 @@ fn members_are_what_the_builder_was_told_of_them() {
     // Neighbours that share a byte; told of before and after their chunks. The one at 400 has no chunk.
     builder
         .member(NewMember {
+            coding: Coding::Zstd,
+            ..told(10, 200)
+        })
+        .unwrap();
+    builder.entry(&file("a", 30)).unwrap();
+    builder.chunk(chunk(10, 10, 0)).unwrap();
+    builder.chunk(chunk(20, 199, 1 << 40)).unwrap();
+    builder
+        .member(NewMember {
             bits: 3,
             window: window.clone(),
             ..told(199, 401)
         })
         .unwrap();
     builder.member(told(400, 500)).unwrap();
-    builder.entry(&file("a", 30)).unwrap();
-    builder.chunk(chunk(10, 10, 0)).unwrap();
-    builder.chunk(chunk(20, 199, 1 << 40)).unwrap();
     builder.entry(&file("b", 1)).unwrap();
     builder.chunk(chunk(1, 600, 0)).unwrap();
-    builder
-        .member(NewMember {
-            coding: Coding::Zstd,
-            ..told(10, 200)
-        })
-        .unwrap();
-    let bytes = builder.finish(summary(), 900).unwrap();
+    let bytes = builder.finish(summary(), 900).unwrap().to_vec();
     let index = Index::open(bytes.as_slice()).unwrap();
     let members: Vec<Member> = (0..index.member_count())
         .map(|number| index.member(number).unwrap())
@@ -234,7 +234,7 @@ fn a_check_vouches_for_chunks_without_a_digest_and_nothing_else_does() {
             ..told(100, 200)
         })
         .unwrap();
-    let bytes = builder.finish(summary(), 900).unwrap();
+    let bytes = builder.finish(summary(), 900).unwrap().to_vec();
     let index = Index::open(bytes.as_slice()).unwrap();
     assert_eq!(index.chunk(0).unwrap().digest, None);
     assert_eq!(index.check(&index.member(0).unwrap()).unwrap(), check);
@@ -293,6 +293,7 @@ fn members_that_cannot_be_are_refused() {
     }
     builder.member(told(100, 200)).unwrap();
     assert!(builder.member(told(100, 300)).is_err(), "twice");
+    assert!(builder.member(told(50, 60)).is_err(), "after one behind it");
     builder.member(told(800, 901)).unwrap();
     builder.entry(&file("a", 5)).unwrap();
     builder.chunk(chunk(5, 800, 0)).unwrap();

@@ -13,10 +13,13 @@ mod flatbuffer;
 pub mod writer;
 mod ztoc;
 
+use std::sync::Arc;
+
 use crate::error::{Error, Result};
 use crate::layer::gzip::window;
 use crate::layer::index::{Coding, Summary};
 use crate::layer::index_builder::{IndexBuilder, NewChunk, NewMember};
+use crate::layer::spool::{Scratch, Spooled};
 use crate::layer::{Descriptor, Format, Indexer, Step};
 
 use flatbuffer::Buffer;
@@ -33,6 +36,7 @@ pub(super) struct SociIndexer {
     what: String,
     blob_bytes: u64,
     ztoc: Descriptor,
+    scratch: Arc<dyn Scratch>,
     state: State,
 }
 
@@ -48,7 +52,7 @@ impl SociIndexer {
     ///
     /// # Errors
     /// [`Error::Unsupported`] when the zTOC is too large to be read.
-    pub(super) fn new(layer: &Descriptor, ztoc: &Descriptor) -> Result<Self> {
+    pub(super) fn new(layer: &Descriptor, ztoc: &Descriptor, scratch: Arc<dyn Scratch>) -> Result<Self> {
         let what = format!("layer {}", layer.digest);
         if ztoc.size > ZTOC_BYTES_MAX {
             let why = format!(
@@ -61,18 +65,19 @@ impl SociIndexer {
             what,
             blob_bytes: layer.size,
             ztoc: ztoc.clone(),
+            scratch,
             state: State::Start,
         })
     }
 
-    fn build(&self, bytes: &[u8]) -> Result<Vec<u8>> {
+    fn build(&self, bytes: &[u8]) -> Result<Spooled> {
         let buffer = Buffer::new(bytes);
         let ztoc = Ztoc::read(&buffer, self.blob_bytes)?;
         let coding = match ztoc.compression {
             Compression::Gzip => Coding::Deflate,
             Compression::Uncompressed => Coding::Stored,
         };
-        let mut builder = IndexBuilder::new(coding);
+        let mut builder = IndexBuilder::spooled(coding, Arc::clone(&self.scratch));
         let mut told = 0;
         for placed in ztoc.entries() {
             let placed = placed?;

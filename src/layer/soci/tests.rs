@@ -14,6 +14,7 @@ use crate::digest::Digest;
 use crate::layer::entry::{Entry, Kind, Time};
 use crate::layer::index::Index;
 use crate::layer::kept::Kept;
+use crate::layer::spool::InMemory;
 use crate::layer::{decoder, indexer, tar};
 
 mod hostile;
@@ -120,13 +121,13 @@ fn descriptor(media_type: &str, bytes: &[u8]) -> Descriptor {
 fn index(blob: &[u8], ztoc: &[u8]) -> Result<Vec<u8>> {
     let layer = descriptor("application/vnd.oci.image.layer.v1.tar+gzip", blob);
     let wanted = descriptor("application/octet-stream", ztoc);
-    let mut indexer = indexer(&layer, Some(&wanted))?;
+    let mut indexer = indexer(&layer, Some(&wanted), Arc::new(InMemory))?;
     match indexer.step(None)? {
         Step::NeedBlob(asked) => assert_eq!(asked, wanted),
         other => panic!("{other:?}"),
     }
     match indexer.step(Some(ztoc))? {
-        Step::Done(index) => Ok(index),
+        Step::Done(index) => Ok(index.to_vec()),
         other => panic!("{other:?}"),
     }
 }

@@ -6,13 +6,13 @@
 
 use std::ops::Deref;
 
-use ::zstd::zstd_safe::find_frame_compressed_size;
+use ::zstd::zstd_safe::{DCtx, find_frame_compressed_size};
 
 use super::stream::{Stopped, Stream, context};
 use crate::error::{Error, Result};
 use crate::layer::cutter::Cutter;
 use crate::layer::index::Index;
-use crate::layer::{ChunkSink, MemberDecoder};
+use crate::layer::{ChunkSink, MemberDecoder, Spare};
 
 /// Members up to so many bytes, compressed and up to their last chunk's end, are decoded at one go: a chunk of the usual
 /// 4 MiB, with what compression may add.
@@ -26,6 +26,7 @@ pub(in crate::layer) struct ZstdMember {
     blob_start: u64,
     cutter: Cutter,
     method: Method,
+    spare: Spare,
 }
 
 /// How the member is decoded.
@@ -43,7 +44,11 @@ impl ZstdMember {
     ///
     /// # Errors
     /// [`Error::Malformed`] when the index is damaged, [`Error::Io`] without memory.
-    pub(in crate::layer) fn new<B: Deref<Target = [u8]>>(index: &Index<B>, member: u32) -> Result<Self> {
+    pub(in crate::layer) fn new<B: Deref<Target = [u8]>>(
+        index: &Index<B>,
+        member: u32,
+        spare: Spare,
+    ) -> Result<Self> {
         let member = index.member(member)?;
         let cutter = Cutter::new(index, &member)?;
         let range_bytes = member.blob_end - member.blob_start;
@@ -59,6 +64,7 @@ impl ZstdMember {
             blob_start: member.blob_start,
             cutter,
             method,
+            spare,
         })
     }
 
@@ -68,8 +74,13 @@ impl ZstdMember {
 
     /// Decodes the frames of `member`, which is all of it.
     fn whole(&mut self, member: &[u8], sink: &mut dyn ChunkSink) -> Result<bool> {
-        match at_one_go(member, self.cutter.end())? {
-            Some(decoded) => self.cutter.decoded(&decoded, sink)?,
+        let spare = &mut self.spare;
+        let context = match &mut spare.context {
+            Some(context) => context,
+            none => none.insert(context()?),
+        };
+        match at_one_go(context, member, self.cutter.end(), &mut spare.decoded) {
+            Some(decoded) => self.cutter.decoded(decoded, sink)?,
             None => {
                 let mut stream = Stream::new(self.cutter.end())?;
                 self.streamed(&mut stream, member, sink)?;
@@ -136,18 +147,24 @@ impl MemberDecoder for ZstdMember {
     fn push(&mut self, bytes: &[u8], sink: &mut dyn ChunkSink) -> Result<bool> {
         self.decode(bytes, sink)
     }
+
+    fn into_spare(self: Box<Self>) -> Spare {
+        self.spare
+    }
 }
 
-/// What the first frame in `member` decodes to. `None` if that is less than `wanted` bytes, more by the slack, or broken:
-/// streaming says which.
-fn at_one_go(member: &[u8], wanted: u64) -> Result<Option<Vec<u8>>> {
-    let frame = find_frame_compressed_size(member)
-        .ok()
-        .and_then(|frame_bytes| member.get(..frame_bytes));
-    let Some(frame) = frame else {
-        return Ok(None);
-    };
-    let mut decoded = Vec::with_capacity((wanted + WHOLE_SLACK_BYTES) as usize);
-    let is_decoded = context()?.decompress(&mut decoded, frame).is_ok();
-    Ok(Some(decoded).filter(|decoded| is_decoded && decoded.len() as u64 >= wanted))
+/// What the first frame in `member` decodes to, in `room`. `None` if that is less than `wanted` bytes, more than there is
+/// room for, or broken: streaming says which.
+fn at_one_go<'r>(
+    context: &mut DCtx<'static>,
+    member: &[u8],
+    wanted: u64,
+    room: &'r mut Vec<u8>,
+) -> Option<&'r [u8]> {
+    let frame_bytes = find_frame_compressed_size(member).ok()?;
+    let frame = member.get(..frame_bytes)?;
+    let room_bytes = (wanted + WHOLE_SLACK_BYTES) as usize;
+    room.resize(room.len().max(room_bytes), 0);
+    let made = context.decompress(room.get_mut(..room_bytes)?, frame).ok()?;
+    room.get(..made).filter(|decoded| decoded.len() as u64 >= wanted)
 }

@@ -12,35 +12,35 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-use std::io::Read;
-
 use crate::error::{Error, Result};
+use crate::layer::spool::{self, Spool, Spooled};
 
 pub(super) use decompress::ZstdDecompressor;
 pub(super) use frames::{SKIPPABLE_HEADER_BYTES, is_zstd};
 pub(super) use member::ZstdMember;
 
-/// Decompresses all frames of `compressed`, which give at most `bytes_max` bytes.
+/// Decompresses all frames of `compressed` into `spool`, which give at most `bytes_max` bytes.
 ///
 /// # Errors
-/// [`Error::Malformed`] about `what` when they are no frames or give more.
-pub(super) fn unpack(what: &str, compressed: &[u8], bytes_max: u64) -> Result<Vec<u8>> {
+/// [`Error::Malformed`] about `what` when they are no frames or give more; those of the spool.
+pub(super) fn unpack(
+    what: &str,
+    compressed: &[u8],
+    bytes_max: u64,
+    mut spool: Box<dyn Spool>,
+) -> Result<Spooled> {
     let broken = |e: std::io::Error| Error::malformed(what, format!("its zstd cannot be decoded: {e}"));
     let mut decoder = ::zstd::stream::read::Decoder::with_buffer(compressed).map_err(broken)?;
     decoder
         .window_log_max(frames::WINDOW_BYTES_MAX.ilog2())
         .map_err(broken)?;
-    let mut bytes = Vec::new();
-    decoder
-        .take(bytes_max.saturating_add(1))
-        .read_to_end(&mut bytes)
-        .map_err(broken)?;
-    if bytes.len() as u64 > bytes_max {
+    let bytes = spool::copy(decoder, bytes_max.saturating_add(1), &mut *spool, broken)?;
+    if bytes > bytes_max {
         let why = format!(
             "more than {bytes_max} bytes from {} compressed ones are too many",
             compressed.len()
         );
         return Err(Error::malformed(what, why));
     }
-    Ok(bytes)
+    spool.finish()
 }

@@ -105,6 +105,7 @@ fn index(blob_bytes: usize, chunks: &[(std::ops::Range<u64>, u64, &[u8])]) -> Ve
     builder
         .finish(Summary::of(Format::Zstd, blob_bytes), blob_bytes)
         .unwrap()
+        .to_vec()
 }
 
 /// Decodes every member in pieces of `piece` bytes.
@@ -382,10 +383,13 @@ fn a_failed_member_takes_no_more() {
 
 #[test]
 fn unpacking_stops_at_its_bound() {
+    let spool = || Box::new(Vec::new());
     let bomb = frame(&vec![0; 20 << 20]);
     assert!(bomb.len() < 4000);
-    assert_eq!(unpack("x", &bomb, 20 << 20).unwrap().len(), 20 << 20);
-    let refused = unpack("x", &bomb, (20 << 20) - 1).unwrap_err().to_string();
+    assert_eq!(unpack("x", &bomb, 20 << 20, spool()).unwrap().len(), 20 << 20);
+    let refused = unpack("x", &bomb, (20 << 20) - 1, spool())
+        .unwrap_err()
+        .to_string();
     assert!(refused.contains("too many"), "{refused}");
     for broken in [
         &bomb[..bomb.len() - 9],
@@ -393,7 +397,7 @@ fn unpacking_stops_at_its_bound() {
         &[bomb.as_slice(), b"x"].concat(),
     ] {
         assert!(matches!(
-            unpack("x", broken, 21 << 20),
+            unpack("x", broken, 21 << 20, spool()),
             Err(Error::Malformed { .. })
         ));
     }

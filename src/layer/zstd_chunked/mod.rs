@@ -13,9 +13,12 @@ pub mod writer;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::layer::index::Summary;
+use crate::layer::spool::{Scratch, Spool, Spooled};
 use crate::layer::toc_json::{self, json_bytes_max};
 use crate::layer::zstd::{self, SKIPPABLE_HEADER_BYTES};
 use crate::layer::{Descriptor, Format, Indexer, Step};
@@ -43,6 +46,7 @@ pub(in crate::layer) struct ZstdChunkedIndexer {
     what: String,
     blob_bytes: u64,
     annotations: Annotations,
+    scratch: Arc<dyn Scratch>,
     state: State,
 }
 
@@ -59,7 +63,7 @@ impl ZstdChunkedIndexer {
     ///
     /// # Errors
     /// [`Error::Malformed`] when the annotations are broken, or disagree with each other, the blob or the media type.
-    pub(super) fn new(descriptor: &Descriptor) -> Result<Option<Self>> {
+    pub(super) fn new(descriptor: &Descriptor, scratch: Arc<dyn Scratch>) -> Result<Option<Self>> {
         let what = format!("layer {}", descriptor.digest);
         let Some(annotations) = Annotations::read(descriptor).map_err(|why| Error::malformed(&what, why))?
         else {
@@ -69,6 +73,7 @@ impl ZstdChunkedIndexer {
             what,
             blob_bytes: descriptor.size,
             annotations,
+            scratch,
             state: State::Start,
         }))
     }
@@ -85,7 +90,7 @@ impl ZstdChunkedIndexer {
             let what = format!("compressed TOC of {}", self.what);
             return Err(Error::mismatch(what, *checksum, actual));
         }
-        let json = zstd::unpack(TOC, compressed, position.bytes)?;
+        let json = zstd::unpack(TOC, compressed, position.bytes, self.scratch.spool())?;
         if json.len() as u64 != position.bytes {
             let why = format!(
                 "it has {} bytes, its annotation says {}",
@@ -100,7 +105,7 @@ impl ZstdChunkedIndexer {
             return Err(Error::mismatch(what, promised, actual));
         }
         let mut frames = Frames::default();
-        let mut toc = toc_json::read(&json, &mut frames)?;
+        let mut toc = toc_json::read(&json, &mut frames, &self.scratch)?;
         if toc.has_unverifiable {
             return Ok(Step::Pass);
         }
@@ -147,6 +152,6 @@ impl Indexer for ZstdChunkedIndexer {
 ///
 /// # Errors
 /// [`Error::Malformed`] when they are no zstd, or of more than a TOC may have.
-pub(super) fn unpack_toc(compressed: &[u8]) -> Result<Vec<u8>> {
-    zstd::unpack(TOC, compressed, json_bytes_max(compressed.len() as u64))
+pub(super) fn unpack_toc(compressed: &[u8], spool: Box<dyn Spool>) -> Result<Spooled> {
+    zstd::unpack(TOC, compressed, json_bytes_max(compressed.len() as u64), spool)
 }

@@ -10,6 +10,7 @@ use crate::layer::entry::{Entry, Kind};
 use crate::layer::estargz::TOC_DIGEST_ANNOTATION;
 use crate::layer::index::Index;
 use crate::layer::kept::Kept;
+use crate::layer::spool::InMemory;
 use crate::layer::{decoder, index_promise, indexer};
 
 mod hostile;
@@ -29,13 +30,13 @@ fn descriptor(written: &Written) -> Descriptor {
 
 /// Indexes a layer from the one range that this may take.
 fn index_described(descriptor: &Descriptor, written: &Written) -> Result<Vec<u8>> {
-    let mut indexer = indexer(descriptor, None)?;
+    let mut indexer = indexer(descriptor, None, Arc::new(InMemory))?;
     let range = match indexer.step(None)? {
         Step::Need(range) => range,
         other => panic!("{other:?}"),
     };
     match indexer.step(Some(&written.blob[range.start as usize..range.end as usize]))? {
-        Step::Done(index) => Ok(index),
+        Step::Done(index) => Ok(index.to_vec()),
         other => panic!("{other:?}"),
     }
 }
@@ -109,7 +110,8 @@ fn small(version: Version) -> Written {
 }
 
 fn toc_of(written: &Written) -> Vec<u8> {
-    unpack_toc(&written.blob[written.toc.start as usize..written.toc.end as usize]).unwrap()
+    let compressed = &written.blob[written.toc.start as usize..written.toc.end as usize];
+    unpack_toc(compressed, Box::new(Vec::new())).unwrap().to_vec()
 }
 
 /// The layer with another TOC, promised by its annotations.

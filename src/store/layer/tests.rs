@@ -165,7 +165,7 @@ fn holes_are_zeros_without_anything_being_fetched() {
         let chunk = layer.index().chunk(number).unwrap();
         let member = layer.index().member(chunk.member).unwrap();
         let bytes = content(member.blob_start, chunk.bytes);
-        layer.keep(number, chunk.data_offset, &bytes).unwrap();
+        layer.keep(number..number + 1, chunk.data_offset, &bytes).unwrap();
     }
     layer.note_progress();
     assert!(layer.is_complete());

@@ -97,7 +97,7 @@ impl Layer {
     }
 
     /// Takes the mark from a chunk that is not what it should be, if nothing was evicted since: then that is why.
-    fn refuse(&self, chunk: u32, evictions: u64) -> Result<bool> {
+    pub(super) fn refuse(&self, chunk: u32, evictions: u64) -> Result<bool> {
         let keeping = self.keeping.write();
         if *keeping != evictions {
             return Ok(false);

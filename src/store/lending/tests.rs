@@ -142,7 +142,7 @@ fn nothing_is_written_to_what_a_mount_may_have() {
     let (dir, store, layer) = world(CHUNKS);
     let mount = mounted(&store, &layer);
     for refused in [
-        layer.keep(1, CHUNK_BYTES, b"other"),
+        layer.keep(1..2, CHUNK_BYTES, b"other"),
         layer.write(CHUNK_BYTES, b"other"),
     ] {
         assert!(matches!(refused, Err(Error::Busy { .. })), "{refused:?}");
@@ -150,7 +150,7 @@ fn nothing_is_written_to_what_a_mount_may_have() {
     drop((store, layer));
     let (_store, layer) = reopened(&dir);
     assert!(
-        layer.keep(1, CHUNK_BYTES, b"other").is_err(),
+        layer.keep(1..2, CHUNK_BYTES, b"other").is_err(),
         "nor by another process"
     );
     assert!(bytes_of(&mount) == all());
@@ -345,7 +345,8 @@ fn lenders_readers_writers_and_evictors_leave_every_mount_whole() {
             while !over.load(Ordering::Relaxed) {
                 for chunk in (0..CHUNKS).filter(|&chunk| !layer.is_present(chunk)) {
                     // Refused, where somebody else was faster and all of it is lent already.
-                    let _ = layer.keep(chunk, u64::from(chunk) * CHUNK_BYTES, &content(chunk));
+                    let place = u64::from(chunk) * CHUNK_BYTES;
+                    let _ = layer.keep(chunk..chunk + 1, place, &content(chunk));
                 }
                 layer.note_progress();
             }

@@ -1,7 +1,10 @@
 //! JSON that registries, layouts and other tools give.
 
+use std::sync::Arc;
+
 use registryfs::image::manifest::{Document, choose};
 use registryfs::image::platform::Platform;
+use registryfs::layer::spool::InMemory;
 use registryfs::layer::{self, Descriptor};
 use registryfs::registry::parsers;
 use registryfs::registry::reference::{Repository, is_tag};
@@ -131,10 +134,13 @@ fn manifest(body: &[u8]) -> Shape {
         let (format, reading) = layer::expected(descriptor, None);
         shape.note((format, reading, layer::takes_ztoc(descriptor)));
         shape.note(layer::index_promise(descriptor, None) == layer::WHOLE_BLOB);
-        shape.result(layer::indexer(descriptor, None), |shape, mut indexer| {
-            shape.result(indexer.step(None), |shape, _| shape.note("begun"));
-            shape.result(indexer.step(Some(b"other")), |shape, _| shape.note("goes on"));
-        });
+        shape.result(
+            layer::indexer(descriptor, None, Arc::new(InMemory)),
+            |shape, mut indexer| {
+                shape.result(indexer.step(None), |shape, _| shape.note("begun"));
+                shape.result(indexer.step(Some(b"other")), |shape, _| shape.note("goes on"));
+            },
+        );
     };
     shape.result(Document::parse("input", body), |shape, document| match document {
         Document::Manifest(manifest) => {

@@ -3,6 +3,7 @@
 use registryfs::config::{Credential, parse_bytes};
 use registryfs::digest::Digest;
 use registryfs::image::platform::Platform;
+use registryfs::image::profile;
 use registryfs::image::select::Pattern;
 use registryfs::layer::time::{format_rfc3339, parse_rfc3339};
 use registryfs::layer::xattrs;
@@ -53,6 +54,19 @@ const HEADER_WORDS: &[&[u8]] = &[
 ];
 const PATTERN_WORDS: &[&[u8]] = &[
     b"**", b"*", b"?", b"[", b"]", b"[!", b"{", b"}", b"\\", b"/", b"..", b"-", b"\xff",
+];
+const PROFILE_WORDS: &[&[u8]] = &[
+    b"{\"path\":\"",
+    b"\"}",
+    b"\"pathBytes\":\"",
+    b",",
+    b"\n",
+    b"{",
+    b"..",
+    b"/",
+    b"\\u0000",
+    b"\xff",
+    b"=",
 ];
 const FIELD_WORDS: &[&[u8]] = &[
     b"Z",
@@ -117,6 +131,7 @@ pub(crate) fn targets() -> Vec<Target> {
                 shape
             }),
         },
+        profile_target(),
         Target {
             name: "fields",
             seeds: [
@@ -128,6 +143,30 @@ pub(crate) fn targets() -> Vec<Target> {
             run: Box::new(fields),
         },
     ]
+}
+
+fn profile_target() -> Target {
+    Target {
+        name: "profile",
+        seeds: vec![
+            [
+                profile::line(b"usr/bin/env", &Digest::of(b"m"), 3).unwrap(),
+                profile::line(b"na\xffme", &Digest::of(b"m"), 0).unwrap(),
+            ]
+            .concat(),
+            b"/etc/passwd\n\n./{odd}\n{\"path\":\"a\\nb\"}\n".to_vec(),
+        ],
+        words: PROFILE_WORDS,
+        run: Box::new(|input| {
+            let mut shape = Shape::default();
+            shape.result(profile::parse(input), |shape, paths| {
+                let packed = profile::pack(&paths);
+                assert_eq!(profile::unpack(&packed).unwrap(), paths);
+                shape.count(paths.len() as u64);
+            });
+            shape
+        }),
+    }
 }
 
 fn reference(input: &[u8]) -> Shape {

@@ -58,7 +58,7 @@ fn layer(entries: &[(Entry, Pieces)]) -> Index<Vec<u8>> {
     }
     let blob_bytes = blob_offset + 1;
     let summary = Summary::of(Format::Tar, blob_bytes);
-    Index::open(builder.finish(summary, blob_bytes).unwrap()).unwrap()
+    Index::open(builder.finish(summary, blob_bytes).unwrap().to_vec()).unwrap()
 }
 
 /// A merged tree with its layers.

@@ -36,7 +36,7 @@ pub(in crate::image) fn layer_bytes(entries: &[Entry]) -> Vec<u8> {
         }
     }
     let summary = Summary::of(Format::Tar, blob_bytes);
-    builder.finish(summary, blob_bytes).unwrap()
+    builder.finish(summary, blob_bytes).unwrap().to_vec()
 }
 
 fn key() -> Digest {

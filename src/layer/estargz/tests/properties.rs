@@ -70,7 +70,8 @@ fn decode_if_valid(blob: &[u8]) {
     let Ok(footer::Tail::Footer(footer)) = footer::parse(blob, blob.len() as u64) else {
         return;
     };
-    let Ok(json) = unpack_toc(&blob[footer.toc_start as usize..footer.toc_end as usize]) else {
+    let toc = &blob[footer.toc_start as usize..footer.toc_end as usize];
+    let Ok(json) = unpack_toc([toc, &[]], Box::new(Vec::new())) else {
         return;
     };
     let Ok((bytes, _)) = index_blob(blob, Some(Digest::of(&json))) else {

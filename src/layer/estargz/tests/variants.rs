@@ -10,6 +10,7 @@ use super::{
 };
 use crate::layer::index::{Coding, Index};
 use crate::layer::indexer;
+use crate::layer::spool::InMemory;
 
 const LEGACY: Options = Options {
     chunk_bytes: 10,
@@ -95,7 +96,12 @@ fn other_tocs_are_passed_over_and_none_is_a_pass() {
     let (blob, finished) = write_layer(&small_layer(), EXTERNAL).unwrap();
     let (_, other) = write_layer(&[file("a", b"another")], EXTERNAL).unwrap();
     let begin = || {
-        let mut indexer = indexer(&descriptor(&blob, Some(finished.toc_digest)), None).unwrap();
+        let mut indexer = indexer(
+            &descriptor(&blob, Some(finished.toc_digest)),
+            None,
+            Arc::new(InMemory),
+        )
+        .unwrap();
         indexer.step(None).unwrap();
         let step = indexer.step(Some(&blob));
         assert!(matches!(step, Ok(Step::NeedExternalToc)), "{step:?}");
@@ -120,7 +126,12 @@ fn the_promised_external_toc_must_fit_the_layer() {
     let toc = blob_with_toc(b"member", json);
     let toc = &toc[6..toc.len() - 51];
     let (blob, _) = write_layer(&small_layer(), EXTERNAL).unwrap();
-    let mut indexer = indexer(&descriptor(&blob, Some(Digest::of(json))), None).unwrap();
+    let mut indexer = indexer(
+        &descriptor(&blob, Some(Digest::of(json))),
+        None,
+        Arc::new(InMemory),
+    )
+    .unwrap();
     indexer.step(None).unwrap();
     indexer.step(Some(&blob)).unwrap();
     assert!(matches!(indexer.step(Some(toc)), Err(Error::Malformed { .. })));

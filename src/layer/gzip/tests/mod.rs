@@ -128,7 +128,7 @@ fn index(blob: &[u8], passed: &Passed, spans: Spans) -> (Vec<u8>, Vec<Vec<u8>>) 
     }
     let blob_bytes = blob.len() as u64;
     let summary = Summary::of(Format::Gzip, blob_bytes);
-    (builder.finish(summary, blob_bytes).unwrap(), contents)
+    (builder.finish(summary, blob_bytes).unwrap().to_vec(), contents)
 }
 
 /// Decodes every member of an index from its own range of the blob, in pieces of these sizes.

@@ -123,7 +123,7 @@ fn a_ztoc_beyond_the_cap_is_not_asked_for() {
     let mut ztoc = descriptor("application/octet-stream", b"");
     ztoc.size = ZTOC_BYTES_MAX + 1;
     assert!(matches!(
-        indexer(&layer, Some(&ztoc)),
+        indexer(&layer, Some(&ztoc), Arc::new(InMemory)),
         Err(Error::Unsupported { .. })
     ));
 }
@@ -132,7 +132,7 @@ fn a_ztoc_beyond_the_cap_is_not_asked_for() {
 fn what_was_not_asked_for_is_refused() {
     let layer = descriptor("application/vnd.oci.image.layer.v1.tar+gzip", b"layer");
     let ztoc = descriptor("application/octet-stream", b"four");
-    let mut indexer = indexer(&layer, Some(&ztoc)).unwrap();
+    let mut indexer = indexer(&layer, Some(&ztoc), Arc::new(InMemory)).unwrap();
     assert!(indexer.step(Some(b"four")).is_err(), "before it was asked for");
     indexer.step(None).unwrap();
     assert!(indexer.step(Some(b"three")).is_err(), "another length");

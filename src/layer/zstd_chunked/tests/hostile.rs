@@ -124,7 +124,7 @@ fn bytes_that_were_not_asked_for_are_refused() {
     let written = small(Version::Storage1_50);
     let toc = &written.blob[written.toc.start as usize..written.toc.end as usize];
     for bytes in [None, Some(&toc[1..]), Some(&[][..])] {
-        let mut indexer = indexer(&descriptor(&written), None).unwrap();
+        let mut indexer = indexer(&descriptor(&written), None, Arc::new(InMemory)).unwrap();
         indexer.step(None).unwrap();
         assert!(matches!(indexer.step(bytes), Err(Error::Malformed { .. })));
         assert!(indexer.step(Some(toc)).is_err());
@@ -248,7 +248,7 @@ fn a_toc_without_digests_is_read_as_plain_zstd() {
     let mut toc: Value = serde_json::from_slice(&toc_of(&written)).unwrap();
     toc["entries"][6]["digest"] = Value::Null;
     let bare = with_toc(&written, &serde_json::to_vec(&toc).unwrap(), Version::Storage1_50);
-    let mut indexer = indexer(&descriptor(&bare), None).unwrap();
+    let mut indexer = indexer(&descriptor(&bare), None, Arc::new(InMemory)).unwrap();
     indexer.step(None).unwrap();
     let toc = &bare.blob[bare.toc.start as usize..bare.toc.end as usize];
     assert!(matches!(indexer.step(Some(toc)), Ok(Step::Pass)));
@@ -258,14 +258,14 @@ fn a_toc_without_digests_is_read_as_plain_zstd() {
 fn without_annotations_it_is_plain_zstd() {
     let mut written = small(Version::Storage1_50);
     written.annotations.clear();
-    let mut plain = indexer(&descriptor(&written), None).unwrap();
+    let mut plain = indexer(&descriptor(&written), None, Arc::new(InMemory)).unwrap();
     assert!(matches!(plain.step(None), Ok(Step::Pass)));
     // A promise of an eStargz TOC alone says nothing of where a TOC is in zstd.
     let digest = Digest::of(b"toc").to_string();
     written
         .annotations
         .insert(TOC_DIGEST_ANNOTATION.to_owned(), digest);
-    let mut plain = indexer(&descriptor(&written), None).unwrap();
+    let mut plain = indexer(&descriptor(&written), None, Arc::new(InMemory)).unwrap();
     assert!(matches!(plain.step(None), Ok(Step::Pass)));
 }
 

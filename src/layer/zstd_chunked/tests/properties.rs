@@ -1,5 +1,7 @@
 //! Any layer that a writer of any version writes comes back as it was, without the bytes of its holes.
 
+use std::sync::Arc;
+
 use proptest::prelude::*;
 
 use super::super::writer::{Options, Version, write_layer};
@@ -7,6 +9,7 @@ use super::{content, decode, index, toc_of, with_toc};
 use crate::digest::Digest;
 use crate::layer::entry::{Entry, Kind, Time, clean_path};
 use crate::layer::index::Index;
+use crate::layer::spool::InMemory;
 
 /// Payloads with runs of zeros around the length that makes a hole.
 fn any_payload() -> impl Strategy<Value = Vec<u8>> {
@@ -136,7 +139,7 @@ proptest! {
             json.splice(at..=at, text.into_bytes());
         }
         let lying = with_toc(&written, &json, options.version);
-        let mut indexer = crate::layer::indexer(&super::descriptor(&lying), None).unwrap();
+        let mut indexer = crate::layer::indexer(&super::descriptor(&lying), None, Arc::new(InMemory)).unwrap();
         let _ = indexer.step(None).unwrap();
         let toc = &lying.blob[lying.toc.start as usize..lying.toc.end as usize];
         if let Ok(crate::layer::Step::Done(bytes)) = indexer.step(Some(toc)) {

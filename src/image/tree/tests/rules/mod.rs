@@ -12,12 +12,13 @@ mod parents;
 mod whiteouts;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::*;
 use crate::layer::entry::Time;
 use crate::layer::estargz::TOC_DIGEST_ANNOTATION;
 use crate::layer::estargz::writer::{Options, write_layer};
-
+use crate::layer::spool::InMemory;
 use crate::layer::{Descriptor, Step, indexer};
 
 fn dir(path: &str) -> Entry {
@@ -79,7 +80,7 @@ fn tar_layer(entries: &[Entry]) -> Index<Vec<u8>> {
         annotations: BTreeMap::from([(TOC_DIGEST_ANNOTATION.to_owned(), toc_digest)]),
         urls: Vec::new(),
     };
-    let mut indexer = indexer(&descriptor, None).unwrap();
+    let mut indexer = indexer(&descriptor, None, Arc::new(InMemory)).unwrap();
     let mut step = indexer.step(None).unwrap();
     loop {
         match step {
@@ -87,7 +88,7 @@ fn tar_layer(entries: &[Entry]) -> Index<Vec<u8>> {
                 let bytes = &blob[range.start as usize..range.end as usize];
                 step = indexer.step(Some(bytes)).unwrap();
             }
-            Step::Done(index) => return Index::open(index).unwrap(),
+            Step::Done(index) => return Index::open(index.to_vec()).unwrap(),
             other => panic!("{other:?}"),
         }
     }
