@@ -44,8 +44,8 @@ fn all_of_it_comes_once_and_in_few_requests() {
         assert!(read == payload);
         let asked = wire.asked(&requests);
         assert!(bytes_once(&asked) <= wire.content_bytes);
-        // Mebibytes each, once the reader has come some way.
-        assert!(asked.len() <= FILE_BYTES / MIB, "{} requests", asked.len());
+        // Mebibytes each, once the reader has come some way; fewer in one where it waits for each of them.
+        assert!(asked.len() <= 2 * FILE_BYTES / MIB, "{} requests", asked.len());
     });
 }
 

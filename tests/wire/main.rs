@@ -82,6 +82,11 @@ fn bytes_once(ranges: &[Range<u64>]) -> u64 {
     for pair in ranges.windows(2) {
         assert!(pair[0].end <= pair[1].start, "asked for twice: {pair:?}");
     }
+    bytes(ranges)
+}
+
+/// How many bytes ranges have. What others fetch already may lie in the gap between two members that one request brings.
+fn bytes(ranges: &[Range<u64>]) -> u64 {
     ranges.iter().map(|range| range.end - range.start).sum()
 }
 

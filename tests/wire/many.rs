@@ -7,7 +7,7 @@ use registryfs::demo::{Behaviour, in_sequence};
 
 use crate::support::file;
 use crate::world::noise;
-use crate::{Wire, bytes_once, image};
+use crate::{Wire, bytes, image};
 
 const READERS: usize = 64;
 const FILE_BYTES: usize = 20_000;
@@ -40,10 +40,10 @@ fn readers_of_different_files_wait_for_two_round_trips_at_most() {
                 }
             });
         });
-        let fetched = bytes_once(&wire.asked(&requests));
+        let fetched = bytes(&wire.asked(&requests));
         assert!(requests.len() <= READERS, "{} requests", requests.len());
         assert!(in_sequence(&requests) <= 2, "{requests:#?}");
-        // Few of them bring others along.
-        assert!(fetched <= wire.content_bytes / 4, "{fetched} bytes");
+        // Few of them bring others along, although a layer that is read at so many places is soon read everywhere.
+        assert!(fetched <= wire.content_bytes * 3 / 4, "{fetched} bytes");
     });
 }

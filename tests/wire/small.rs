@@ -7,7 +7,7 @@ use registryfs::demo::{Behaviour, Image};
 
 use crate::support::{dir, file};
 use crate::world::{finish, noise, start};
-use crate::{Wire, bytes_once, image};
+use crate::{Wire, bytes, bytes_once, image};
 
 const FILES: usize = 1500;
 const FILE_BYTES: usize = 10_000;
@@ -71,7 +71,7 @@ fn listing_all_of_them_brings_the_table_of_contents_alone() {
 }
 
 #[test]
-fn all_of_them_in_any_order_come_once_and_in_few_requests() {
+fn all_of_them_in_any_order_come_in_few_requests() {
     let image = files();
     Wire::each_mode(&image, &Behaviour::default(), |wire| {
         wire.path("");
@@ -81,7 +81,8 @@ fn all_of_them_in_any_order_come_once_and_in_few_requests() {
             }
         });
         let asked = wire.asked(&requests);
-        assert!(bytes_once(&asked) <= wire.content_bytes);
+        let fetched = bytes(&asked);
+        assert!(fetched <= wire.content_bytes * 11 / 10, "{fetched} bytes");
         assert!(asked.len() < FILES / 10, "{} requests", asked.len());
     });
 }
