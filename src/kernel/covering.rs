@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use crate::error::{Error, Result};
 use crate::fs::journal::Failure;
@@ -17,6 +17,8 @@ use crate::kernel::superblocks::Target;
 
 /// How long the helper may take to mount at a stage, for which a LOOKUP is held.
 const STAGE_DEADLINE: Duration = Duration::from_secs(5);
+/// How long an unmount waits for surplus roots that are being unmounted: a helper that looks at one keeps it busy.
+const TRIMMING_WAIT: Duration = Duration::from_secs(5);
 
 /// What covers the roots of one tree.
 #[derive(Debug)]
@@ -28,7 +30,9 @@ pub struct Covering {
     mounted: Mutex<Option<MountedTree>>,
     /// Set while the tree is about to be unmounted.
     is_paused: AtomicBool,
-    is_trimming: AtomicBool,
+    is_trimming: Mutex<bool>,
+    /// Told when it is over.
+    trimmed: Condvar,
 }
 
 #[derive(Debug, Clone)]
@@ -48,7 +52,8 @@ impl Covering {
             own: Weak::clone(own),
             mounted: Mutex::default(),
             is_paused: AtomicBool::new(false),
-            is_trimming: AtomicBool::new(false),
+            is_trimming: Mutex::new(false),
+            trimmed: Condvar::new(),
         })
     }
 
@@ -61,9 +66,17 @@ impl Covering {
         });
     }
 
-    /// From now on none is: before an unmount, which new mounts below would make fail.
+    /// From now on none is: before an unmount, which new mounts below would make fail. Waits for those that are being
+    /// unmounted.
     pub fn pause(&self) {
         self.is_paused.store(true, Ordering::Release);
+        let mut is_trimming = self.is_trimming.lock();
+        let waited = self
+            .trimmed
+            .wait_while_for(&mut is_trimming, |is_trimming| *is_trimming, TRIMMING_WAIT);
+        if waited.timed_out() {
+            tracing::debug!("surplus root filesystems are still being unmounted");
+        }
     }
 
     /// From now on roots are mounted over again: the unmount has failed.
@@ -86,8 +99,7 @@ impl Covering {
 
     fn mounted(&self) -> Result<MountedTree> {
         let mounted = self.mounted.lock().clone();
-        let is_paused = self.is_paused.load(Ordering::Acquire);
-        mounted.filter(|_| !is_paused).ok_or_else(|| {
+        mounted.filter(|_| !self.is_paused()).ok_or_else(|| {
             Error::busy(
                 "root filesystem",
                 "its tree is not mounted, or about to be unmounted",
@@ -110,13 +122,20 @@ impl Covering {
         }
     }
 
-    /// Whether nobody else is at work to keep the mounts below their limit; from now on we are.
+    /// Whether nobody else is at work to keep the mounts below their limit, and it is to be kept; from now on we are.
     pub(super) fn begin_trimming(&self) -> bool {
-        !self.is_trimming.swap(true, Ordering::AcqRel)
+        let mut is_trimming = self.is_trimming.lock();
+        !self.is_paused() && !std::mem::replace(&mut is_trimming, true)
     }
 
     pub(super) fn end_trimming(&self) {
-        self.is_trimming.store(false, Ordering::Release);
+        *self.is_trimming.lock() = false;
+        self.trimmed.notify_all();
+    }
+
+    /// Whether the tree is about to be unmounted.
+    pub(super) fn is_paused(&self) -> bool {
+        self.is_paused.load(Ordering::Acquire)
     }
 
     async fn cover_now(self: Arc<Self>, root: CoveredRoot) -> Result<()> {

@@ -199,6 +199,9 @@ impl Kernel {
         let surplus = mounted.len().saturating_sub(limit - limit / SPARE_PART);
         let mut unmounted = 0;
         for batch in mounted.chunks(SPARE_PART) {
+            if covering.is_paused() {
+                break;
+            }
             let wanted = surplus.saturating_sub(unmounted).min(batch.len());
             let Some(batch) = batch.get(..wanted).filter(|batch| !batch.is_empty()) else {
                 break;
