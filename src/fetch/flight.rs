@@ -80,6 +80,11 @@ impl Flights {
         self.0.lock().len()
     }
 
+    /// Whether a member is being fetched.
+    pub(super) fn has(&self, layer: &Layer, member: u32) -> bool {
+        self.0.lock().contains_key(&(*layer.key(), member))
+    }
+
     /// Joins the flights of `needed` and opens one for each of `candidates` (a superset; both sorted) that is neither
     /// present nor under way. Presence is looked at under the lock that [`Landing::done`] takes after the marking, so
     /// nothing is fetched twice.

@@ -355,7 +355,9 @@ impl Fetcher {
         mut mine: Mine,
         permit: Option<&Arc<OwnedSemaphorePermit>>,
     ) -> Result<()> {
-        for request in plan::requests(layer.index(), members)? {
+        let is_under_way =
+            |member| self.flights.has(layer, member) && members.binary_search(&member).is_err();
+        for request in plan::requests(layer.index(), members, is_under_way)? {
             let job = Job {
                 fetcher: Arc::clone(self),
                 urgency,

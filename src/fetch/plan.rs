@@ -23,14 +23,19 @@ pub struct Request {
 }
 
 /// Joins members (sorted, so in the order of the blob) into requests. Neighbours may share one byte; what overlaps more, as
-/// no format of ours has it, is asked for apart.
+/// no format of ours has it, is asked for apart, and so is what has members between that are under way: no byte is asked
+/// for twice.
 ///
 /// # Errors
 /// `Malformed` for a damaged index.
 pub fn requests<B: std::ops::Deref<Target = [u8]>>(
     index: &Index<B>,
     members: &[u32],
+    is_under_way: impl Fn(u32) -> bool,
 ) -> Result<Vec<Request>> {
+    let follows = |last: Option<&u32>, number: u32| {
+        last.is_some_and(|&last| !(last.saturating_add(1)..number).any(&is_under_way))
+    };
     let mut requests: Vec<Request> = Vec::new();
     for &number in members {
         let range = index.member(number)?.blob_range();
@@ -38,7 +43,8 @@ pub fn requests<B: std::ops::Deref<Target = [u8]>>(
             Some(last)
                 if range.start.saturating_sub(last.range.end) <= GAP_BYTES_MAX
                     && last.range.end.saturating_sub(range.start) <= 1
-                    && range.end.saturating_sub(last.range.start) <= REQUEST_BYTES_MAX =>
+                    && range.end.saturating_sub(last.range.start) <= REQUEST_BYTES_MAX
+                    && follows(last.members.last(), number) =>
             {
                 last.range.end = range.end.max(last.range.end);
                 last.members.push(number);
@@ -206,7 +212,7 @@ mod tests {
     #[test]
     fn neighbours_join_and_gaps_split() {
         let index = index(&[0, 1000, 2000, 2000 + GAP_BYTES_MAX + 1, 20 << 20], 30 << 20);
-        let plan = requests(&index, &[0, 1, 3]).unwrap();
+        let plan = requests(&index, &[0, 1, 3], |_| false).unwrap();
         // Member 2 is not wanted, and too long to be skipped over.
         assert_eq!(
             plan[0],
@@ -235,7 +241,7 @@ mod tests {
             (3990..4500, 0),
         ];
         let index = index_of(&ranges, 5000);
-        let plan = requests(&index, &[0, 1, 2, 3, 4]).unwrap();
+        let plan = requests(&index, &[0, 1, 2, 3, 4], |_| false).unwrap();
         assert_eq!(plan[0].range, 10..4000);
         assert_eq!(plan[0].members, [0, 1, 2, 3]);
         // The last one lies in what no decoder of another would leave over.
@@ -299,7 +305,8 @@ mod tests {
                 .collect();
             let index = index_of(&members, end);
             let members: Vec<u32> = (0..starts.len() as u32).filter(|&m| wanted[m as usize]).collect();
-            let plan = requests(&index, &members).unwrap();
+            let is_under_way = |m: u32| !wanted[m as usize] && m.is_multiple_of(3);
+            let plan = requests(&index, &members, is_under_way).unwrap();
             let planned: Vec<u32> = plan.iter().flat_map(|r| r.members.clone()).collect();
             prop_assert_eq!(planned, members);
             for request in &plan {
@@ -308,6 +315,8 @@ mod tests {
                 prop_assert_eq!(request.range.end, ranges.last().unwrap().end);
                 prop_assert!(ranges.len() == 1 || request.range.end - request.range.start <= REQUEST_BYTES_MAX);
                 prop_assert!(ranges.windows(2).all(|pair| pair[1].start.saturating_sub(pair[0].end) <= GAP_BYTES_MAX));
+                let (first, last) = (request.members[0], *request.members.last().unwrap());
+                prop_assert!(!(first..last).any(is_under_way), "nothing that is under way is asked for again");
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Which files the readers of a merged tree will probably read next.
 //!
 //! Who reads many files of a tree (`tar`, `grep -r`, `diff -r`, `cp -r`) reads them in the order of its listings, which is
-//! the order of its inodes' numbers. After a file or two that order is known, and small files that follow can be handed to
+//! the order of its inodes' numbers. After a few files that order is known, and small files that follow can be handed to
 //! the kernel before they are asked for: a file of a few KiB costs less than the question for it, which two threads wait
 //! for. Only files of directories that were listed are inodes that the kernel knows, so what is expected ends at the next
 //! directory.
@@ -14,7 +14,10 @@ use crate::fs::ops::Expected;
 use crate::fs::slots::{Held, Slot};
 use crate::layer::entry::Kind;
 
-/// How many inodes are expected where a reader goes on for the first time.
+/// So many times a reader goes on before anything is expected: a program that reads some files of a directory is none, and
+/// what is handed on counts as read (`image/reads.rs`).
+const STEPS_MIN: u32 = 4;
+/// How many inodes are expected first.
 const WINDOW_MIN: u32 = 4;
 /// The most that are expected at once.
 const WINDOW_MAX: u32 = 64;
@@ -34,6 +37,8 @@ struct Reader {
     last: u32,
     /// The inode behind those that were expected of it.
     end: u32,
+    /// How often it went on.
+    steps: u32,
     /// How many were expected last.
     window: u32,
     /// When it was last seen, in observations.
@@ -59,7 +64,8 @@ impl Readers {
         };
         if let Some(reader) = self.readers.iter_mut().find(goes_on) {
             (reader.last, reader.seen) = (number, now);
-            if number < reader.end {
+            reader.steps = reader.steps.saturating_add(1);
+            if number < reader.end || reader.steps < STEPS_MIN {
                 return 0;
             }
             reader.window = (reader.window * 2).clamp(WINDOW_MIN, WINDOW_MAX);
@@ -68,6 +74,7 @@ impl Readers {
         let reader = Reader {
             last: number,
             end: number,
+            steps: 0,
             window: 0,
             seen: now,
         };
@@ -157,7 +164,7 @@ mod tests {
     #[test]
     fn a_reader_in_order_soon_asks_for_few() {
         let asked = asked(&mut Readers::default(), 10..10_010);
-        assert_eq!(asked[..4], [10, 11, 16, 25], "windows of 4, 8, 16, …");
+        assert_eq!(asked[..7], [10, 11, 12, 13, 14, 19, 28], "windows of 4, 8, 16, …");
         assert!(asked.len() < 10_000 / WINDOW_MAX as usize + 10, "{}", asked.len());
     }
 
@@ -172,10 +179,11 @@ mod tests {
     #[test]
     fn what_was_expected_and_is_asked_for_all_the_same_is_not_expected_again() {
         let mut readers = Readers::default();
-        assert_eq!((readers.observe(1), readers.observe(2)), (0, WINDOW_MIN));
-        readers.expect(2, 7);
-        assert!((3..7).all(|number| readers.observe(number) == 0));
-        assert_eq!(readers.observe(7), 2 * WINDOW_MIN);
+        assert!((1..=STEPS_MIN).all(|number| readers.observe(number) == 0));
+        assert_eq!(readers.observe(STEPS_MIN + 1), WINDOW_MIN);
+        readers.expect(STEPS_MIN + 1, 10);
+        assert!((STEPS_MIN + 2..10).all(|number| readers.observe(number) == 0));
+        assert_eq!(readers.observe(10), 2 * WINDOW_MIN);
     }
 
     #[test]
@@ -184,7 +192,7 @@ mod tests {
         for step in 0..10 {
             for base in [0, 1 << 20, 1 << 24] {
                 let window = readers.observe(base + step);
-                assert_eq!(window > 0, step > 0);
+                assert_eq!(window > 0, step >= STEPS_MIN);
                 readers.expect(base + step, base + step + 1);
             }
         }

@@ -160,11 +160,10 @@ fn a_login_lives_on_refresh_tokens_that_are_good_for_one_use() {
     assert_eq!(posted(&far.read(FIRST)), 1);
     for path in [LATER, "usr/bin/perl"] {
         wait_s("LAB_SHORT_TOKEN_S", 1);
-        let requests = far.read(path);
-        assert_eq!(
-            briefs(&requests),
-            ["auth 200", "token-short 206", "token-short 401"]
-        );
+        let mut requests = briefs(&far.read(path));
+        // What is read ahead may be on its way still.
+        requests.retain(|brief| brief != "token-short 0");
+        assert_eq!(requests, ["auth 200", "token-short 206", "token-short 401"]);
     }
 }
 

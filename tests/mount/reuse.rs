@@ -47,7 +47,8 @@ fn the_next_version_of_an_image_costs_what_changed() {
     assert_eq!(changed, 2);
     let bytes: u64 = requests.iter().map(|request| request.body_bytes).sum();
     let (ranges, transfers) = (requests.len(), &world.status()["transfers"]);
-    assert!(ranges <= 2, "{requests:#?}");
+    // The chunks of a file may be asked for apart.
+    assert!(ranges <= 4, "{requests:#?}");
     assert!(
         (2 * 65_536..2 * 65_536 + 20_000).contains(&bytes),
         "{bytes}: {requests:#?}"
