@@ -22,7 +22,7 @@ use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard};
 
@@ -40,6 +40,8 @@ const WAITING_MAX: usize = 1024;
 
 /// How long a layer waits to be added: whoever opened it is about to list it.
 const ADDING_DELAY: Duration = Duration::from_secs(1);
+/// How long [`Digests::settle`] waits at most.
+const SETTLE_WAIT: Duration = Duration::from_secs(5);
 
 /// Whom the content of a layer may be shown to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -187,13 +189,17 @@ impl Digests {
         }
     }
 
-    /// Waits until every layer that was offered can be found.
+    /// Waits until every layer that was offered can be found, but no longer than 5 s: what is left is offered again when it
+    /// is next opened.
     pub fn settle(&self) {
+        let until = Instant::now() + SETTLE_WAIT;
         let mut waiting = self.waiting.lock();
         while waiting.is_adding {
             waiting.is_awaited = true;
             self.changed.notify_all();
-            self.changed.wait(&mut waiting);
+            if self.changed.wait_until(&mut waiting, until).timed_out() {
+                return;
+            }
         }
     }
 
