@@ -7,9 +7,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use registryfs::demo::{Behaviour, Content, Image, Record};
+use registryfs::fetch::plan::GAP_BYTES_MAX;
 use registryfs::layer::entry::Kind;
 
-use crate::support::{file, image, link};
+use crate::support::{CHUNK_BYTES, file, image, link};
 use crate::world::{World, finish, names, noise, start};
 
 fn content_of(image: &Image) -> Content {
@@ -80,7 +81,7 @@ fn readers_of_a_cold_image_share_its_first_requests() {
 }
 
 #[test]
-fn no_byte_is_fetched_twice_by_readers_side_by_side() {
+fn no_chunk_comes_twice_for_readers_side_by_side() {
     let size = 12 << 20;
     let payload = noise(size, 5);
     let made = image(&[&[file("big", payload.clone())]]);
@@ -112,11 +113,17 @@ fn no_byte_is_fetched_twice_by_readers_side_by_side() {
             }
         });
     });
+    let decoded = world.status()["transfers"]["chunks_decoded"].as_u64().unwrap();
+    assert_eq!(decoded, (size / CHUNK_BYTES) as u64);
     let ranges = ranges(&requests);
-    let overlapping: Vec<_> = ranges.windows(2).filter(|pair| pair[1].0 <= pair[0].1).collect();
-    assert!(overlapping.is_empty(), "{overlapping:?}");
+    let twice = |pair: &[(u64, u64)]| (pair[0].1.min(pair[1].1) + 1).saturating_sub(pair[1].0);
+    // What has come is skipped over with the request for what is around it, where that is little.
+    assert!(
+        ranges.windows(2).all(|pair| twice(pair) <= GAP_BYTES_MAX),
+        "{ranges:?}"
+    );
     let fetched: u64 = ranges.iter().map(|(first, last)| last - first + 1).sum();
-    assert!(fetched <= made.layers[0].blob().len() as u64);
+    assert!(fetched <= made.layers[0].blob().len() as u64 * 11 / 10);
 }
 
 #[test]

@@ -31,10 +31,13 @@ pub(crate) fn link(path: &str, kind: Kind, target: &str) -> File {
     (entry, Vec::new())
 }
 
-/// An eStargz layer with chunks of 4 KiB, so that small files have several.
+/// Small, so that small files have several.
+pub(crate) const CHUNK_BYTES: usize = 4096;
+
+/// An eStargz layer with chunks of [`CHUNK_BYTES`].
 pub(crate) fn layer(entries: &[File]) -> Layer {
     let options = Options {
-        chunk_bytes: 4096,
+        chunk_bytes: CHUNK_BYTES as u64,
         ..Options::default()
     };
     Layer::estargz(entries, options).unwrap()
