@@ -21,7 +21,7 @@ SHARING = 100
 # Readers of different files, and the sizes of these: several together keep the link busy for about a second.
 DIFFERENT, DIFFERENT_BYTES = 64, (200_000, 1_000_000)
 # How many reads make a percentile, how many files they are of, and how often it is measured.
-PROBES, PROBED_FILES, ROUNDS = 1000, 200, 3
+PROBES, PROBED_FILES, ROUNDS = 1000, 200, 5
 PROBE_BYTES = 4096
 STUCK = 64
 
@@ -180,11 +180,12 @@ class Background:
 
 
 class Busy(Background):
-    """Writers that keep the disk of a directory at work, past the page cache and through it."""
+    """Writers that keep the disk of a directory at work, past the page cache and through it. They get only what others leave
+    of the cores: it is the disk that is busy."""
 
     def __init__(self, directory):
         self.files = [directory / f"busy-{number}" for number in range(3)]
-        write = "while :; do dd if=/dev/zero of={file} bs=4M count=64 {how}; done"
+        write = "while :; do chrt --idle 0 dd if=/dev/zero of={file} bs=4M count=64 {how}; done"
         how = ("oflag=direct", "oflag=direct", "conv=fsync")
         super().__init__([write.format(file=file, how=how) for file, how in zip(self.files, how)])
 
