@@ -403,3 +403,26 @@ fn what_is_wrong_with_a_part_is_left_out() {
     let missing = (0..index.chunk_count()).filter(|&chunk| !world.layers[0].layer.is_present(chunk));
     assert_eq!(missing.count(), 1);
 }
+
+#[test]
+fn a_layer_that_is_gone_is_not_asked_for_part_by_part() {
+    let world = World::new(vec![layer(60, Landmark::None), layer(3, Landmark::None)]);
+    let gone = world.layers[0].source.descriptor.digest.to_string();
+    let answer = Fault::Status {
+        status: 404,
+        retry_after: None,
+    };
+    world
+        .registry
+        .handle()
+        .inject(Scope::containing(gone.clone()), answer);
+    world.touch(BackgroundMode::Full);
+    world.until("complete", || world.layers[1].layer.is_complete());
+    world.until_done();
+    let asked = world
+        .ranges()
+        .into_iter()
+        .filter(|(path, _)| path.contains(&gone));
+    let asked = asked.count();
+    assert!((1..20).contains(&asked), "{asked} requests");
+}
