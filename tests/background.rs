@@ -3,22 +3,25 @@
 // Helper functions may fail a test too; clippy.toml allows it in test functions only.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+#[path = "support/fetching.rs"]
+mod fetching;
+
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use registryfs::config::BackgroundMode;
-use registryfs::demo::{Behaviour, Content, DemoRegistry, Fault, ImageBuilder, Layer, Scope};
+use registryfs::demo::{Content, DemoRegistry, Fault, ImageBuilder, Layer, Scope};
 use registryfs::digest::Digest;
 use registryfs::fetch::background::Touch;
 use registryfs::fetch::device::DeviceAt;
 use registryfs::fetch::{BackgroundOptions, FetchOptions, Fetcher, FileAt, Source};
-use registryfs::image::manifest::Document;
 use registryfs::layer::entry::{Entry, Kind};
 use registryfs::layer::estargz::writer::{Landmark, Options};
 use registryfs::registry::reference::Repository;
-use registryfs::registry::{Client, ClientOptions, Timing};
 use registryfs::store::Store;
+
+use crate::fetching::{Fetching, manifest_of};
 
 /// The size of each file.
 const FILE_BYTES: usize = 200_000;
@@ -60,30 +63,18 @@ impl World {
         Self::with(layers, |_, _| FetchOptions::default())
     }
 
-    fn with(layers: Vec<Layer>, options: impl FnOnce(&Arc<Store>, u64) -> FetchOptions) -> Self {
+    fn with(layers: Vec<Layer>, options: impl FnOnce(&Store, u64) -> FetchOptions) -> Self {
         let image = ImageBuilder::new(layers).build();
         let mut content = Content::new();
         content.add_tagged_image("name", "1", &image);
-        let registry = DemoRegistry::start(content, Behaviour::default()).unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        let runtime = tokio::runtime::Runtime::new().unwrap();
-        let timing = Timing {
-            backoff: Duration::from_millis(1),
-            ..Timing::default()
-        };
-        let client = ClientOptions {
-            plain_http: true,
-            retries: 0,
-            timing,
-            ..ClientOptions::default()
-        };
-        let (client, store) = (Client::new(client).unwrap(), Store::open(dir.path()).unwrap());
-        let Document::Manifest(manifest) = Document::parse("manifest", &image.manifest).unwrap() else {
-            panic!("it is no manifest");
-        };
-        let blob_bytes = manifest.layers.iter().map(|layer| layer.size).sum();
-        let options = options(&store, blob_bytes);
-        let fetcher = Fetcher::new(client, store, runtime.handle().clone(), options);
+        let layers = manifest_of(&image).layers;
+        let blob_bytes = layers.iter().map(|layer| layer.size).sum();
+        let Fetching {
+            registry,
+            runtime,
+            fetcher,
+            dir,
+        } = Fetching::from(content, |store| options(store, blob_bytes));
         let open = |descriptor| {
             let source = Arc::new(Source {
                 repository: Repository::new(&registry.host(), "name").unwrap(),
@@ -94,7 +85,7 @@ impl World {
             let layer = runtime.block_on(fetcher.layer(&source)).unwrap();
             DeviceAt { source, layer }
         };
-        let layers = manifest.layers.into_iter().map(open).collect();
+        let layers = layers.into_iter().map(open).collect();
         registry.handle().clear_ledger();
         Self {
             registry,
