@@ -15,6 +15,7 @@ use registryfs::demo::{Content, DemoRegistry, Fault, ImageBuilder, Layer, Scope}
 use registryfs::digest::Digest;
 use registryfs::fetch::background::Touch;
 use registryfs::fetch::device::DeviceAt;
+use registryfs::fetch::prefetch::Pace;
 use registryfs::fetch::{BackgroundOptions, FetchOptions, Fetcher, FileAt, Source};
 use registryfs::layer::entry::{Entry, Kind};
 use registryfs::layer::estargz::writer::{Landmark, Options};
@@ -307,6 +308,43 @@ fn while_a_reader_waits_nothing_else_is_asked_for() {
     world.until("complete", || {
         world.layers.iter().all(|at| at.layer.is_complete())
     });
+}
+
+#[test]
+fn who_needs_what_has_stood_still_for_long_gets_it() {
+    let layers = vec![layer(2, Landmark::None), layer(60, Landmark::None)];
+    let world = World::with(layers, |_, _| FetchOptions {
+        timeout: Duration::from_secs(2),
+        ..FetchOptions::default()
+    });
+    let handle = world.registry.handle();
+    let slow = |layer: usize, rate| {
+        let blob = world.layers[layer].source.descriptor.digest.to_string();
+        handle.inject(Scope::containing(blob), Fault::Throttle(rate));
+    };
+    // The first requests of the background take a second, and the copy takes longer than a small request may in total.
+    slow(0, 100_000);
+    slow(1, 2_000_000);
+    world.touch(BackgroundMode::Full);
+    world.until("under way", || !world.ranges().is_empty());
+    let (fetcher, DeviceAt { source, layer }) = (Arc::clone(&world.fetcher), world.layers[1].clone());
+    let copying = world.runtime.spawn(async move {
+        let all = 0..layer.index().chunk_count();
+        let part = fetcher.part(&source, &layer, vec![all]).await.unwrap();
+        let pace = Pace {
+            in_order: false,
+            requests_max: 1,
+            retries: 0,
+        };
+        fetcher.bring_parts(&[part], pace, &Arc::default()).await
+    });
+    std::thread::sleep(Duration::from_millis(3000));
+    assert!(!copying.is_finished());
+    assert!(!world.layers[0].layer.is_complete(), "it stands still");
+    let file = world.file(0, "file0");
+    let read = world.fetcher.read(&file, 0, FILE_BYTES);
+    assert_eq!(world.runtime.block_on(read).unwrap().len(), FILE_BYTES);
+    world.runtime.block_on(copying).unwrap().unwrap();
 }
 
 #[test]

@@ -23,17 +23,19 @@ impl Fetching {
         let registry = DemoRegistry::start(content, Behaviour::default()).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let runtime = tokio::runtime::Runtime::new().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let options = options(&store);
         let client = ClientOptions {
             plain_http: true,
             retries: 0,
+            timeout: options.timeout,
             timing: Timing {
                 backoff: Duration::from_millis(1),
                 ..Timing::default()
             },
             ..ClientOptions::default()
         };
-        let (client, store) = (Client::new(client).unwrap(), Store::open(dir.path()).unwrap());
-        let options = options(&store);
+        let client = Client::new(client).unwrap();
         let fetcher = Fetcher::new(client, store, runtime.handle().clone(), options);
         Self {
             registry,
