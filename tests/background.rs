@@ -3,22 +3,26 @@
 // Helper functions may fail a test too; clippy.toml allows it in test functions only.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+#[path = "support/fetching.rs"]
+mod fetching;
+
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use registryfs::config::BackgroundMode;
-use registryfs::demo::{Behaviour, Content, DemoRegistry, Fault, ImageBuilder, Layer, Scope};
+use registryfs::demo::{Content, DemoRegistry, Fault, ImageBuilder, Layer, Scope};
 use registryfs::digest::Digest;
 use registryfs::fetch::background::Touch;
 use registryfs::fetch::device::DeviceAt;
+use registryfs::fetch::prefetch::Pace;
 use registryfs::fetch::{BackgroundOptions, FetchOptions, Fetcher, FileAt, Source};
-use registryfs::image::manifest::Document;
 use registryfs::layer::entry::{Entry, Kind};
 use registryfs::layer::estargz::writer::{Landmark, Options};
 use registryfs::registry::reference::Repository;
-use registryfs::registry::{Client, ClientOptions, Timing};
 use registryfs::store::Store;
+
+use crate::fetching::{Fetching, manifest_of};
 
 /// The size of each file.
 const FILE_BYTES: usize = 200_000;
@@ -60,30 +64,18 @@ impl World {
         Self::with(layers, |_, _| FetchOptions::default())
     }
 
-    fn with(layers: Vec<Layer>, options: impl FnOnce(&Arc<Store>, u64) -> FetchOptions) -> Self {
+    fn with(layers: Vec<Layer>, options: impl FnOnce(&Store, u64) -> FetchOptions) -> Self {
         let image = ImageBuilder::new(layers).build();
         let mut content = Content::new();
         content.add_tagged_image("name", "1", &image);
-        let registry = DemoRegistry::start(content, Behaviour::default()).unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        let runtime = tokio::runtime::Runtime::new().unwrap();
-        let timing = Timing {
-            backoff: Duration::from_millis(1),
-            ..Timing::default()
-        };
-        let client = ClientOptions {
-            plain_http: true,
-            retries: 0,
-            timing,
-            ..ClientOptions::default()
-        };
-        let (client, store) = (Client::new(client).unwrap(), Store::open(dir.path()).unwrap());
-        let Document::Manifest(manifest) = Document::parse("manifest", &image.manifest).unwrap() else {
-            panic!("it is no manifest");
-        };
-        let blob_bytes = manifest.layers.iter().map(|layer| layer.size).sum();
-        let options = options(&store, blob_bytes);
-        let fetcher = Fetcher::new(client, store, runtime.handle().clone(), options);
+        let layers = manifest_of(&image).layers;
+        let blob_bytes = layers.iter().map(|layer| layer.size).sum();
+        let Fetching {
+            registry,
+            runtime,
+            fetcher,
+            dir,
+        } = Fetching::from(content, |store| options(store, blob_bytes));
         let open = |descriptor| {
             let source = Arc::new(Source {
                 repository: Repository::new(&registry.host(), "name").unwrap(),
@@ -94,7 +86,7 @@ impl World {
             let layer = runtime.block_on(fetcher.layer(&source)).unwrap();
             DeviceAt { source, layer }
         };
-        let layers = manifest.layers.into_iter().map(open).collect();
+        let layers = layers.into_iter().map(open).collect();
         registry.handle().clear_ledger();
         Self {
             registry,
@@ -319,6 +311,43 @@ fn while_a_reader_waits_nothing_else_is_asked_for() {
 }
 
 #[test]
+fn who_needs_what_has_stood_still_for_long_gets_it() {
+    let layers = vec![layer(2, Landmark::None), layer(60, Landmark::None)];
+    let world = World::with(layers, |_, _| FetchOptions {
+        timeout: Duration::from_secs(2),
+        ..FetchOptions::default()
+    });
+    let handle = world.registry.handle();
+    let slow = |layer: usize, rate| {
+        let blob = world.layers[layer].source.descriptor.digest.to_string();
+        handle.inject(Scope::containing(blob), Fault::Throttle(rate));
+    };
+    // The first requests of the background take a second, and the copy takes longer than a small request may in total.
+    slow(0, 100_000);
+    slow(1, 2_000_000);
+    world.touch(BackgroundMode::Full);
+    world.until("under way", || !world.ranges().is_empty());
+    let (fetcher, DeviceAt { source, layer }) = (Arc::clone(&world.fetcher), world.layers[1].clone());
+    let copying = world.runtime.spawn(async move {
+        let all = 0..layer.index().chunk_count();
+        let part = fetcher.part(&source, &layer, vec![all]).await.unwrap();
+        let pace = Pace {
+            in_order: false,
+            requests_max: 1,
+            retries: 0,
+        };
+        fetcher.bring_parts(&[part], pace, &Arc::default()).await
+    });
+    std::thread::sleep(Duration::from_millis(3000));
+    assert!(!copying.is_finished());
+    assert!(!world.layers[0].layer.is_complete(), "it stands still");
+    let file = world.file(0, "file0");
+    let read = world.fetcher.read(&file, 0, FILE_BYTES);
+    assert_eq!(world.runtime.block_on(read).unwrap().len(), FILE_BYTES);
+    world.runtime.block_on(copying).unwrap().unwrap();
+}
+
+#[test]
 fn the_rate_holds_and_status_says_what_is_waited_for() {
     let options = BackgroundOptions {
         bytes_per_s: Some(1),
@@ -402,4 +431,27 @@ fn what_is_wrong_with_a_part_is_left_out() {
     let index = world.layers[0].layer.index();
     let missing = (0..index.chunk_count()).filter(|&chunk| !world.layers[0].layer.is_present(chunk));
     assert_eq!(missing.count(), 1);
+}
+
+#[test]
+fn a_layer_that_is_gone_is_not_asked_for_part_by_part() {
+    let world = World::new(vec![layer(60, Landmark::None), layer(3, Landmark::None)]);
+    let gone = world.layers[0].source.descriptor.digest.to_string();
+    let answer = Fault::Status {
+        status: 404,
+        retry_after: None,
+    };
+    world
+        .registry
+        .handle()
+        .inject(Scope::containing(gone.clone()), answer);
+    world.touch(BackgroundMode::Full);
+    world.until("complete", || world.layers[1].layer.is_complete());
+    world.until_done();
+    let asked = world
+        .ranges()
+        .into_iter()
+        .filter(|(path, _)| path.contains(&gone));
+    let asked = asked.count();
+    assert!((1..20).contains(&asked), "{asked} requests");
 }

@@ -3,19 +3,21 @@
 // Helper functions may fail a test too; clippy.toml allows it in test functions only.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+#[path = "support/fetching.rs"]
+mod fetching;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use registryfs::demo::{Behaviour, Content, DemoRegistry, Fault, ImageBuilder, Layer, Scope};
+use registryfs::demo::{Content, DemoRegistry, Fault, ImageBuilder, Layer, Scope};
 use registryfs::fetch::device::DeviceAt;
 use registryfs::fetch::{FetchOptions, Fetcher, Source};
-use registryfs::image::manifest::Document;
 use registryfs::layer::entry::{Entry, Kind};
 use registryfs::layer::estargz::writer::Options;
 use registryfs::layer::zstd_chunked::writer as zstd_chunked;
 use registryfs::registry::reference::Repository;
-use registryfs::registry::{Client, ClientOptions, Timing};
-use registryfs::store::Store;
+
+use crate::fetching::{Fetching, manifest_of};
 
 const BLOCK: usize = 4096;
 
@@ -61,27 +63,15 @@ impl World {
         let image = ImageBuilder::new(vec![layer]).build();
         let mut content = Content::new();
         content.add_tagged_image("name", "1", &image);
-        let registry = DemoRegistry::start(content, Behaviour::default()).unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        let runtime = tokio::runtime::Runtime::new().unwrap();
-        let timing = Timing {
-            backoff: Duration::from_millis(1),
-            ..Timing::default()
-        };
-        let options = ClientOptions {
-            plain_http: true,
-            retries: 0,
-            timing,
-            ..ClientOptions::default()
-        };
-        let (client, store) = (Client::new(options).unwrap(), Store::open(dir.path()).unwrap());
-        let fetcher = Fetcher::new(client, store, runtime.handle().clone(), FetchOptions::default());
-        let Document::Manifest(manifest) = Document::parse("manifest", &image.manifest).unwrap() else {
-            panic!("it is no manifest");
-        };
+        let Fetching {
+            registry,
+            runtime,
+            fetcher,
+            dir,
+        } = Fetching::from(content, |_| FetchOptions::default());
         let source = Arc::new(Source {
             repository: Repository::new(&registry.host(), "name").unwrap(),
-            descriptor: manifest.layers[0].clone(),
+            descriptor: manifest_of(&image).layers.remove(0),
             ztoc: None,
             place: None,
         });

@@ -3,24 +3,23 @@
 // Helper functions may fail a test too; clippy.toml allows it in test functions only.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+#[path = "support/fetching.rs"]
+mod fetching;
 mod support;
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
 
-use registryfs::demo::{Behaviour, Content, DemoRegistry, Image, ImageBuilder, Layer, Record};
+use registryfs::demo::{Content, DemoRegistry, Image, ImageBuilder, Layer, Record};
 use registryfs::fetch::device::DeviceAt;
 use registryfs::fetch::{CounterValues, FetchOptions, Fetcher, Place, Source};
-use registryfs::image::manifest::Document;
 use registryfs::layer::estargz::writer::Options;
 use registryfs::layer::zstd_chunked::writer as zstd_chunked;
 use registryfs::registry::reference::Repository;
-use registryfs::registry::{Client, ClientOptions, Timing};
-use registryfs::store::Store;
 use registryfs::store::layer::Layer as Stored;
 
-use support::{File, file};
+use crate::fetching::{Fetching, manifest_of};
+use crate::support::{File, file};
 
 const CHUNK: usize = 65_536;
 /// Longer than what is read ahead at a new place.
@@ -53,20 +52,12 @@ struct World {
 
 impl World {
     fn new(content: Content) -> Self {
-        let registry = DemoRegistry::start(content, Behaviour::default()).unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        let runtime = tokio::runtime::Runtime::new().unwrap();
-        let options = ClientOptions {
-            plain_http: true,
-            retries: 0,
-            timing: Timing {
-                backoff: Duration::from_millis(1),
-                ..Timing::default()
-            },
-            ..ClientOptions::default()
-        };
-        let (client, store) = (Client::new(options).unwrap(), Store::open(dir.path()).unwrap());
-        let fetcher = Fetcher::new(client, store, runtime.handle().clone(), FetchOptions::default());
+        let Fetching {
+            registry,
+            runtime,
+            fetcher,
+            dir,
+        } = Fetching::from(content, |_| FetchOptions::default());
         Self {
             dir,
             registry,
@@ -77,9 +68,7 @@ impl World {
 
     /// A layer of an image in a repository that is open to everyone, or not known to be.
     fn open(&self, name: &str, image: &Image, number: usize, is_open: bool) -> DeviceAt {
-        let Document::Manifest(manifest) = Document::parse("manifest", &image.manifest).unwrap() else {
-            panic!("it is no manifest");
-        };
+        let manifest = manifest_of(image);
         let source = Arc::new(Source {
             repository: Repository::new(&self.registry.host(), name).unwrap(),
             descriptor: manifest.layers[number].clone(),

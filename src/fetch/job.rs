@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -128,8 +129,8 @@ impl Context {
         loop {
             if self.stands_back() {
                 self.dispatch(&mut batch).await;
-                self.give_way(|| arriving.iter().any(|member| member.landing.is_awaited()))
-                    .await;
+                let is_awaited = || arriving.iter().any(|member| member.landing.is_awaited());
+                self.give_way(&mut body, is_awaited).await;
             }
             let outcome = match body.next().await {
                 Ok(Some(piece)) => {
@@ -198,9 +199,12 @@ impl Context {
     }
 
     /// Stands still while it has to, unless somebody waits for what it brings.
-    async fn give_way(&self, is_awaited: impl Fn() -> bool) {
+    async fn give_way(&self, body: &mut BlobBody, is_awaited: impl Fn() -> bool) {
         if self.stands_back() {
+            let since = Instant::now();
             self.fetcher.foreground.give_way(is_awaited).await;
+            // Or its time would be over, and who then waits for it would be told so.
+            body.rested(since.elapsed());
         }
     }
 
@@ -301,7 +305,8 @@ impl Context {
                     return Ok(());
                 }
                 let behind = || arriving.iter().any(|member| member.landing.is_awaited());
-                self.give_way(|| member.landing.is_awaited() || behind()).await;
+                self.give_way(body, || member.landing.is_awaited() || behind())
+                    .await;
                 let next = body.next().await?;
                 *piece = next.ok_or_else(|| Error::malformed(self.what(), "the answer ended early"))?;
                 self.count_fetched(piece);

@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use lru::LruCache;
 use parking_lot::Mutex;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{AcquireError, OwnedSemaphorePermit};
 
 use crate::digest::Digest;
 use crate::error::Result;
@@ -138,10 +138,14 @@ impl Copying {
             Arc::clone(&self.layer),
         );
         let urgency = self.urgency;
+        let turn = match urgency {
+            Urgency::Awaited => None,
+            Urgency::Ahead => Some(self.turn().await),
+        };
         let core = Arc::clone(&fetcher.decoders).acquire_owned().await;
         let left = blocking(&fetcher.runtime, move || {
             let left = self.copy_all();
-            drop(core);
+            drop((core, turn));
             Ok(left)
         });
         // Where the copying did not come to its end, its landings have ended as failures.
@@ -153,6 +157,25 @@ impl Copying {
             .collect();
         if let Err(error) = fetcher.request(urgency, &source, &layer, &members, left, permit.as_ref()) {
             tracing::warn!(layer = %source.descriptor.digest, %error, "what was not copied cannot be requested");
+        }
+    }
+
+    /// Waits for a turn among what nobody waits for. Readers come first, also at the disk: one request may become many
+    /// copies, which would have all the decoders until a slow disk has read them. Nobody stands still with a turn in hand,
+    /// as others who need one may be waited for.
+    async fn turn(&self) -> std::result::Result<OwnedSemaphorePermit, AcquireError> {
+        let Fetcher {
+            foreground,
+            background,
+            ..
+        } = &*self.fetcher;
+        let is_awaited = || self.landings.iter().any(Landing::is_awaited);
+        loop {
+            foreground.give_way(is_awaited).await;
+            let turn = background.decoders().acquire_owned().await;
+            if is_awaited() || !foreground.is_busy() {
+                return turn;
+            }
         }
     }
 

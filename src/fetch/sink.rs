@@ -190,7 +190,8 @@ impl<'a> StoreSink<'a> {
 
     /// What is to become of a chunk.
     fn begin(&mut self, number: u32, chunk: &Chunk) -> State {
-        if self.layer.is_present(number) {
+        // What a crash made doubtful is looked at here: a reader who did it meanwhile would mark what is written over.
+        if self.layer.verify_suspect(number).unwrap_or(false) {
             return State::Present;
         }
         if chunk.bytes > COLLECTED_CHUNK_BYTES_MAX {
@@ -322,9 +323,16 @@ mod tests {
         };
         let index = builder.finish(summary, 900).unwrap().to_vec();
         let dir = tempfile::tempdir().unwrap();
-        let runtime = tokio::runtime::Runtime::new().unwrap();
         let store = Store::open(dir.path()).unwrap();
-        let layer = store.add_layer(&Digest::of(b"key"), &index).unwrap();
+        store.add_layer(&Digest::of(b"key"), &index).unwrap();
+        drop(store);
+        open(dir, tokio::runtime::Runtime::new().unwrap())
+    }
+
+    /// The world of a store that has the layer.
+    fn open(dir: tempfile::TempDir, runtime: tokio::runtime::Runtime) -> World {
+        let store = Store::open(dir.path()).unwrap();
+        let layer = store.layer(&Digest::of(b"key")).unwrap().unwrap();
         let client = Client::new(ClientOptions::default()).unwrap();
         let fetcher = Fetcher::new(
             client,
@@ -377,6 +385,33 @@ mod tests {
         // The same member comes once more, with other bytes, and is never verified.
         let mut again = StoreSink::new(&world.fetcher, &world.layer, Vec::new());
         again.piece(0, 0, &vec![8; large.len()]).unwrap();
+        assert!(world.content(0).unwrap() == large);
+    }
+
+    #[test]
+    fn what_survived_a_crash_is_not_written_over_either() {
+        let large = vec![7; COLLECTED_CHUNK_BYTES_MAX as usize + 1];
+        let World {
+            _dir: dir,
+            runtime,
+            fetcher,
+            layer,
+        } = world(&[(0, &large)]);
+        let mut sink = StoreSink::new(&fetcher, &layer, Vec::new());
+        sink.piece(0, 0, &large).unwrap();
+        sink.verified(0).unwrap();
+        let map = dir.path().join("layers").join(layer.key().hex()).join("map");
+        drop((fetcher, layer));
+        let map = std::fs::File::options().write(true).open(map).unwrap();
+        // Another boot's.
+        std::os::unix::fs::FileExt::write_all_at(&map, &[9; 16], 24).unwrap();
+        let world = open(dir, runtime);
+        assert!(world.layer.is_suspect(0));
+        let mut sink = StoreSink::new(&world.fetcher, &world.layer, Vec::new());
+        sink.piece(0, 0, &large[..9]).unwrap();
+        // Somebody reads it while it comes once more, with other bytes.
+        assert!(world.layer.verify_suspect(0).unwrap());
+        sink.piece(0, 9, &vec![8; large.len() - 9]).unwrap();
         assert!(world.content(0).unwrap() == large);
     }
 

@@ -228,6 +228,14 @@ impl BlobBody {
         self.provenance.clone()
     }
 
+    /// As [`crate::registry::BlobBody::rested`].
+    pub fn rested(&mut self, time: Duration) {
+        self.attempts.rested(time);
+        if let Some(bounded) = &mut self.bounded {
+            bounded.rested(time);
+        }
+    }
+
     /// The next bytes; `None` once the whole range has come.
     ///
     /// # Errors

@@ -19,8 +19,10 @@ const GOOD_FOR: Duration = Duration::from_secs(5);
 /// The most names whose addresses are kept.
 const NAMES_MAX: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 
-/// The addresses of a name and when they were found. The lock is held by who looks them up; the others wait for it.
-type Found = Arc<tokio::sync::Mutex<Option<(Instant, Vec<SocketAddr>)>>>;
+/// What the system said of a name, and when. The lock is held by who asks it; the others wait for that.
+type Found = Arc<tokio::sync::Mutex<Option<(Instant, Answer)>>>;
+/// The addresses of a name, or what kept them from being found.
+type Answer = Result<Vec<SocketAddr>, (io::ErrorKind, String)>;
 
 /// Addresses that were just found.
 #[derive(Debug)]
@@ -29,22 +31,28 @@ struct Recent(Mutex<LruCache<String, Found>>);
 static RECENT: LazyLock<Recent> = LazyLock::new(|| Recent(Mutex::new(LruCache::new(NAMES_MAX))));
 
 impl Recent {
-    /// The addresses of `name`, which `look_up` finds. What it fails with is for whoever asked it; the next asks anew.
+    /// The addresses of `name`, which `look_up` finds. What it fails with is for all who waited for that, or they would fail one
+    /// after the other, each after a wait of its own; whoever comes later asks anew.
     async fn addresses<L: Future<Output = io::Result<Vec<SocketAddr>>>>(
         &self,
         name: &str,
         look_up: impl FnOnce() -> L,
     ) -> io::Result<Vec<SocketAddr>> {
+        let asked_at = Instant::now();
         let found = Arc::clone(self.0.lock().get_or_insert_mut(name.to_owned(), Found::default));
         let mut found = found.lock().await;
-        if let Some((at, addresses)) = &*found
-            && at.elapsed() < GOOD_FOR
-        {
-            return Ok(addresses.clone());
-        }
-        let addresses = look_up().await?;
-        *found = Some((Instant::now(), addresses.clone()));
-        Ok(addresses)
+        let is_of_use = |(at, answer): &(Instant, Answer)| match answer {
+            Ok(_) => at.elapsed() < GOOD_FOR,
+            Err(_) => *at > asked_at,
+        };
+        let (_, answer) = match found.take().filter(is_of_use) {
+            Some(known) => found.insert(known),
+            None => {
+                let answer = look_up().await.map_err(|error| (error.kind(), error.to_string()));
+                found.insert((Instant::now(), answer))
+            }
+        };
+        answer.clone().map_err(|(kind, why)| io::Error::new(kind, why))
     }
 }
 
@@ -98,10 +106,25 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_name_that_was_not_found_is_looked_up_again() {
+    async fn all_who_wait_for_a_name_that_is_not_found_are_told_at_once_and_who_comes_later_asks_again() {
         let (recent, address) = (recent(), SocketAddr::from(([127, 0, 0, 1], 1)));
-        let failed = recent.addresses("a", || async { Err(io::ErrorKind::NotFound.into()) });
-        assert_eq!(failed.await.unwrap_err().kind(), io::ErrorKind::NotFound);
+        let looks = AtomicU32::new(0);
+        let ask = || {
+            recent.addresses("a", || async {
+                looks.fetch_add(1, Ordering::Relaxed);
+                tokio::task::yield_now().await;
+                Err(io::Error::new(io::ErrorKind::NotFound, "no such name"))
+            })
+        };
+        let (first, second, third) = tokio::join!(ask(), ask(), ask());
+        for failed in [first, second, third] {
+            let error = failed.unwrap_err();
+            assert_eq!(
+                (error.kind(), error.to_string().as_str()),
+                (io::ErrorKind::NotFound, "no such name")
+            );
+        }
+        assert_eq!(looks.load(Ordering::Relaxed), 1);
         let found = recent.addresses("a", || async { Ok(vec![address]) });
         assert_eq!(found.await.unwrap(), [address]);
     }

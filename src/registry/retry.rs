@@ -161,6 +161,11 @@ impl Attempts {
         }
     }
 
+    /// Nothing was waited for meanwhile: that time does not count.
+    pub(super) fn rested(&mut self, time: Duration) {
+        self.deadline += time;
+    }
+
     /// The operation ended without an answer in its time.
     pub(super) fn timed_out(&self) -> Error {
         let waited_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);

@@ -1,5 +1,7 @@
 //! Where an answer comes from: over the network, or from a layout on disk. What is read is the same for both.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use super::endpoint::Provenance;
@@ -32,6 +34,13 @@ impl BlobBody {
         match self {
             Self::Registry(body) => body.provenance(),
             Self::Layout(_) => Provenance::default(),
+        }
+    }
+
+    /// Whoever takes the bytes stood still for so long, for reasons of his own. It does not count as time that they took.
+    pub fn rested(&mut self, time: Duration) {
+        if let Self::Registry(body) = self {
+            body.rested(time);
         }
     }
 

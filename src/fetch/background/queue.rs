@@ -24,6 +24,8 @@ const TOUCHED_MAX: usize = 4096;
 const PAUSE_MIN: Duration = Duration::from_secs(6);
 /// The longest.
 const PAUSE_MAX: Duration = Duration::from_secs(300);
+/// After so many requests in a row for what is not as it should be, the rest of the layer is not asked for.
+const FAILURES_MAX: u32 = 8;
 
 /// A mount lives for as long as its own end of this does.
 pub type Alive = Weak<()>;
@@ -69,6 +71,8 @@ pub(super) struct Fill {
     pub(super) done_bytes: u64,
     /// The first failure of a part that was left out.
     pub(super) failure: Option<Error>,
+    /// How many failed so since something came.
+    pub(super) failures: u32,
     pub(super) paused_until: Option<Instant>,
     pub(super) pause: Duration,
 }
@@ -86,6 +90,7 @@ impl Fill {
             total_bytes: 0,
             done_bytes: 0,
             failure: None,
+            failures: 0,
             paused_until: None,
             pause: PAUSE_MIN,
         }
@@ -100,8 +105,20 @@ impl Fill {
     /// Something came.
     pub(super) fn progressed(&mut self, bytes: u64) {
         self.done_bytes = self.done_bytes.saturating_add(bytes).min(self.total_bytes);
+        self.failures = 0;
         self.paused_until = None;
         self.pause = PAUSE_MIN;
+    }
+
+    /// A part of `layer` is not as it should be, and left out: whoever reads it is told why. Where nothing else comes, as of a
+    /// blob that is gone, so is all of the layer, or the registry would be asked in vain for each part of it.
+    pub(super) fn failed(&mut self, error: Error, layer: &Layer) {
+        self.failure.get_or_insert(error);
+        self.failures += 1;
+        if self.failures >= FAILURES_MAX {
+            self.failures = 0;
+            self.stretches.retain(|left| left.layer.key() != layer.key());
+        }
     }
 
     fn is_wanted(&self) -> bool {

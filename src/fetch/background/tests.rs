@@ -2,14 +2,19 @@
 
 use proptest::prelude::*;
 
+use std::time::Duration;
+
 use super::queue::FILLS_MAX;
 use super::*;
-use crate::fetch::Source;
+use crate::fetch::flight::Waiter;
+use crate::fetch::job::Urgency;
+use crate::fetch::{FetchOptions, Source};
 use crate::layer::entry::{Entry, Kind};
 use crate::layer::index::{Coding, Summary};
 use crate::layer::index_builder::{IndexBuilder, NewChunk, NewMember};
 use crate::layer::{Descriptor, Format};
 use crate::registry::reference::Repository;
+use crate::registry::{Client, ClientOptions};
 use crate::store::Store;
 
 /// A layer whose members stand behind gaps of so many bytes and are so long.
@@ -262,4 +267,44 @@ fn a_fill_ends_with_the_last_mount_that_wants_it() {
     // Another mount may ask for it again.
     fills.touch("a", BackgroundMode::Full);
     assert_eq!(fills.order(), order(&[("a", What::Landmarks), ("a", What::Rest)]));
+}
+
+#[test]
+fn copies_that_nobody_waits_for_stand_back_for_readers() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let (from, to) = (
+        stretch(&store, &[(0, 100), (0, 200)]),
+        stretch(&store, &[(1, 100), (0, 200)]),
+    );
+    (0..2).for_each(|chunk| keep(&from, chunk));
+    store.digests().offer(&from.layer, from.source.audience());
+    store.digests().settle();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let client = Client::new(ClientOptions::default()).unwrap();
+    let fetcher = Fetcher::new(client, store, runtime.handle().clone(), FetchOptions::default());
+    let launch = |urgency, members: &[u32]| {
+        let launched = fetcher.launch_as(urgency, &to.source, &to.layer, members, None);
+        launched.unwrap()
+    };
+    let come = |waiters: Vec<Waiter>| {
+        let arrivals = waiters.into_iter().map(|waiter| waiter.arrival);
+        arrivals.for_each(|arrival| runtime.block_on(arrival).unwrap());
+    };
+    let reader = fetcher.foreground.enter();
+    let ahead = launch(Urgency::Ahead, &[0]);
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(!to.layer.is_present(0), "a reader waits for something else");
+    // What he waits for is copied all the same, and so is what is ahead once he needs that.
+    come(launch(Urgency::Awaited, &[1]));
+    assert!(!to.layer.is_present(0));
+    come(launch(Urgency::Awaited, &[0]));
+    come(ahead);
+    let later = launch(Urgency::Ahead, &[0, 1]);
+    assert!(later.is_empty(), "they are there");
+    to.layer.evict(std::slice::from_ref(&(0..2))).unwrap();
+    let ahead = launch(Urgency::Ahead, &[0, 1]);
+    drop(reader);
+    come(ahead);
+    assert!((0..2).all(|chunk| to.layer.is_present(chunk)));
 }

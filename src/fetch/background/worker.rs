@@ -269,8 +269,7 @@ impl Worker {
                     log_end(&fill, &error.to_string());
                 }
             }
-            // What is wrong with a part of it is told to whoever reads that.
-            Err(error) => drop(fill.failure.get_or_insert(error)),
+            Err(error) => fill.failed(error, &stretch.layer),
         }
     }
 

@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard};
+use parking_lot::{Condvar, Mutex, RwLock};
 
 use self::table::{Entry, SLOTS_MAX, SLOTS_MIN, Table};
 use crate::digest::Digest;
@@ -108,19 +108,20 @@ impl Claim {
     }
 }
 
-/// The claims of the moment. Holds up who adds layers, so it is let go soon.
+/// The claims of the moment. It holds no lock, as a look may have to wait for the disk by a page fault, and who adds layers
+/// would have to wait for it, and the next look for him.
 #[derive(Debug)]
 pub struct Look<'a> {
-    table: RwLockReadGuard<'a, Option<Table>>,
-    known: RwLockReadGuard<'a, Vec<Known>>,
+    table: Arc<Table>,
+    known: &'a RwLock<Vec<Known>>,
 }
 
 impl Look<'_> {
     /// The chunks that may have `digest`, of layers whose content may be shown to `audience`.
     pub fn claims(&self, digest: Digest, audience: Audience) -> impl Iterator<Item = Claim> {
-        let entries = self.table.as_ref().map(|table| table.find(digest));
-        entries.into_iter().flatten().filter_map(move |entry| {
-            let known = self.known.get(entry.layer as usize)?;
+        self.table.find(digest).filter_map(move |entry| {
+            let known = self.known.read();
+            let known = known.get(entry.layer as usize)?;
             known.audience?.includes(audience).then(|| Claim {
                 key: known.key,
                 chunk: entry.chunk,
@@ -136,7 +137,8 @@ impl Look<'_> {
 #[derive(Debug)]
 pub struct Digests {
     dir: PathBuf,
-    table: RwLock<Option<Table>>,
+    /// Changed by nobody but who adds layers, one at a time.
+    table: RwLock<Option<Arc<Table>>>,
     known: RwLock<Vec<Known>>,
     waiting: Mutex<Waiting>,
     /// Somebody waits for the layers to be added, or they are.
@@ -158,7 +160,7 @@ impl Digests {
         let known = table.as_ref().and_then(|_| read_list(&dir.join("layers")));
         Arc::new(Self {
             dir,
-            table: RwLock::new(table.filter(|_| known.is_some())),
+            table: RwLock::new(table.filter(|_| known.is_some()).map(Arc::new)),
             known: RwLock::new(known.unwrap_or_default()),
             waiting: Mutex::default(),
             changed: Condvar::new(),
@@ -206,11 +208,9 @@ impl Digests {
     /// Where chunks may be; `None` while nothing is known.
     #[must_use]
     pub fn look(&self) -> Option<Look<'_>> {
-        let table = self.table.read();
-        table.is_some().then(|| Look {
-            table,
-            known: self.known.read(),
-        })
+        let table = self.table.read().clone()?;
+        let known = &self.known;
+        Some(Look { table, known })
     }
 
     /// The layer of a claim was opened: the next who looks need not.
@@ -300,49 +300,50 @@ impl Digests {
 
     fn add_chunks(&self, layer: &Layer, number: u32) -> Result<()> {
         let index = layer.index();
-        if self.table.read().is_none() {
-            make_dir(&self.dir)?;
-            // Numbers of another table mean nothing in this one.
-            let _ = std::fs::remove_file(self.dir.join("layers"));
-            let slots = u64::from(index.chunk_count())
-                .saturating_mul(2)
-                .next_power_of_two();
-            self.replace_table(slots.clamp(SLOTS_MIN, SLOTS_MAX))?;
-        }
-        for chunk in 0..index.chunk_count() {
-            let is_full = |table: &Table| table.is_full() && table.slots() < SLOTS_MAX;
-            let larger = self
-                .table
-                .read()
-                .as_ref()
-                .filter(|table| is_full(table))
-                .map(|table| table.slots() * 2);
-            if let Some(slots) = larger {
-                self.replace_table(slots)?;
+        let known = self.table.read().clone();
+        let mut table = match known {
+            Some(table) => table,
+            None => {
+                make_dir(&self.dir)?;
+                // Numbers of another table mean nothing in this one.
+                let _ = std::fs::remove_file(self.dir.join("layers"));
+                let slots = u64::from(index.chunk_count())
+                    .saturating_mul(2)
+                    .next_power_of_two();
+                self.replace_table(None, slots.clamp(SLOTS_MIN, SLOTS_MAX))?
             }
-            if let (Some(digest), Some(table)) = (index.chunk(chunk)?.digest, &*self.table.read()) {
+        };
+        for chunk in 0..index.chunk_count() {
+            if table.is_full() && table.slots() < SLOTS_MAX {
+                table = self.replace_table(Some(&table), table.slots() * 2)?;
+            }
+            if let Some(digest) = index.chunk(chunk)?.digest {
                 table.put(&digest, Entry { layer: number, chunk });
             }
         }
         index.source().vouch("layer index", ())
     }
 
-    /// Puts a table of so many slots in the place of the present one. Readers have that one meanwhile.
-    fn replace_table(&self, slots: u64) -> Result<()> {
+    /// Puts a table of so many slots in the place of the present one, with what that has. It takes a second or longer for the
+    /// largest, so no lock is held: others go on with the present one meanwhile.
+    fn replace_table(&self, old: Option<&Table>, slots: u64) -> Result<Arc<Table>> {
         let (path, aside) = (self.dir.join("table"), self.dir.join("table.new"));
         let replace = || {
             let table = Table::create(&aside, slots)?;
-            if let Some(old) = &*self.table.read() {
-                let known = self.known.read();
-                let is_here = |entry: Entry| {
-                    let known = known.get(entry.layer as usize);
-                    known.is_some_and(|known| known.audience.is_some())
-                };
+            if let Some(old) = old {
+                let here: Vec<bool> = self
+                    .known
+                    .read()
+                    .iter()
+                    .map(|known| known.audience.is_some())
+                    .collect();
+                let is_here = |entry: Entry| here.get(entry.layer as usize) == Some(&true);
                 table.put_all(old, is_here);
             }
             std::fs::rename(&aside, &path)?;
-            *self.table.write() = Some(table);
-            Ok(())
+            let table = Arc::new(table);
+            *self.table.write() = Some(Arc::clone(&table));
+            Ok(table)
         };
         replace().map_err(|error: std::io::Error| {
             let _ = std::fs::remove_file(&aside);

@@ -228,15 +228,21 @@ fn the_table_grows_with_what_it_is_given() {
     let layers = [b"a", b"b"].map(|key| add_layer(&store, key, 3, true));
     let everyone = Audience::everyone();
     layers.iter().for_each(|layer| offer(&store, layer, everyone));
-    let slots = || store.digests().table.read().as_ref().unwrap().slots();
+    let look = store.digests().look().unwrap();
     for chunk in 0..SLOTS_MIN as u32 {
         let digest = Digest::of(&chunk.to_le_bytes());
-        let table = store.digests().table.read();
-        table.as_ref().unwrap().put(&digest, Entry { layer: 1, chunk });
+        look.table.put(&digest, Entry { layer: 1, chunk });
     }
-    assert_eq!(slots(), SLOTS_MIN);
+    assert_eq!(look.table.slots(), SLOTS_MIN);
+    // Whoever looks meanwhile keeps nobody waiting.
     offer(&store, &add_layer(&store, b"c", 3, true), everyone);
-    assert_eq!(slots(), SLOTS_MIN * 2);
+    assert!(!store.digests().waiting.lock().is_adding, "it waits for a look");
     let three: Vec<Digest> = [&b"a"[..], b"b", b"c"].map(Digest::of).into();
     assert_eq!(keys(&store, 1, everyone), three);
+    let known = look
+        .claims(Digest::of(&content(1)), everyone)
+        .map(|claim| claim.key);
+    assert_eq!(known.collect::<Vec<_>>(), three[..2], "as it was");
+    let slots = store.digests().look().unwrap().table.slots();
+    assert_eq!(slots, SLOTS_MIN * 2);
 }
