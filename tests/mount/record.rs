@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use registryfs::demo::{Content, ImageBuilder, Layer, Record};
 use registryfs::layer::entry::Kind;
@@ -145,6 +146,21 @@ fn what_was_read_is_told_once_in_the_order_of_the_first_reads() {
         "{}",
         stderr(&output)
     );
+}
+
+#[test]
+fn who_reads_neighbours_by_name_has_none_that_he_did_not_read() {
+    let world = World::new(content()).by_fuse();
+    world.text(&["prefetch", &name(&world)]);
+    let world = world.mounted();
+    let rootfs = world.at(IMAGE).join("rootfs");
+    let read: Vec<_> = (3..13).map(|number| (format!("d/f{number:02}"), 0)).collect();
+    for (path, _) in &read {
+        fs::read(rootfs.join(path)).unwrap();
+        // What is handed to the kernel ahead of a reader is, if at all, soon.
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(lines(&record(&world, &[])), read);
 }
 
 #[test]
