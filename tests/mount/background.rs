@@ -98,7 +98,8 @@ fn it_ends_with_its_mount_and_is_seen_until_then() {
         let status = world.text(&["status"]);
         let words: Vec<&str> = status.split_whitespace().collect();
         let words = words.join(" ");
-        words.contains("waits for: the rate limit") && words.contains("part: rest") && under_way(&world) == 1
+        let said = ["waits for: the rate limit", "part: rest", "background: full"];
+        said.iter().all(|said| words.contains(said)) && under_way(&world) == 1
     });
     world.text(&["umount", other.to_str().unwrap()]);
     until("it has ended", || under_way(&world) == 0);
