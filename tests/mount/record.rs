@@ -247,6 +247,20 @@ fn what_another_version_of_the_image_lacks_is_skipped_and_told() {
 }
 
 #[test]
+fn a_profile_is_handed_over_by_whatever_path_the_cache_is_known() {
+    let world = world();
+    std::os::unix::fs::symlink(world.store(), world.store().with_file_name("other")).unwrap();
+    let profile = kept(&world, b"d/f05\n");
+    assert_eq!(prefetch(&world, &profile, "1.0")["files"], 1);
+    first_byte(&world.at(IMAGE).join("rootfs/d/f05"));
+    assert_eq!(
+        world.status()["transfers"]["misses"],
+        0,
+        "its daemon has brought it"
+    );
+}
+
+#[test]
 fn steps_of_a_profile_come_one_behind_the_other() {
     let large = |number: u64| file(&format!("f{number}"), noise(5_000_000, number + 1));
     let files: Vec<File> = (0..4).map(large).collect();
