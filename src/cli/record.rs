@@ -23,7 +23,7 @@ a line is {\"path\":…,\"manifestDigest\":…,\"layerIndex\":…}, as `ctr-remo
 \"pathBytes\" in base64 for a name that is no UTF-8.
 
 What the kernel reads by itself is not seen; a warning says so. In kernel mode its read-ahead adds files beside those that \
-were read: a mount with -o kernel=off records exactly.")]
+were read: a mount with -o kernel=off leaves these out.")]
 pub(super) struct Record {
     /// The image
     reference: String,
@@ -51,7 +51,7 @@ impl Record {
         if recorded.is_rough {
             note(
                 "the kernel has served the image: files that it has only read ahead, beside others, may be in the list; \
-                 a mount with -o kernel=off records exactly",
+                 a mount with -o kernel=off leaves these out",
             );
         }
         let mut text = Vec::new();

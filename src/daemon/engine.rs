@@ -13,7 +13,7 @@ use super::endpoints::host_options;
 use super::mounted::{Carried, Mounted, Opened};
 use super::protocol::MountRequest;
 use super::source::MountSource;
-use crate::config::{Config, KernelMode};
+use crate::config::{BackgroundMode, Config, KernelMode};
 use crate::error::{Error, Result};
 use crate::fetch::{BackgroundOptions, FetchOptions, Fetcher, PlainLimits};
 use crate::fs::{Filesystem, Options, Root};
@@ -62,7 +62,7 @@ impl Engine {
             },
             shared_index_dir: config.shared_index_dir.clone(),
             background: BackgroundOptions {
-                landmarks: config.prefetch_landmarks,
+                landmarks: config.prefetch_landmarks && !config.offline,
                 bytes_per_s: config.background_bytes_per_s,
                 concurrency: config.concurrency,
             },
@@ -306,7 +306,10 @@ impl Engine {
             lookup_wait: config.lookup_wait,
             journal_entries: config.journal_entries,
             covers: None,
-            background: request.background,
+            background: match config.offline {
+                true => BackgroundMode::Off,
+                false => request.background,
+            },
             status,
         }
     }

@@ -432,6 +432,7 @@ impl Mounts {
                     "allow": request.allow,
                     "deny": request.deny,
                     "share_private": request.share_private,
+                    "background": request.background,
                     "mounted_s": since.elapsed().as_secs(),
                     "requests": mounted.requests(),
                     "kernel": mounted.kernel(),

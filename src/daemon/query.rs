@@ -379,7 +379,8 @@ async fn record(
 ) -> Result<()> {
     let (reference, platform) = image.parse()?;
     if matches!(serving, Serving::Nobody) {
-        let why = "nothing is mounted from this cache, and a record ends with its daemon";
+        let why = "nothing is mounted from this cache, and a record ends with its daemon; mount the image and run a \
+                   program on it first";
         return Err(Error::not_found(format!("record of {reference}"), why));
     }
     let recorded = images.recorded(&reference, &platform, restart).await?;

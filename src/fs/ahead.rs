@@ -111,6 +111,35 @@ impl Filesystem {
         slot.readers.lock().expect(node, end);
         expected
     }
+
+    /// See [`Operations::hand_on`](crate::fs::ops::Operations::hand_on). `None` where the content is not at hand.
+    pub(super) fn hand_on_merged(
+        &self,
+        expected: Expected,
+        take: &mut dyn FnMut(&[u8]) -> bool,
+    ) -> Option<bool> {
+        let Place::Slot { slot, node } = place(expected.ino) else {
+            return None;
+        };
+        let Ok(Held::Open(slot)) = self.slots().held(slot) else {
+            return None;
+        };
+        let rootfs = &slot.rootfs;
+        let node = rootfs
+            .tree()
+            .node(node)
+            .and_then(|node| rootfs.vouch(node))
+            .ok()?;
+        let at = rootfs.file_now(&node)?;
+        let bytes = expected.bytes as usize;
+        let content = self.images().fetcher().read_now(&at, 0, bytes)?;
+        // Less than all of it would be taken for all of it.
+        let is_taken = content.len() == bytes && take(&content);
+        if is_taken {
+            rootfs.note_read(&node, &at);
+        }
+        Some(is_taken)
+    }
 }
 
 /// What of the `window` inodes behind `number` are small files with content, and the first inode that the reader will ask for

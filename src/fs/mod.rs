@@ -393,6 +393,10 @@ impl Operations for Filesystem {
         self.expected_after(ino)
     }
 
+    fn hand_on(&self, expected: Expected, take: &mut dyn FnMut(&[u8]) -> bool) -> bool {
+        self.hand_on_merged(expected, take).unwrap_or(false)
+    }
+
     fn readdir(&self, caller: Caller, ino: u64, offset: u64, limit: usize) -> Answer<Vec<DirEntry>> {
         match self.place(ino) {
             Place::Slot { slot, node } => self.in_tree("readdir", slot, move |filesystem, slot| {

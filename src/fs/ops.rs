@@ -174,6 +174,13 @@ pub trait Operations: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// Shows `take` all content of an expected file, if it is at hand. Whether `take` took it: then it counts as read, as no
+    /// READ will tell.
+    fn hand_on(&self, expected: Expected, take: &mut dyn FnMut(&[u8]) -> bool) -> bool {
+        let _ = (expected, take);
+        false
+    }
+
     /// At most `limit` entries of a directory behind cookie `offset` (0: from the start), `.` and `..` included. An
     /// empty list means the end.
     fn readdir(&self, caller: Caller, ino: u64, offset: u64, limit: usize) -> Answer<Vec<DirEntry>>;

@@ -64,7 +64,7 @@ pub(super) struct Adapter {
     /// Whether the filesystem is told of opens.
     tells_opens: bool,
     /// Hands contents on that nobody has asked for yet.
-    ahead: Ahead,
+    ahead: Option<Ahead>,
     no_open: bool,
     no_opendir: bool,
 }
@@ -185,7 +185,7 @@ impl Adapter {
         requests: Arc<Requests>,
         runtime: tokio::runtime::Handle,
         end: Arc<SessionEnd>,
-        ahead: Ahead,
+        ahead: Option<Ahead>,
     ) -> Self {
         let tells_opens = fs.wants_opens();
         let core = Core {
@@ -363,8 +363,8 @@ impl Filesystem for Adapter {
                 Err(error) => reply.error(errno(&error)),
             },
         );
-        if offset == 0 {
-            self.ahead.follow(ino.0);
+        if let Some(ahead) = self.ahead.as_ref().filter(|_| offset == 0) {
+            ahead.follow(ino.0);
         }
     }
 

@@ -4,8 +4,10 @@
 //! both again for the answer. Where the filesystem expects what is read next and has it at hand, a thread writes it into the
 //! kernel's page cache (FUSE_NOTIFY_STORE), in which the reader then finds it.
 //!
-//! The kernel may hold such a write for as long as a READ of the same file waits. So this is no thread of the session, of
-//! which some must go on answering, and there is one: what it has no time for, the kernel asks for.
+//! The kernel holds such a write for as long as a READ of the same file waits, and nothing interrupts it, not even SIGKILL.
+//! So this is no thread of the session, of which some must go on answering, and there is one: what it has no time for, the
+//! kernel asks for. And somebody else watches who could end the connection if this process is killed meanwhile
+//! ([`DeathWatch`]).
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -15,15 +17,10 @@ use parking_lot::Mutex;
 
 use super::adapter::caught;
 use super::counters::Op;
+use super::death_watch::DeathWatch;
+use super::helper_process::Helper;
 use super::notify;
-use crate::fs::ops::{Answer, Caller, Expected, Operations};
-
-/// What we ask for ourselves.
-const NOBODY: Caller = Caller {
-    pid: 0,
-    uid: 0,
-    gid: 0,
-};
+use crate::fs::ops::{Expected, Operations};
 
 /// The connection for as long as it is served.
 type Device = Arc<Mutex<Option<OwnedFd>>>;
@@ -32,15 +29,25 @@ type Device = Arc<Mutex<Option<OwnedFd>>>;
 pub(super) struct Ahead {
     fs: Arc<dyn Operations>,
     device: Device,
+    helper: Helper,
+    /// `major:minor` of the mount.
+    device_number: String,
     /// None where no thread can be had.
     batches: OnceLock<Option<SyncSender<Vec<Expected>>>>,
 }
 
 impl Ahead {
-    pub(super) fn new(fs: Arc<dyn Operations>, device: Device) -> Self {
+    pub(super) fn new(
+        fs: Arc<dyn Operations>,
+        device: Device,
+        helper: Helper,
+        device_number: String,
+    ) -> Self {
         Self {
             fs,
             device,
+            helper,
+            device_number,
             batches: OnceLock::new(),
         }
     }
@@ -60,9 +67,12 @@ impl Ahead {
         // One batch is handed on while the next waits.
         let (sender, receiver) = sync_channel(1);
         let (fs, device) = (Arc::clone(&self.fs), Arc::clone(&self.device));
-        let thread = std::thread::Builder::new()
-            .name("fuse-ahead".into())
-            .spawn(move || run(&*fs, &receiver, &device));
+        let (helper, device_number) = (self.helper.clone(), self.device_number.clone());
+        let work = move || match DeathWatch::start(&helper, &device_number) {
+            Ok(_watch) => run(&*fs, &receiver, &device),
+            Err(error) => tracing::debug!(%error, "small files are not handed on ahead of their readers"),
+        };
+        let thread = std::thread::Builder::new().name("fuse-ahead".into()).spawn(work);
         if let Err(error) = &thread {
             tracing::warn!(%error, "small files are not handed on ahead of their readers");
         }
@@ -85,12 +95,6 @@ fn run(fs: &dyn Operations, batches: &Receiver<Vec<Expected>>, device: &Mutex<Op
 
 /// Whether the kernel took it. Else it knows none of what follows either, or that is not at hand.
 fn hand_on(fs: &dyn Operations, device: BorrowedFd<'_>, expected: Expected) -> bool {
-    let content = caught(Op::Read, || fs.read(NOBODY, expected.ino, 0, expected.bytes));
-    match content {
-        // Less than all of it would be taken for all of it.
-        Ok(Answer::Now(Ok(content))) if content.len() == expected.bytes as usize => {
-            notify::store(device, expected.ino, &content).is_ok()
-        }
-        _ => false,
-    }
+    let mut store = |content: &[u8]| notify::store(device, expected.ino, content).is_ok();
+    caught(Op::Read, || fs.hand_on(expected, &mut store)).unwrap_or(false)
 }

@@ -1,6 +1,6 @@
 //! The helper's side of connections that are attached nowhere.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -51,8 +51,19 @@ fn device_number(root: &OwnedFd) -> Result<String> {
     Ok(format!("{}:{}", stat.stx_dev_major, stat.stx_dev_minor))
 }
 
-/// Ends a connection through the FUSE control filesystem, which is mounted for it: nobody else may have done that.
+/// Ends a connection.
 pub(super) fn abort(device: &str) -> Result<()> {
+    // Without it, it has ended by itself.
+    let Some(mut file) = control_file(device)? else {
+        return Ok(());
+    };
+    file.write_all(b"1")
+        .map_err(|error| Error::io(format!("ending the connection {device}"), &error))
+}
+
+/// The file by which a connection is ended, if it has not ended: in the FUSE control filesystem, which is mounted for it, as
+/// nobody else may have done that.
+pub(super) fn control_file(device: &str) -> Result<Option<File>> {
     let failed =
         |errno: rustix::io::Errno| Error::io(format!("ending the connection {device}"), &errno.into());
     let connection = device
@@ -62,11 +73,8 @@ pub(super) fn abort(device: &str) -> Result<()> {
     let control = NewMount::of("fusectl")?.make(MountAttrFlags::empty())?;
     let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     match openat(&control, format!("{connection}/abort"), flags, Mode::empty()) {
-        // It has ended by itself.
-        Err(rustix::io::Errno::NOENT) => Ok(()),
+        Err(rustix::io::Errno::NOENT) => Ok(None),
         Err(errno) => Err(failed(errno)),
-        Ok(file) => std::fs::File::from(file)
-            .write_all(b"1")
-            .map_err(|error| Error::io(format!("ending the connection {device}"), &error)),
+        Ok(file) => Ok(Some(file.into())),
     }
 }

@@ -5,7 +5,8 @@
 //! translated, so the complaints that have a remedy can be told by their texts (libfuse, `util/fusermount.c`).
 
 use std::ffi::{OsStr, OsString};
-use std::io::{self, Read};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
@@ -289,10 +290,19 @@ impl Drop for Killed {
 /// Ends the connection of a mount of this user, so that every use of it fails: what MNT_FORCE does for root. Without
 /// fusectl that has to wait until the daemon is gone.
 pub(super) fn abort(device_number: &str) {
-    let minor = device_number.split(':').nth(1).unwrap_or_default();
-    if minor.bytes().all(|byte| byte.is_ascii_digit()) && !minor.is_empty() {
-        let _ = std::fs::write(format!("/sys/fs/fuse/connections/{minor}/abort"), "1");
+    if let Some(mut file) = control_file(device_number) {
+        let _ = file.write_all(b"1");
     }
+}
+
+/// The file by which the connection of a mount of this user is ended, where fusectl is mounted.
+pub(super) fn control_file(device_number: &str) -> Option<File> {
+    let minor = device_number.split(':').nth(1).unwrap_or_default();
+    let is_number = minor.bytes().all(|byte| byte.is_ascii_digit()) && !minor.is_empty();
+    let path = format!("/sys/fs/fuse/connections/{minor}/abort");
+    is_number
+        .then(|| File::options().write(true).open(path).ok())
+        .flatten()
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ use nix::unistd::{getegid, geteuid};
 use serde::{Deserialize, Serialize};
 
 use super::adapter::MAX_READ_BYTES;
+use super::death_watch::Watch;
 use super::erofs::{Attachment, Detach, ErofsDone, ErofsRequest};
 use super::fusermount::{self, Fusermount};
 use super::mountinfo::MountEntry;
@@ -63,6 +64,11 @@ pub(super) enum Request {
     MountDetached,
     /// End a connection, whoever uses it.
     AbortConnection {
+        /// `major:minor` of its mount.
+        device: String,
+    },
+    /// Watch the daemon, which has this connection, and end that if the daemon dies and it does not; the answer comes before.
+    WatchDeath {
         /// `major:minor` of its mount.
         device: String,
     },
@@ -174,7 +180,8 @@ fn run(arguments: &[OsString]) -> io::Result<()> {
     let path = Path::new(mountpoint);
     let asked = fd_passing::receive_message(io::stdin(), || Ok(()))?;
     let request: Request = serde_json::from_slice(&asked.bytes)?;
-    let (reply, fds) = match serve(path, request, asked.fds) {
+    let mut watch = None;
+    let (reply, fds) = match serve(path, request, asked.fds, &mut watch) {
         Ok((done, fds)) => (Ok(done), fds),
         Err(error) => (Err(error), Vec::new()),
     };
@@ -199,11 +206,17 @@ fn run(arguments: &[OsString]) -> io::Result<()> {
             _ => {}
         }
     }
-    sent
+    sent?;
+    watch.map_or(Ok(()), Watch::keep)
 }
 
-/// What is asked, done, and the descriptors that go back.
-fn serve(path: &Path, request: Request, fds: Vec<OwnedFd>) -> Result<(Done, Vec<OwnedFd>)> {
+/// What is asked, done, and the descriptors that go back. `watch` is set to what is to be kept after the answer.
+fn serve(
+    path: &Path,
+    request: Request,
+    fds: Vec<OwnedFd>,
+    watch: &mut Option<Watch>,
+) -> Result<(Done, Vec<OwnedFd>)> {
     let alone = |done: Done| (done, Vec::new());
     match request {
         Request::Mount(new) => mount_at(path, &new).map(|(done, device)| (done, vec![device])),
@@ -216,6 +229,10 @@ fn serve(path: &Path, request: Request, fds: Vec<OwnedFd>) -> Result<(Done, Vec<
         Request::IsMounted => is_mounted(path).map(alone),
         Request::MountDetached => detached_helper::mount(),
         Request::AbortConnection { device } => detached_helper::abort(&device).map(|()| alone(Done::Ok)),
+        Request::WatchDeath { device } => {
+            *watch = Some(Watch::of(&device)?);
+            Ok(alone(Done::Ok))
+        }
         Request::Erofs(request) => erofs_helper::serve(path, request, fds),
         Request::Detach { attachments, how } => {
             erofs_helper::detach_all(&attachments, how).map(|results| alone(Done::Each { results }))

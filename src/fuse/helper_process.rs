@@ -38,6 +38,9 @@ pub(super) struct Mounted {
     pub(super) device_number: String,
 }
 
+/// What a helper says, with the descriptors that came along.
+type Answered = (Done, Vec<OwnedFd>);
+
 impl Helper {
     /// The program that runs now, also if its file has been replaced since.
     #[must_use]
@@ -125,7 +128,32 @@ impl Helper {
         request: &Request,
         fds: &[BorrowedFd<'_>],
         deadline: Duration,
-    ) -> Result<(Done, Vec<OwnedFd>)> {
+    ) -> Result<Answered> {
+        let (child, _socket, answer) = self.exchange(mountpoint, request, fds, deadline)?;
+        end(child);
+        answer
+    }
+
+    /// Asks a helper process that goes on with it after it has answered, for as long as the socket is open.
+    pub(super) fn begin(&self, request: &Request) -> Result<(Done, Child, OwnedFd)> {
+        let (child, socket, answer) = self.exchange(Path::new("/"), request, &[], DEADLINE)?;
+        match answer {
+            Ok((done, _)) => Ok((done, child, socket)),
+            Err(error) => {
+                end(child);
+                Err(error)
+            }
+        }
+    }
+
+    /// Starts a helper process and asks it: the process, the socket to it, and what it answers.
+    fn exchange(
+        &self,
+        mountpoint: &Path,
+        request: &Request,
+        fds: &[BorrowedFd<'_>],
+        deadline: Duration,
+    ) -> Result<(Child, OwnedFd, Result<Answered>)> {
         let failed = |error: &io::Error| Error::io(format!("the helper {}", self.program.display()), error);
         let until = Instant::now() + deadline;
         let flags = SockFlag::SOCK_CLOEXEC;
@@ -150,13 +178,10 @@ impl Helper {
                 Ok(setsockopt(&socket, sockopt::ReceiveTimeout, &left(until)?)?)
             })
         })();
-        end(child);
-        match received {
-            Ok(message) => {
-                let reply: Reply =
-                    serde_json::from_slice(&message.bytes).map_err(|error| failed(&error.into()))?;
-                reply.map(|done| (done, message.fds))
-            }
+        let answer = match received {
+            Ok(message) => serde_json::from_slice(&message.bytes)
+                .map_err(|error| failed(&error.into()))
+                .and_then(|reply: Reply| reply.map(|done| (done, message.fds))),
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
                 Err(Error::Timeout {
                     what: mountpoint.display().to_string(),
@@ -164,7 +189,8 @@ impl Helper {
                 })
             }
             Err(error) => Err(failed(&error)),
-        }
+        };
+        Ok((child, socket, answer))
     }
 
     pub(super) fn nonsense() -> Error {
@@ -183,7 +209,7 @@ fn left(until: Instant) -> io::Result<TimeVal> {
 
 /// Ends a helper that has answered, or never will. A thread collects it, because one that hangs in the kernel does not
 /// die at once even when killed.
-fn end(mut child: Child) {
+pub(super) fn end(mut child: Child) {
     if let Ok(Some(_)) = child.try_wait() {
         return;
     }

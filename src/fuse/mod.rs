@@ -3,7 +3,8 @@
 //!
 //! The daemon never touches a path of its own mount: a daemon that waits for itself hangs everyone who looks there.
 //! Whatever must (mounting, checking, unmounting) is done by a short-lived helper process that holds no descriptor of
-//! the session, started from this same binary ([`helper_main_if_asked`]) and killed after a deadline.
+//! the session, started from this same binary ([`helper_main_if_asked`]) and killed after a deadline. One more of these
+//! stays where contents are handed on unasked, to end the connection if the daemon dies in that and cannot go.
 
 mod adapter;
 mod ahead;
@@ -11,6 +12,7 @@ mod attributes;
 mod autofs;
 mod busy;
 mod counters;
+mod death_watch;
 mod detached;
 mod detached_helper;
 mod erofs;

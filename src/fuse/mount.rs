@@ -88,10 +88,10 @@ impl Mount {
         } = helper.mount(options)?;
         let mut mount = Self {
             mountpoint,
-            device_number,
             is_guarded: options.place.is_some(),
+            session: Served::handing_on(helper.clone(), device_number.clone()),
+            device_number,
             helper,
-            session: Served::default(),
         };
         // From here on an early return drops the mount, and that unmounts.
         let what = format!("the FUSE session of {}", mount.mountpoint.display());

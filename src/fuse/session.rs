@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use super::adapter::Adapter;
 use super::ahead::Ahead;
 use super::counters::{Counters, Requests};
+use super::helper_process::Helper;
 use super::notify;
 use super::session_end::SessionEnd;
 use crate::error::{Error, Result};
@@ -38,6 +39,8 @@ pub(super) struct Served {
     /// A copy of the descriptor, to send what no request asks for. It is closed when the threads end: while it is open
     /// the kernel takes the connection for a living one.
     device: Arc<Mutex<Option<OwnedFd>>>,
+    /// What contents that nobody has asked for are handed on with: the helper, and `major:minor` of the mount.
+    hands_on: Option<(Helper, String)>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -48,12 +51,21 @@ impl Default for Served {
             requests: Arc::default(),
             end: Arc::new(SessionEnd::new()),
             device: Arc::default(),
+            hands_on: None,
             thread: None,
         }
     }
 }
 
 impl Served {
+    /// A connection over which the kernel is handed what is read next.
+    pub(super) fn handing_on(helper: Helper, device_number: String) -> Self {
+        Self {
+            hands_on: Some((helper, device_number)),
+            ..Self::default()
+        }
+    }
+
     /// Greets the kernel and starts the threads. Where this fails the session has ended. `enforces_permissions` says
     /// whether the kernel does for this mount.
     pub(super) fn start(
@@ -73,7 +85,9 @@ impl Served {
         };
         *self.device.lock() = Some(device.try_clone().map_err(|error| failed(&error))?);
         let (requests, runtime) = (self.requests.clone(), runtime.clone());
-        let ahead = Ahead::new(Arc::clone(&fs), Arc::clone(&self.device));
+        let ahead = self.hands_on.take().map(|(helper, device_number)| {
+            Ahead::new(Arc::clone(&fs), Arc::clone(&self.device), helper, device_number)
+        });
         let adapter = Adapter::new(
             fs,
             enforces_permissions,

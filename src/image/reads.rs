@@ -148,9 +148,8 @@ impl Reads {
             return;
         };
         let new = || (0..entries().div_ceil(u64::BITS)).map(|_| AtomicU64::new(0));
-        let words = layer.noted.get_or_init(|| new().collect());
-        let bit = 1 << (file.entry % u64::BITS);
-        let Some(word) = words.get((file.entry / u64::BITS) as usize) else {
+        layer.noted.get_or_init(|| new().collect());
+        let Some((word, bit)) = self.mark(file) else {
             return;
         };
         // Looked at first, because writing would take the word from the other cores.
@@ -208,11 +207,40 @@ impl Reads {
         }
     }
 
-    /// Begins anew: what is read from now on counts as read first.
-    pub fn restart(&self) {
-        if let Some(records) = self.records.upgrade() {
-            self.is_given_up.store(false, Ordering::Relaxed);
-            self.clear(&records);
+    /// Begins anew behind what `told` says: what was read since then stays, and what is read from now on counts as read first.
+    pub fn restart(&self, told: &Record) {
+        let Some(records) = self.records.upgrade() else {
+            return;
+        };
+        self.is_given_up.store(false, Ordering::Relaxed);
+        self.is_rough.store(false, Ordering::Relaxed);
+        let mut list = self.list.lock();
+        // Another may have begun it anew meanwhile.
+        if !list.files.starts_with(&told.files) {
+            return;
+        }
+        records.files.fetch_sub(told.files.len(), Ordering::Relaxed);
+        list.files.drain(..told.files.len());
+        list.is_full = false;
+        // Those that there was no room for were marked as well.
+        self.unmark();
+        for file in &list.files {
+            if let Some((word, bit)) = self.mark(*file) {
+                word.fetch_or(bit, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Where it is marked that a file is in the list.
+    fn mark(&self, file: ReadFile) -> Option<(&AtomicU64, u64)> {
+        let words = self.layers.get(usize::from(file.layer))?.noted.get()?;
+        let word = words.get((file.entry / u64::BITS) as usize)?;
+        Some((word, 1 << (file.entry % u64::BITS)))
+    }
+
+    fn unmark(&self) {
+        for word in self.layers.iter().filter_map(|layer| layer.noted.get()).flatten() {
+            word.store(0, Ordering::Relaxed);
         }
     }
 
@@ -221,9 +249,7 @@ impl Reads {
         records.files.fetch_sub(list.files.len(), Ordering::Relaxed);
         *list = List::default();
         self.is_rough.store(false, Ordering::Relaxed);
-        for word in self.layers.iter().filter_map(|layer| layer.noted.get()).flatten() {
-            word.store(0, Ordering::Relaxed);
-        }
+        self.unmark();
     }
 }
 
@@ -292,6 +318,9 @@ mod tests {
         assert!(record.is_full);
         assert_eq!(record.files.len(), FILES_MAX);
         assert_eq!(record.files.last(), Some(&file(0, files - 1)));
+        reads.restart(&record);
+        reads.note(file(1, 0), || 1);
+        assert_eq!(reads.record().files, [file(1, 0)], "there is room for it now");
     }
 
     #[test]
@@ -328,11 +357,14 @@ mod tests {
         let recorder = Recorder::default();
         let reads = reads(&recorder, 1);
         read_first(&reads, 3);
-        reads.restart();
-        assert_eq!(reads.record().files, []);
+        let told = reads.record();
+        reads.note(file(1, 0), || 1);
+        reads.restart(&told);
+        assert_eq!(reads.record().files, [file(1, 0)], "it was not told");
         reads.note(file(0, 2), || 3);
-        assert_eq!(reads.record().files, [file(0, 2)]);
-        assert_eq!(recorder.0.files.load(Ordering::Relaxed), 1);
+        reads.restart(&told);
+        assert_eq!(reads.record().files, [file(1, 0), file(0, 2)]);
+        assert_eq!(recorder.0.files.load(Ordering::Relaxed), 2);
     }
 
     proptest! {

@@ -57,13 +57,13 @@ impl Images {
         };
         let record = reads.record();
         let (gaps, is_rough) = (gaps(&record), record.is_rough);
-        let of = Arc::clone(&rootfs);
-        let files = blocking(self.fetcher().runtime(), move || named(&of, &record.files)).await?;
+        let (of, read) = (Arc::clone(&rootfs), record.files.clone());
+        let files = blocking(self.fetcher().runtime(), move || named(&of, &read)).await?;
         if files.is_empty() {
             return Err(nothing(&name, &gaps));
         }
         if restart {
-            reads.restart();
+            reads.restart(&record);
         }
         Ok(Recorded {
             reference: name,

@@ -149,12 +149,13 @@ impl Store {
     /// Takes a file that a command has handed over: its bytes, if it is not larger than `bytes_max`. It is gone then.
     ///
     /// # Errors
-    /// [`Error::Malformed`] for a file elsewhere or too large; [`Error::Io`].
+    /// [`Error::Malformed`] for one that is too large; [`Error::Io`].
     pub fn take_incoming(&self, path: &Path, bytes_max: u64) -> Result<Vec<u8>> {
         let what = || path.display().to_string();
-        if path.parent() != Some(&self.dir.join(INCOMING)) {
-            return Err(Error::malformed(what(), "it was not handed over"));
-        }
+        let absent = || Error::malformed(what(), "it was not handed over");
+        // Who hands it over may know this directory by another path, as through a link.
+        let name = path.file_name().ok_or_else(absent)?;
+        let path = &self.dir.join(INCOMING).join(name);
         let take = || {
             // Neither a pipe nor a link to somewhere else is waited for or followed.
             let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use registryfs::error::Error;
 use registryfs::fs::ops::{
-    Answer, Attr, Caller, DirEntry, Entry, FOREVER, FileType, Lookup, Operations, ROOT_INO, Statfs,
+    Answer, Attr, Caller, DirEntry, Entry, Expected, FOREVER, FileType, Lookup, Operations, ROOT_INO, Statfs,
 };
 use registryfs::layer::entry::Time;
 
@@ -25,6 +25,8 @@ const DIR: u64 = 4;
 const LINK: u64 = 6;
 const BIG: u64 = 7;
 const HELD_FILE: u64 = 8;
+/// A small file that is handed on once `hello` was read, and never answered to who asks for it.
+const EXPECTED: u64 = 9;
 const BIG_FIRST: u64 = 100_000;
 
 /// Which entries of the big directory are not known without waiting.
@@ -138,6 +140,7 @@ impl Fake {
                 ("link", LINK),
                 ("big", BIG),
                 ("held-file", HELD_FILE),
+                ("expected", EXPECTED),
             ],
             DIR => &[("nested", 5)],
             BIG => return Box::new((skip..BIG_ENTRIES).map(|i| (big_name(i), big_ino(i)))),
@@ -209,7 +212,7 @@ impl Operations for FakeFs {
     fn read(&self, _caller: Caller, ino: u64, offset: u64, size: u32) -> Answer<Vec<u8>> {
         let fake = self.0.clone();
         fake.largest_read.fetch_max(size, Ordering::SeqCst);
-        if ino == HELD_FILE {
+        if ino == HELD_FILE || ino == EXPECTED {
             return Answer::later(Held::for_ever(fake));
         }
         Answer::later(async move {
@@ -219,6 +222,20 @@ impl Operations for FakeFs {
             let end = (start + size as usize).min(file.len());
             Ok(file[start..end].to_vec())
         })
+    }
+
+    fn read_next(&self, ino: u64) -> Vec<Expected> {
+        let bytes = HELLO.len() as u32;
+        let expected = Expected { ino: EXPECTED, bytes };
+        if ino == HELLO_INO {
+            vec![expected]
+        } else {
+            Vec::new()
+        }
+    }
+
+    fn hand_on(&self, _expected: Expected, take: &mut dyn FnMut(&[u8]) -> bool) -> bool {
+        take(HELLO)
     }
 
     fn readdir(&self, _caller: Caller, ino: u64, offset: u64, limit: usize) -> Answer<Vec<DirEntry>> {

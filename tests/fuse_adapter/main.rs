@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod fake;
+mod killed;
 mod mounted;
 
 use std::collections::BTreeMap;
@@ -24,9 +25,6 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use registryfs::error::Error;
 use registryfs::fuse::Mount;
-
-/// Set for the test binary when it plays a daemon that is to be killed: its mountpoint.
-const DAEMON_MOUNTPOINT: &str = "FUSE_ADAPTER_TEST_DAEMON";
 
 /// How soon an interrupted program is free, with room for a machine that is busy with other tests.
 const PROMPTLY: Duration = Duration::from_secs(3);
@@ -55,7 +53,10 @@ fn a_tree_is_shown_as_the_filesystem_says() {
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
         names.sort();
-        assert_eq!(names, ["big", "dir", "held-file", "hello", "link", "long"]);
+        assert_eq!(
+            names,
+            ["big", "dir", "expected", "held-file", "hello", "link", "long"]
+        );
     });
 }
 
@@ -455,49 +456,6 @@ fn odd_characters_in_the_mountpoint_change_nothing() {
     assert!(helper().is_mounted(&odd).unwrap());
     mounted.mount().unmount(false).unwrap();
     assert!(!helper().is_mounted(&odd).unwrap());
-}
-
-#[test]
-fn a_dead_mount_is_replaced() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut daemon = Command::new(std::env::current_exe().unwrap());
-    daemon
-        .args(["--ignored", "--exact", "plays_a_daemon_until_killed"])
-        .env(DAEMON_MOUNTPOINT, dir.path())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    let mut daemon = Killed(daemon.spawn().unwrap());
-    mounted::wait_until("the other daemon mounts", || {
-        helper().is_mounted(dir.path()).unwrap()
-    });
-    let taken = Mount::start(mounted::no_fs(), &options(dir.path()), mounted::handle()).unwrap_err();
-    assert!(matches!(taken, Error::Busy { .. }), "{taken}");
-
-    daemon.0.kill().unwrap();
-    daemon.wait();
-    let dead = within({
-        let path = dir.path().to_owned();
-        move || nix::sys::statvfs::statvfs(&path).err()
-    });
-    assert_eq!(dead, Some(nix::errno::Errno::ENOTCONN));
-    assert!(!helper().is_mounted(dir.path()).unwrap());
-
-    let mounted = Mounted::at(dir.path());
-    let hello = mounted.path().join("hello");
-    assert_eq!(within(move || fs::read(hello).unwrap()), HELLO);
-    mounted.mount().unmount(false).unwrap();
-    let left = fs::read_dir(dir.path()).unwrap().count();
-    assert_eq!(left, 0);
-}
-
-/// Not a test of its own: the process that [`a_dead_mount_is_replaced`] kills.
-#[test]
-#[ignore = "a part of a_dead_mount_is_replaced"]
-fn plays_a_daemon_until_killed() {
-    if let Some(mountpoint) = std::env::var_os(DAEMON_MOUNTPOINT) {
-        let _mounted = Mounted::at(Path::new(&mountpoint));
-        std::thread::sleep(Duration::from_secs(60));
-    }
 }
 
 #[test]

@@ -1,7 +1,10 @@
 //! What is brought of an image before anybody reads it, as a mount asks for it.
 
+use std::time::{Duration, Instant};
+
 use registryfs::demo::{Content, ImageBuilder, Layer, Record};
 use registryfs::layer::estargz::writer::{Landmark, Options};
+use serde_json::Value;
 
 use crate::support::file;
 use crate::world::{World, first_byte, noise, until};
@@ -72,8 +75,7 @@ fn a_mount_of_an_image_brings_it_behind_its_readers() {
     let image = format!("{}/team/app:1.0", world.registry.host());
     world.mount_with(&["-o", "background=full", &image]);
     until("it is there", || {
-        let status: serde_json::Value =
-            serde_json::from_str(&world.text(&["--format=json", "status"])).unwrap();
+        let status: Value = serde_json::from_str(&world.text(&["--format=json", "status"])).unwrap();
         let fetched = status["transfers"]["fetched_bytes"].as_u64().unwrap();
         fetched > 5 * FILE_BYTES as u64 && status["background"] == serde_json::json!([])
     });
@@ -84,6 +86,21 @@ fn a_mount_of_an_image_brings_it_behind_its_readers() {
         }
     });
     assert_eq!(requests.len(), 0, "{requests:#?}");
+}
+
+#[test]
+fn offline_nothing_waits_to_be_brought() {
+    let world = World::new(content());
+    let image = format!("{}/team/app:1.0", world.registry.host());
+    world.text(&["info", &image]);
+    world.mount_with(&["-o", "background=full,offline", &image]);
+    let root = world.root();
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(500) {
+        crate::world::names(&root);
+        let status: Value = serde_json::from_str(&world.text(&["--format=json", "status"])).unwrap();
+        assert_eq!(status["background"], serde_json::json!([]));
+    }
 }
 
 #[test]
@@ -98,7 +115,8 @@ fn it_ends_with_its_mount_and_is_seen_until_then() {
         let status = world.text(&["status"]);
         let words: Vec<&str> = status.split_whitespace().collect();
         let words = words.join(" ");
-        words.contains("waits for: the rate limit") && words.contains("part: rest") && under_way(&world) == 1
+        let said = ["waits for: the rate limit", "part: rest", "background: full"];
+        said.iter().all(|said| words.contains(said)) && under_way(&world) == 1
     });
     world.text(&["umount", other.to_str().unwrap()]);
     until("it has ended", || under_way(&world) == 0);

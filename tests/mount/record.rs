@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use registryfs::demo::{Content, ImageBuilder, Layer, Record};
 use registryfs::layer::entry::Kind;
@@ -148,6 +149,21 @@ fn what_was_read_is_told_once_in_the_order_of_the_first_reads() {
 }
 
 #[test]
+fn who_reads_neighbours_by_name_has_none_that_he_did_not_read() {
+    let world = World::new(content()).by_fuse();
+    world.text(&["prefetch", &name(&world)]);
+    let world = world.mounted();
+    let rootfs = world.at(IMAGE).join("rootfs");
+    let read: Vec<_> = (3..13).map(|number| (format!("d/f{number:02}"), 0)).collect();
+    for (path, _) in &read {
+        fs::read(rootfs.join(path)).unwrap();
+        // What is handed to the kernel ahead of a reader is, if at all, soon.
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(lines(&record(&world, &[])), read);
+}
+
+#[test]
 fn a_record_can_begin_anew_and_be_written_to_a_file() {
     let world = world();
     let rootfs = world.at(IMAGE).join("rootfs");
@@ -228,6 +244,20 @@ fn what_another_version_of_the_image_lacks_is_skipped_and_told() {
     let output = world.run(&["prefetch", "--profile", profile.to_str().unwrap(), &image]);
     assert_eq!(output.status.code(), Some(4));
     assert!(stderr(&output).contains("does not have y"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_profile_is_handed_over_by_whatever_path_the_cache_is_known() {
+    let world = world();
+    std::os::unix::fs::symlink(world.store(), world.store().with_file_name("other")).unwrap();
+    let profile = kept(&world, b"d/f05\n");
+    assert_eq!(prefetch(&world, &profile, "1.0")["files"], 1);
+    first_byte(&world.at(IMAGE).join("rootfs/d/f05"));
+    assert_eq!(
+        world.status()["transfers"]["misses"],
+        0,
+        "its daemon has brought it"
+    );
 }
 
 #[test]
