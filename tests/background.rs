@@ -348,6 +348,33 @@ fn who_needs_what_has_stood_still_for_long_gets_it() {
 }
 
 #[test]
+fn what_was_copied_makes_no_request_longer() {
+    // All but the last files of the second layer are those of the first.
+    let world = World::new(vec![layer(40, Landmark::None), layer(60, Landmark::None)]);
+    for number in 0..40 {
+        let file = world.file(0, &format!("file{number}"));
+        let read = world.fetcher.read(&file, 0, FILE_BYTES);
+        world.runtime.block_on(read).unwrap();
+    }
+    world.until("complete", || world.layers[0].layer.is_complete());
+    world.fetcher.store().digests().settle();
+    let handle = world.registry.handle();
+    handle.clear_ledger();
+    handle.update(|behaviour| behaviour.total_bytes_per_s = 1_000_000);
+    world.touch(BackgroundMode::Full);
+    world.until("complete", || world.layers[1].layer.is_complete());
+    let lengths: Vec<u64> = world
+        .ranges()
+        .iter()
+        .map(|(_, range)| range.end - range.start)
+        .collect();
+    let all: u64 = lengths.iter().sum();
+    assert!(all < world.member_bytes(1, 0..u64::MAX) / 2, "most was copied");
+    // It takes more than a tenth of a second each.
+    assert!(lengths.iter().all(|&bytes| bytes <= 512 << 10), "{lengths:?}");
+}
+
+#[test]
 fn the_rate_holds_and_status_says_what_is_waited_for() {
     let options = BackgroundOptions {
         bytes_per_s: Some(1),

@@ -90,7 +90,11 @@ impl Job {
                 Err(error) => context.land(landing, Err(error)),
             }
         }
+        let (began, bytes) = (Instant::now(), range.end.saturating_sub(range.start));
         let streamed = context.stream(range, &mut arriving).await;
+        if context.urgency == Urgency::Ahead && streamed.is_ok() {
+            context.fetcher.background.measured(bytes, began.elapsed());
+        }
         if let Err(error) = streamed.map_err(|error| context.source.blame(error)) {
             tracing::debug!(layer = %context.source.descriptor.digest, %error, "a request for chunks failed");
             for member in arriving {

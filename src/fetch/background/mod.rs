@@ -16,6 +16,7 @@ mod worker;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -25,6 +26,7 @@ use tokio::time::Instant;
 use crate::config::BackgroundMode;
 use crate::digest::Digest;
 use crate::error::Result;
+use crate::fetch::background::pace::RequestSize;
 pub use crate::fetch::background::queue::{Alive, Stretch};
 use crate::fetch::background::queue::{Fill, Queue, Wanted, What};
 use crate::fetch::device::DeviceAt;
@@ -73,6 +75,7 @@ pub(super) struct Background {
     woken: Notify,
     /// Half of the cores: readers have the others at once.
     decoders: Arc<Semaphore>,
+    size: Mutex<RequestSize>,
 }
 
 #[derive(Debug, Default)]
@@ -115,7 +118,13 @@ impl Background {
             state: Mutex::default(),
             woken: Notify::new(),
             decoders: Arc::new(Semaphore::new((cores / 2).max(1))),
+            size: Mutex::default(),
         }
+    }
+
+    /// A request of `bytes` took `took`. Only of what came over the line: what was copied comes sooner, and says nothing of it.
+    pub(super) fn measured(&self, bytes: u64, took: Duration) {
+        self.size.lock().measured(bytes, took);
     }
 
     /// One permit for each batch of it that is decoded.

@@ -2,8 +2,6 @@
 
 use proptest::prelude::*;
 
-use std::time::Duration;
-
 use super::queue::FILLS_MAX;
 use super::*;
 use crate::fetch::flight::Waiter;

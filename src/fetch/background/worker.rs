@@ -10,7 +10,7 @@ use crate::config::BackgroundMode;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fetch::background::batch::{self, Batch};
-use crate::fetch::background::pace::{RateLimit, RequestSize};
+use crate::fetch::background::pace::RateLimit;
 use crate::fetch::background::queue::{Fill, What};
 use crate::fetch::background::{Stretch, Waits};
 use crate::fetch::job::Urgency;
@@ -31,7 +31,6 @@ pub(super) async fn work(fetcher: Arc<Fetcher>) {
         rate: RateLimit::new(fetcher.options.background.bytes_per_s),
         fetcher,
         under_way: JoinSet::new(),
-        size: RequestSize::default(),
         room_bytes: 0,
         coming_bytes: 0,
     };
@@ -43,7 +42,6 @@ pub(super) async fn work(fetcher: Arc<Fetcher>) {
 struct Worker {
     fetcher: Arc<Fetcher>,
     under_way: JoinSet<Ended>,
-    size: RequestSize,
     rate: RateLimit,
     /// What may be kept before the disk is looked at again.
     room_bytes: u64,
@@ -67,7 +65,6 @@ struct Ended {
     stretch: Stretch,
     bytes: u64,
     decoded_bytes: u64,
-    took: Duration,
     outcome: Result<()>,
 }
 
@@ -147,7 +144,8 @@ impl Worker {
     }
 
     async fn begin(&mut self, turn: Turn) {
-        let (stretch, bytes_max) = (turn.stretch.clone(), self.size.bytes());
+        let bytes_max = self.fetcher.background.size.lock().bytes();
+        let stretch = turn.stretch.clone();
         let take = move || {
             let mut stretch = stretch;
             let batch = batch::take(&mut stretch, bytes_max)?;
@@ -204,7 +202,6 @@ impl Worker {
             key, what, stretch, ..
         } = turn;
         let work = async move {
-            let began = Instant::now();
             let (runtime, source, layer) = (
                 fetcher.runtime.clone(),
                 Arc::clone(&stretch.source),
@@ -223,7 +220,6 @@ impl Worker {
                 },
                 bytes,
                 decoded_bytes,
-                took: began.elapsed(),
                 outcome,
             }
         };
@@ -238,7 +234,6 @@ impl Worker {
             stretch,
             bytes,
             decoded_bytes,
-            took,
             outcome,
         }) = ended
         else {
@@ -251,10 +246,7 @@ impl Worker {
         };
         fill.under_way = fill.under_way.saturating_sub(1);
         match outcome {
-            Ok(()) => {
-                fill.progressed(bytes);
-                self.size.measured(bytes, took);
-            }
+            Ok(()) => fill.progressed(bytes),
             Err(error) if error.is_network() => {
                 tracing::info!(image = fill.image, %error, pause_s = fill.pause.as_secs(), "bringing ahead pauses");
                 fill.stretches.push_front(stretch);
