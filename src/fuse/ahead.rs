@@ -8,7 +8,12 @@
 //! So this is no thread of the session, of which some must go on answering, and there is one: what it has no time for, the
 //! kernel asks for. And somebody else watches who could end the connection if this process is killed meanwhile
 //! ([`DeathWatch`]).
+//!
+//! Kernels before 6.11 leave what memory held before behind the end of a file that is stored so, where a program that maps the
+//! file sees it (CVE-2024-44947), and programs rely on zeros there. Some were mended since, but do not say so: none of them
+//! is handed anything.
 
+use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, OnceLock};
@@ -21,6 +26,11 @@ use super::death_watch::DeathWatch;
 use super::helper_process::Helper;
 use super::notify;
 use crate::fs::ops::{Expected, Operations};
+
+/// Where the kernel says which one it is.
+const KERNEL_RELEASE: &str = "/proc/sys/kernel/osrelease";
+/// The first version that fills the last page of what is stored.
+const KERNEL_MIN: (u32, u32) = (6, 11);
 
 /// The connection for as long as it is served.
 type Device = Arc<Mutex<Option<OwnedFd>>>;
@@ -64,6 +74,14 @@ impl Ahead {
     }
 
     fn start(&self) -> Option<SyncSender<Vec<Expected>>> {
+        let release = fs::read_to_string(KERNEL_RELEASE).unwrap_or_default();
+        if !fills_pages(&release) {
+            tracing::debug!(
+                release,
+                "small files are not handed to this kernel ahead of their readers"
+            );
+            return None;
+        }
         // One batch is handed on while the next waits.
         let (sender, receiver) = sync_channel(1);
         let (fs, device) = (Arc::clone(&self.fs), Arc::clone(&self.device));
@@ -97,4 +115,33 @@ fn run(fs: &dyn Operations, batches: &Receiver<Vec<Expected>>, device: &Mutex<Op
 fn hand_on(fs: &dyn Operations, device: BorrowedFd<'_>, expected: Expected) -> bool {
     let mut store = |content: &[u8]| notify::store(device, expected.ino, content).is_ok();
     caught(Op::Read, || fs.hand_on(expected, &mut store)).unwrap_or(false)
+}
+
+/// Whether a kernel of this release leaves nothing of its memory behind the end of a file that is stored.
+fn fills_pages(release: &str) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    matches!((numbers.next(), numbers.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= KERNEL_MIN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_that_may_show_what_memory_held_are_handed_nothing() {
+        for old in [
+            "",
+            "6",
+            "x.y",
+            "6.1.0-28-amd64\n",
+            "5.15.0",
+            "6.10.14",
+            "4.19.321",
+        ] {
+            assert!(!fills_pages(old), "{old}");
+        }
+        for new in ["6.11.0-rc4+\n", "6.18.44", "6.11\n", "7.0.0-1-generic"] {
+            assert!(fills_pages(new), "{new}");
+        }
+    }
 }
