@@ -68,11 +68,15 @@ fn observation(layer: &Layer, span: &Span, missed: bool) -> Result<(Read, u32)> 
     let first = index.chunk(span.chunks.start)?;
     let last = index.chunk(span.chunks.end.saturating_sub(1))?;
     let file_start = index.entry(first.entry)?.data_offset;
+    let file_last = index.entry(last.entry)?.chunk_range().end.saturating_sub(1);
+    let file_end = index.member(index.chunk(file_last)?.member)?.blob_end;
     let (first_member, last_member) = (index.member(first.member)?, index.member(last.member)?);
     let read = Read {
         data: span.data_offset..span.data_offset.saturating_add(span.len as u64),
         blob: first_member.blob_start..last_member.blob_end,
         is_at_start: span.data_offset <= file_start,
+        file: last.entry,
+        file_end,
         missed,
     };
     Ok((read, last.entry))

@@ -10,6 +10,8 @@
 //! - *A reader that began where a file does* mostly reads all of it, and the files behind it: its floor is high, and it gets
 //!   the next member of the file even if that is more than it has earned. One that began inside of a file reads a range, and
 //!   what comes with a range is bounded.
+//! - *One file ends where it ends.* Nothing behind it comes for a reader that has gone on in it alone, however much it has
+//!   earned: a program that reads one large file reads nothing else. Who has gone on into the next file gets what follows.
 //! - *A layer that is read at many places*, in whatever order, is soon read as a whole. The more of such places there were,
 //!   measured by the size of the layer, the larger is the window at the next: in random order each costs a round trip.
 
@@ -48,6 +50,10 @@ pub struct Read {
     pub blob: Range<u64>,
     /// Whether it starts where a file does.
     pub is_at_start: bool,
+    /// The file in which it ends.
+    pub file: u32,
+    /// Where in the blob the last member of that file ends.
+    pub file_end: u64,
     /// Whether some of it was missing.
     pub missed: bool,
 }
@@ -81,6 +87,10 @@ struct Stream {
     blob_bytes: u64,
     /// Whether it began where a file does.
     began_at_start: bool,
+    /// The file in which its first read ended.
+    first_file: u32,
+    /// Whether it has gone on from there into another.
+    reads_files: bool,
     /// When it was last seen, in observations.
     seen: u64,
 }
@@ -124,14 +134,20 @@ impl Stream {
             false => self.data_end.max(read.data.end),
         };
         self.blob_end = self.blob_end.max(read.blob.end);
+        self.reads_files |= read.file != self.first_file;
     }
 
-    /// What to fetch ahead of it now.
-    fn wish(&self, window_bytes: u64) -> Option<Wish> {
+    /// What to fetch ahead of it now, which is behind `read`.
+    fn wish(&self, read: &Read, window_bytes: u64) -> Option<Wish> {
         let most = self.ahead_bytes_max(window_bytes);
         let from = self.asked_end.max(self.blob_end);
-        let blob = from..self.blob_end.saturating_add(most);
-        let is_due = blob.end.saturating_sub(blob.start) >= most.div_ceil(2);
+        let end = self.blob_end.saturating_add(most);
+        let is_due = end.saturating_sub(from) >= most.div_ceil(2);
+        let blob = match self.reads_files {
+            true => from..end,
+            false => from..end.min(read.file_end),
+        };
+        let is_due = is_due && !blob.is_empty();
         is_due.then(|| Wish {
             blob,
             next_bytes_max: match self.began_at_start {
@@ -178,7 +194,7 @@ impl Streams {
             let stream = self.streams.get_mut(latest)?;
             stream.seen = self.now;
             stream.take(read);
-            return stream.wish(window_bytes);
+            return stream.wish(read, window_bytes);
         }
         if !read.missed {
             return None;
@@ -187,6 +203,7 @@ impl Streams {
             seen: self.now,
             blob_start: read.blob.start,
             began_at_start: read.is_at_start,
+            first_file: read.file,
             ..Stream::default()
         };
         stream.take(read);

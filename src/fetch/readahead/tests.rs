@@ -15,6 +15,8 @@ fn read(start: u64, len: u64, member_bytes: u64) -> Read {
         data: start..end,
         blob: start / member_bytes * member_bytes..end.div_ceil(member_bytes) * member_bytes,
         is_at_start: false,
+        file: 0,
+        file_end: u64::MAX,
         missed: true,
     }
 }
@@ -85,6 +87,8 @@ fn small_files_one_after_the_other_are_one_reader() {
         let small = Read {
             is_at_start: true,
             missed: file * 10 * KIB >= asked,
+            file: file as u32,
+            file_end: (file + 1) * 10 * KIB,
             ..read(file * 10 * KIB, 9 * KIB, 5 * KIB)
         };
         // Every third is skipped.
@@ -129,6 +133,35 @@ fn a_layer_that_is_read_everywhere_gets_larger_windows() {
         .window_bytes()
             < WINDOW_BYTES_MIN + KIB
     );
+}
+
+#[test]
+fn who_has_gone_on_into_the_next_file_gets_what_is_behind_it() {
+    let mut streams = Streams::new(LAYER_BYTES);
+    let in_file = |number: u64, place: u64| Read {
+        is_at_start: place == 0,
+        file: number as u32,
+        file_end: (number + 1) * MIB,
+        ..read(number * MIB + place, 256 * KIB, 64 * KIB)
+    };
+    let mut ends = Vec::new();
+    for number in 0..3 {
+        for place in (0..MIB).step_by(256 << 10) {
+            if let Some(wish) = streams.observe(&in_file(number, place)) {
+                streams.asked(wish.blob.end);
+                ends.push((number, wish.blob.end));
+            }
+        }
+    }
+    let furthest = |file| {
+        ends.iter()
+            .filter(|(number, _)| *number == file)
+            .map(|(_, end)| *end)
+            .max()
+    };
+    assert_eq!(furthest(0), Some(MIB), "{ends:?}");
+    assert!(furthest(1) > Some(2 * MIB), "{ends:?}");
+    assert!(furthest(2) > Some(4 * MIB), "{ends:?}");
 }
 
 #[test]
@@ -179,6 +212,30 @@ proptest! {
             at += len;
         }
         prop_assert_eq!(streams.streams.len(), 1);
+    }
+
+    /// However one file is read, nothing behind its end comes for what was read of it.
+    #[test]
+    fn a_reader_of_one_file_brings_no_other(
+        file_bytes in 1..(64 * MIB),
+        from_start in any::<bool>(),
+        lens in prop::collection::vec(1..=MIB, 1..100),
+    ) {
+        let mut streams = Streams::new(LAYER_BYTES);
+        let file_end = file_bytes.div_ceil(64 * KIB) * 64 * KIB;
+        let mut at = 0;
+        for (number, len) in lens.into_iter().enumerate() {
+            let len = len.min(file_bytes - at);
+            let is_at_start = from_start && number == 0;
+            let read = Read { is_at_start, file_end, ..read(at, len, 64 * KIB) };
+            if let Some(wish) = streams.observe(&read) {
+                prop_assert!(wish.is_new_place || wish.blob.end <= file_end);
+                prop_assert!(wish.blob.start < wish.blob.end);
+                streams.asked(wish.blob.end);
+            }
+            at += len;
+            if at == file_bytes { break; }
+        }
     }
 
     /// The kernel's read-ahead comes in pieces that overtake each other.

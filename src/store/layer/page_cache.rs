@@ -15,13 +15,14 @@ use std::ops::Range;
 use rustix::fs::{Advice, fadvise};
 
 use super::Layer;
+use crate::layer::index::DATA_ALIGN_BYTES;
 
 /// So much is handed on before its copy is given up.
 const BATCH_BYTES: u64 = 8 << 20;
 /// The most separate places in a batch: 16 KiB of memory a layer.
 const BATCH_RANGES: usize = 1024;
-/// Reads this close are one place: small files are skipped over, and the padding between files.
-const GAP_BYTES_MAX: u64 = 64 << 10;
+/// Reads this close are one place: the padding between files.
+const GAP_BYTES_MAX: u64 = DATA_ALIGN_BYTES;
 /// A folio is given up only as a whole, and the last one of a batch may reach into the next: the largest on x86-64.
 const FOLIO_BYTES_MAX: u64 = 2 << 20;
 
@@ -30,8 +31,8 @@ const FOLIO_BYTES_MAX: u64 = 2 << 20;
 pub(super) struct HandedOn {
     ranges: Vec<Range<u64>>,
     bytes: u64,
-    /// Where the places of the last batch ended, in order.
-    ends: Vec<u64>,
+    /// The places of the last batch, in order.
+    last: Vec<Range<u64>>,
 }
 
 impl HandedOn {
@@ -58,12 +59,11 @@ impl HandedOn {
             }
             is_close
         });
-        let ends = ranges.iter().map(|range| range.end).collect();
-        let last_ends = std::mem::replace(&mut self.ends, ends);
+        let last = std::mem::replace(&mut self.last, ranges.clone());
         for range in &mut ranges {
-            let before = last_ends[..last_ends.partition_point(|&end| end <= range.start)].last();
-            if before.is_some_and(|end| range.start - end <= GAP_BYTES_MAX) {
-                range.start = range.start.saturating_sub(FOLIO_BYTES_MAX);
+            let before = last[..last.partition_point(|place| place.end <= range.start)].last();
+            if let Some(before) = before.filter(|before| range.start - before.end <= GAP_BYTES_MAX) {
+                range.start = range.start.saturating_sub(FOLIO_BYTES_MAX).max(before.start);
             }
         }
         Some(ranges)
@@ -162,6 +162,25 @@ mod tests {
             let forgotten = handed.add(read.start, 4096).unwrap_or_default();
             assert!(forgotten.iter().all(|range| range.end - range.start == 4096));
         }
+    }
+
+    #[test]
+    fn of_files_that_are_read_in_any_order_none_is_forgotten_before_it_was_read() {
+        const FILE_BYTES: u64 = 20_000;
+        const FILE_PLACE_BYTES: u64 = 20_480;
+        const FILES: u64 = 16_381;
+        let mut handed = HandedOn::default();
+        let (mut read, mut forgotten) = (vec![false; FILES as usize], 0);
+        for file in (0..FILES).map(|step| step * 7919 % FILES) {
+            read[file as usize] = true;
+            let ranges = handed.add(file * FILE_PLACE_BYTES, FILE_BYTES);
+            for range in ranges.unwrap_or_default() {
+                forgotten += range.end - range.start;
+                let files = range.start / FILE_PLACE_BYTES..range.end.div_ceil(FILE_PLACE_BYTES);
+                assert!(files.into_iter().all(|file| read[file as usize]), "{range:?}");
+            }
+        }
+        assert!(forgotten >= (FILES - 2 * BATCH_BYTES / FILE_BYTES) * FILE_BYTES);
     }
 
     #[test]
