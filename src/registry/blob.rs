@@ -17,6 +17,7 @@ use super::endpoint::{Endpoint, Need, Provenance, Route};
 use super::failure::{Cause, Failure};
 use super::foreign::ForeignUrls;
 use super::host::{Host, Kind};
+use super::pace::{Pace, TooSlow};
 use super::redirect::is_redirect;
 use super::reference::Repository;
 use super::request::{Core, Reached, Request, Target, pull_scope};
@@ -73,13 +74,6 @@ struct Open {
     skip: u64,
     /// Whether the body ends where the range does.
     exact: bool,
-}
-
-/// What a stream brought in the time that its consumer waited.
-#[derive(Debug, Default)]
-struct Pace {
-    waited: Duration,
-    bytes: u64,
 }
 
 /// Opens `range` of a blob; the answer's head has been checked when this returns.
@@ -333,21 +327,11 @@ impl BlobBody {
             return Ok(());
         }
         let timing = self.core.options().timing;
-        self.pace.bytes = self.pace.bytes.saturating_add(bytes);
-        self.pace.waited += waited;
-        if self.pace.waited < timing.stall {
-            return Ok(());
-        }
-        let pace = std::mem::take(&mut self.pace);
-        let milliseconds = u64::try_from(pace.waited.as_millis()).unwrap_or(u64::MAX);
-        let wanted = timing.bytes_per_second_min.saturating_mul(milliseconds) / 1000;
-        match pace.bytes >= wanted {
-            true => Ok(()),
-            false => Err(Error::Timeout {
-                what: format!("{}: only {} bytes came in time", self.attempts.what, pace.bytes),
-                waited_ms: milliseconds,
-            }),
-        }
+        let kept = self.pace.keep(bytes, waited, &timing);
+        kept.map_err(|TooSlow { waited_ms, bytes }| Error::Timeout {
+            what: format!("{}: only {bytes} bytes came in time", self.attempts.what),
+            waited_ms,
+        })
     }
 
     /// After the last byte: reads the end of the body, so that the connection can be used again.

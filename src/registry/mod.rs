@@ -31,6 +31,7 @@ mod layout;
 mod manifest;
 mod names;
 mod options;
+mod pace;
 mod paging;
 pub mod parsers;
 mod patterns;
