@@ -223,19 +223,13 @@ impl BlobBody {
     }
 
     /// As [`crate::registry::BlobBody::rested`].
-    pub fn rested(&mut self, time: Duration) {
-        self.attempts.rested(time);
-        if let Some(bounded) = &mut self.bounded {
-            bounded.rested(time);
-        }
+    pub(crate) fn rested(&mut self, time: Duration) {
+        let both = self.bounded.iter_mut().chain([&mut self.attempts]);
+        both.for_each(|attempts| attempts.rested(time));
     }
 
-    /// The next bytes; `None` once the whole range has come.
-    ///
-    /// # Errors
-    /// [`Error::Malformed`] for an answer that lies about its range, [`Error::Unsupported`] where a registry does not
-    /// honour ranges, [`Error::Timeout`], and all other errors of asking a registry: resuming may need all of it.
-    pub async fn next(&mut self) -> Result<Option<Bytes>> {
+    /// As [`crate::registry::BlobBody::next`].
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>> {
         self.patience().wait_anew();
         while self.position < self.end {
             let mut open = match self.open.take() {
