@@ -180,6 +180,30 @@ fn a_file_that_another_layer_has_costs_no_request_and_a_new_one_its_own_bytes() 
 }
 
 #[test]
+fn small_files_that_are_copied_between_new_ones_cost_no_requests_more() {
+    let same = |number: u64| noise(1000, number);
+    let new = |number: u64| noise(20_000, 100 + number);
+    let old_files: Vec<File> = (0..10).map(|n| file(&format!("same{n}"), same(n))).collect();
+    let new_files: Vec<File> = (0..10)
+        .flat_map(|n| {
+            [
+                file(&format!("{n}-new"), new(n)),
+                file(&format!("{n}-same"), same(n)),
+            ]
+        })
+        .collect();
+    let (world, images) = images(&[("app", estargz(&old_files)), ("app2", estargz(&new_files))]);
+    world.everything(&world.open("app", &images[0], 0, true));
+    let at = world.open("app2", &images[1], 0, true);
+    let (_, requests, reused) = world.cost(|| world.everything(&at));
+    assert_eq!((requests.len(), reused), (1, (10, 10_000)), "{requests:#?}");
+    for n in 0..10 {
+        assert!(world.file(&at, &format!("{n}-new")) == new(n));
+        assert!(world.file(&at, &format!("{n}-same")) == same(n));
+    }
+}
+
+#[test]
 fn of_a_large_file_in_which_one_chunk_changed_only_that_is_fetched() {
     let before = noise(40 * CHUNK, 1);
     let mut after = before.clone();

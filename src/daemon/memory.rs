@@ -16,9 +16,10 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// Buffers from this size on are mapped one by one and unmapped when they are freed: chunks, but not the answer to a read.
 #[cfg(target_env = "gnu")]
 const MAPPED_BYTES_MIN: i32 = (1 << 20) + (1 << 16);
-/// Free memory at the end of an arena from this size on goes back at once.
+/// Free memory at the end of an arena from this size on goes back at once. What is less stays for as long as a burst lasts,
+/// which would only take it again, page by page.
 #[cfg(target_env = "gnu")]
-const ARENA_TOP_BYTES_MAX: i32 = 1 << 20;
+const ARENA_TOP_BYTES_MAX: i32 = 16 << 20;
 /// Threads share so many arenas.
 #[cfg(target_env = "gnu")]
 const ARENAS_MAX: i32 = 4;

@@ -59,8 +59,8 @@ struct Arriving {
     range: Range<u64>,
 }
 
-/// A member that has arrived.
-type Arrived = (Landing, Bytes);
+/// A member that has arrived, in pieces.
+type Arrived = (Landing, Vec<Bytes>);
 
 impl Job {
     /// Makes the request. Every landing ends.
@@ -183,7 +183,7 @@ impl Context {
                 self.dispatch(batch).await;
                 self.stream_member(arriving, cut, &mut piece, body).await?;
             } else if let Some(whole) = cut.member(&mut piece, &wanted)? {
-                batch.bytes += whole.len();
+                batch.bytes += whole.iter().map(Bytes::len).sum::<usize>();
                 let member = arriving.pop_front();
                 batch.members.extend(member.map(|member| (member.landing, whole)));
                 if batch.bytes >= BATCH_BYTES {
@@ -246,9 +246,10 @@ impl Context {
         let Workbench { mut spare, room } = self.fetcher.workbenches.take();
         let mut sink = StoreSink::new(&self.fetcher, &self.layer, room);
         let mut decoded: Vec<Landing> = Vec::new();
-        for (landing, bytes) in members {
+        for (landing, pieces) in members {
             let outcome = self.decode(landing.member(), &mut spare, &mut sink, |decoder, sink| {
-                decoder.push(&bytes, sink)
+                let pieces: Vec<&[u8]> = pieces.iter().map(|piece| &piece[..]).collect();
+                decoder.push_all(&pieces, sink)
             });
             match outcome {
                 Ok(()) => decoded.push(landing),

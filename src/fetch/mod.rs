@@ -329,6 +329,7 @@ impl Fetcher {
         }
         let mut members: Vec<u32> = mine.keys().copied().collect();
         members.sort_unstable();
+        let all = members.clone();
         let permit = ahead.map(|ahead| Arc::new(ahead.permit));
         for batch in reuse::take_copyable(self, source, layer, &mut members)? {
             let landings = batch.iter().filter_map(|member| mine.remove(member)).collect();
@@ -341,8 +342,19 @@ impl Fetcher {
             };
             self.runtime.spawn(copying.run(permit.clone()));
         }
-        self.request(urgency, source, layer, &members, mine, permit.as_ref())?;
+        let requests = self.requests(layer, &members, &all)?;
+        self.request(urgency, source, layer, requests, mine, permit.as_ref());
         Ok(waiters)
+    }
+
+    /// The requests that bring `members`, where others bring what is under way and not among `ours` (sorted), and the rest of
+    /// ours is copied.
+    fn requests(&self, layer: &Layer, members: &[u32], ours: &[u32]) -> Result<Vec<plan::Request>> {
+        let gap_with = |member| match ours.binary_search(&member) {
+            Ok(_) => Some(plan::COPIED_GAP_BYTES_MAX),
+            Err(_) => (!self.flights.has(layer, member)).then_some(plan::GAP_BYTES_MAX),
+        };
+        plan::requests(layer.index(), members, gap_with)
     }
 
     /// Starts requests for members, all of which are `mine`.
@@ -351,13 +363,11 @@ impl Fetcher {
         urgency: Urgency,
         source: &Arc<Source>,
         layer: &Arc<Layer>,
-        members: &[u32],
+        requests: Vec<plan::Request>,
         mut mine: Mine,
         permit: Option<&Arc<OwnedSemaphorePermit>>,
-    ) -> Result<()> {
-        let is_under_way =
-            |member| self.flights.has(layer, member) && members.binary_search(&member).is_err();
-        for request in plan::requests(layer.index(), members, is_under_way)? {
+    ) {
+        for request in requests {
             let job = Job {
                 fetcher: Arc::clone(self),
                 urgency,
@@ -377,7 +387,6 @@ impl Fetcher {
                 drop((permit, awaited));
             });
         }
-        Ok(())
     }
 
     /// Gives up memory that is only kept because more may have to be decoded soon.

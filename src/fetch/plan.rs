@@ -8,6 +8,9 @@ use crate::layer::index::{Index, Member};
 
 /// Members this close in the blob come with one request: the gap is cheaper than another round trip.
 pub const GAP_BYTES_MAX: u64 = 64 << 10;
+/// The same with what is copied from elsewhere between them: of the next version of an image that is most, and little of it
+/// is to be fetched.
+pub const COPIED_GAP_BYTES_MAX: u64 = 8 << 10;
 /// A request is not made longer than this by joining members; one member alone may be longer.
 pub const REQUEST_BYTES_MAX: u64 = 8 << 20;
 /// A member alone is not fetched ahead if it is longer.
@@ -23,29 +26,29 @@ pub struct Request {
 }
 
 /// Joins members (sorted, so in the order of the blob) into requests. Neighbours may share one byte; what overlaps more, as
-/// no format of ours has it, is asked for apart, and so is what has members between that are under way: no byte is asked
-/// for twice.
+/// no format of ours has it, is asked for apart. `gap_with` says how long a gap may be that has a member in it which is not
+/// wanted, if there may be one: what is under way lies in none, because no byte is asked for twice.
 ///
 /// # Errors
 /// `Malformed` for a damaged index.
 pub fn requests<B: std::ops::Deref<Target = [u8]>>(
     index: &Index<B>,
     members: &[u32],
-    is_under_way: impl Fn(u32) -> bool,
+    gap_with: impl Fn(u32) -> Option<u64>,
 ) -> Result<Vec<Request>> {
-    let follows = |last: Option<&u32>, number: u32| {
-        last.is_some_and(|&last| !(last.saturating_add(1)..number).any(&is_under_way))
+    let joins = |last: &Request, number: u32, range: &Range<u64>| {
+        let gap = range.start.saturating_sub(last.range.end);
+        let before = last.members.last().map_or(number, |last| last.saturating_add(1));
+        gap <= GAP_BYTES_MAX
+            && last.range.end.saturating_sub(range.start) <= 1
+            && range.end.saturating_sub(last.range.start) <= REQUEST_BYTES_MAX
+            && (before..number).all(|between| gap_with(between).is_some_and(|most| gap <= most))
     };
     let mut requests: Vec<Request> = Vec::new();
     for &number in members {
         let range = index.member(number)?.blob_range();
         match requests.last_mut() {
-            Some(last)
-                if range.start.saturating_sub(last.range.end) <= GAP_BYTES_MAX
-                    && last.range.end.saturating_sub(range.start) <= 1
-                    && range.end.saturating_sub(last.range.start) <= REQUEST_BYTES_MAX
-                    && follows(last.members.last(), number) =>
-            {
+            Some(last) if joins(last, number, &range) => {
                 last.range.end = range.end.max(last.range.end);
                 last.members.push(number);
             }
@@ -90,6 +93,20 @@ pub fn members_in<B: std::ops::Deref<Target = [u8]>>(
     Ok(first..end)
 }
 
+/// A window, and as much before its start as it reaches beyond the last member: who reads the last files of a layer first, as
+/// they stand last in a tree, mostly reads those before them next.
+fn before_the_end<B: std::ops::Deref<Target = [u8]>>(
+    index: &Index<B>,
+    window: &Range<u64>,
+) -> Result<Range<u64>> {
+    let end = match index.member_count().checked_sub(1) {
+        Some(last) => index.member(last)?.blob_end,
+        None => 0,
+    };
+    let beyond = window.end.saturating_sub(end);
+    Ok(window.start.saturating_sub(beyond)..window.end - beyond)
+}
+
 /// The members to fetch ahead of a reader of file `entry`, as its wish says: of one that goes on those that end within it.
 ///
 /// # Errors
@@ -99,7 +116,11 @@ pub fn members_ahead<B: std::ops::Deref<Target = [u8]>>(
     wish: &Wish,
     entry: u32,
 ) -> Result<Range<u32>> {
-    let mut members = members_in(index, &wish.blob)?;
+    let wanted = match wish.is_new_place {
+        true => before_the_end(index, &wish.blob)?,
+        false => wish.blob.clone(),
+    };
+    let mut members = members_in(index, &wanted)?;
     if !wish.is_new_place && !members.is_empty() && index.member(members.end - 1)?.blob_end > wish.blob.end {
         members.end -= 1;
     }
@@ -212,7 +233,7 @@ mod tests {
     #[test]
     fn neighbours_join_and_gaps_split() {
         let index = index(&[0, 1000, 2000, 2000 + GAP_BYTES_MAX + 1, 20 << 20], 30 << 20);
-        let plan = requests(&index, &[0, 1, 3], |_| false).unwrap();
+        let plan = requests(&index, &[0, 1, 3], |_| Some(GAP_BYTES_MAX)).unwrap();
         // Member 2 is not wanted, and too long to be skipped over.
         assert_eq!(
             plan[0],
@@ -241,7 +262,7 @@ mod tests {
             (3990..4500, 0),
         ];
         let index = index_of(&ranges, 5000);
-        let plan = requests(&index, &[0, 1, 2, 3, 4], |_| false).unwrap();
+        let plan = requests(&index, &[0, 1, 2, 3, 4], |_| Some(GAP_BYTES_MAX)).unwrap();
         assert_eq!(plan[0].range, 10..4000);
         assert_eq!(plan[0].members, [0, 1, 2, 3]);
         // The last one lies in what no decoder of another would leave over.
@@ -288,6 +309,27 @@ mod tests {
         assert!(members_ahead(&long, &all, 0).unwrap().is_empty());
     }
 
+    #[test]
+    fn a_window_beyond_the_end_lies_before_the_place() {
+        let index = index(&[0, 1000, 2000, 3000, 4000], 5000);
+        let ahead = |blob, is_new_place| {
+            let wish = Wish {
+                blob,
+                next_bytes_max: 0,
+                is_new_place,
+            };
+            members_ahead(&index, &wish, 0).unwrap()
+        };
+        assert_eq!(ahead(5000..8000, true), 2..5);
+        assert_eq!(ahead(4000..6000, true), 3..5);
+        assert_eq!(ahead(2000..4000, true), 2..4, "it reaches to no end");
+        assert_eq!(ahead(4000..100_000, true), 0..5);
+        assert!(
+            ahead(5000..8000, false).is_empty(),
+            "a reader that goes on has read those"
+        );
+    }
+
     proptest! {
         #[test]
         fn every_member_comes_once_within_its_request(
@@ -306,7 +348,12 @@ mod tests {
             let index = index_of(&members, end);
             let members: Vec<u32> = (0..starts.len() as u32).filter(|&m| wanted[m as usize]).collect();
             let is_under_way = |m: u32| !wanted[m as usize] && m.is_multiple_of(3);
-            let plan = requests(&index, &members, is_under_way).unwrap();
+            let is_copied = |m: u32| !wanted[m as usize] && m % 3 == 1;
+            let gap_with = |m| match is_copied(m) {
+                true => Some(COPIED_GAP_BYTES_MAX),
+                false => (!is_under_way(m)).then_some(GAP_BYTES_MAX),
+            };
+            let plan = requests(&index, &members, gap_with).unwrap();
             let planned: Vec<u32> = plan.iter().flat_map(|r| r.members.clone()).collect();
             prop_assert_eq!(planned, members);
             for request in &plan {
@@ -317,6 +364,10 @@ mod tests {
                 prop_assert!(ranges.windows(2).all(|pair| pair[1].start.saturating_sub(pair[0].end) <= GAP_BYTES_MAX));
                 let (first, last) = (request.members[0], *request.members.last().unwrap());
                 prop_assert!(!(first..last).any(is_under_way), "nothing that is under way is asked for again");
+                let gaps = request.members.windows(2).zip(ranges.windows(2));
+                for (_, ranges) in gaps.filter(|(members, _)| (members[0]..members[1]).any(is_copied)) {
+                    prop_assert!(ranges[1].start.saturating_sub(ranges[0].end) <= COPIED_GAP_BYTES_MAX);
+                }
             }
         }
     }

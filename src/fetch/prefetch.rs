@@ -334,7 +334,7 @@ struct Planned<'a> {
 fn planned(parts: &[Part], in_order: bool) -> Result<Vec<Planned<'_>>> {
     let mut all = Vec::new();
     for part in parts {
-        let requests = plan::requests(part.layer.index(), &part.members, |_| false)?;
+        let requests = plan::requests(part.layer.index(), &part.members, |_| Some(plan::GAP_BYTES_MAX))?;
         let Some((first, last)) = requests.first().zip(requests.last()) else {
             continue;
         };

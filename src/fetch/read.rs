@@ -17,8 +17,9 @@ use crate::store::layer::Layer;
 const DEADLINE_BYTES_MAX: u64 = 4 << 20;
 /// How often a reader of a long member looks whether his part of it has come.
 const LONG_MEMBER_LOOK_INTERVAL: Duration = Duration::from_millis(50);
-/// After so long what was written when it was read is on the disk mostly, and can be given up.
-const FORGET_AGAIN_AFTER: Duration = Duration::from_secs(5);
+/// After so long what was just written is sent to the disk, and after as long again it is there mostly and can be given up.
+/// To send it while more is fetched takes from the cores that decode.
+const SETTLING: Duration = Duration::from_secs(5);
 /// How often a read starts over when its chunks were evicted before it could copy them.
 const EVICTED_RETRIES: usize = 3;
 
@@ -121,9 +122,13 @@ impl Fetcher {
         let Some(ranges) = layer.handed_on(span.data_offset, span.len) else {
             return;
         };
+        let first = match layer.was_written_within(SETTLING) {
+            true => SETTLING,
+            false => Duration::ZERO,
+        };
         let (layer, runtime) = (Arc::downgrade(layer), self.runtime.clone());
         self.runtime.spawn(async move {
-            for pause in [Duration::ZERO, FORGET_AGAIN_AFTER] {
+            for pause in [first, SETTLING] {
                 tokio::time::sleep(pause).await;
                 let (Some(layer), ranges) = (layer.upgrade(), ranges.clone()) else {
                     return;

@@ -7,9 +7,9 @@
 //! - *A reader that goes on* gets as much as it has read, up to a floor, and beyond it a part of what it has read, so that
 //!   where it stops little has come in vain. What is ahead is asked for in halves: while it reads the one, the other is under
 //!   way.
-//! - *A reader that began where a file does* mostly reads all of it, and the files behind it: its floor is high, and it gets
-//!   the next member of the file even if that is more than it has earned. One that began inside of a file reads a range, and
-//!   what comes with a range is bounded.
+//! - *A reader that began where a file does* mostly reads all of it, and the files behind it: it gets twice as much, up to a
+//!   floor that is high, and the next member of the file even if that is more than it has earned. One that began inside of a
+//!   file reads a range, and what comes with a range is bounded.
 //! - *One file ends where it ends.* Nothing behind it comes for a reader that has gone on in it alone, however much it has
 //!   earned: a program that reads one large file reads nothing else. Who has gone on into the next file gets what follows.
 //! - *A layer that is read at many places*, in whatever order, is soon read as a whole. The more of such places there were,
@@ -26,6 +26,9 @@ pub const RANGE_AHEAD_BYTES_FLOOR: u64 = 2 << 20;
 /// The same of a reader that began where a file does: two chunks of 4 MiB and some more, so that while one comes the next is
 /// under way, although they share the line.
 pub const AHEAD_BYTES_FLOOR: u64 = 12 << 20;
+/// So many times what it has read is ahead of a reader that began where a file does, up to its floor: it gets there sooner
+/// and with fewer requests, each of which costs a registry and a wait.
+const FROM_START_TIMES: u64 = 2;
 /// The most that is ahead of one reader.
 pub const AHEAD_BYTES_MAX: u64 = 32 << 20;
 /// Beyond its floor a reader gets this part of what it has read.
@@ -102,13 +105,13 @@ impl Stream {
 
     /// The most that it gets ahead, where windows at new places have so many bytes.
     fn ahead_bytes_max(&self, window_bytes: u64) -> u64 {
-        let (least, floor) = match self.began_at_start {
-            true => (window_bytes, AHEAD_BYTES_FLOOR),
-            false => (WINDOW_BYTES_MIN, RANGE_AHEAD_BYTES_FLOOR),
+        let (least, floor, times) = match self.began_at_start {
+            true => (window_bytes, AHEAD_BYTES_FLOOR, FROM_START_TIMES),
+            false => (WINDOW_BYTES_MIN, RANGE_AHEAD_BYTES_FLOOR, 1),
         };
         let read = self.has_read_bytes();
         let part = (read / AHEAD_PART).min(AHEAD_BYTES_MAX);
-        read.min(floor).max(part).max(least)
+        read.saturating_mul(times).min(floor).max(part).max(least)
     }
 
     /// Whether a read goes on where this reader is.

@@ -155,8 +155,11 @@ impl Copying {
             .into_iter()
             .map(|landing| (landing.member(), landing))
             .collect();
-        if let Err(error) = fetcher.request(urgency, &source, &layer, &members, left, permit.as_ref()) {
-            tracing::warn!(layer = %source.descriptor.digest, %error, "what was not copied cannot be requested");
+        match fetcher.requests(&layer, &members, &members) {
+            Ok(requests) => fetcher.request(urgency, &source, &layer, requests, left, permit.as_ref()),
+            Err(error) => {
+                tracing::warn!(layer = %source.descriptor.digest, %error, "what was not copied cannot be requested");
+            }
         }
     }
 

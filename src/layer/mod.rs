@@ -234,6 +234,19 @@ pub trait MemberDecoder: Send {
     /// `Verification` when a chunk has another digest, `Malformed` when the member cannot be decoded, and the sink's own.
     fn push(&mut self, bytes: &[u8], sink: &mut dyn ChunkSink) -> Result<bool>;
 
+    /// Takes all of the member, which came in `pieces`. Returns whether all chunks are done.
+    ///
+    /// # Errors
+    /// As [`Self::push`].
+    fn push_all(&mut self, pieces: &[&[u8]], sink: &mut dyn ChunkSink) -> Result<bool> {
+        for piece in pieces {
+            if self.push(piece, sink)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// What the next decoder can use of this one.
     fn into_spare(self: Box<Self>) -> Spare {
         Spare::default()

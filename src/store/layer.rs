@@ -19,7 +19,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -59,6 +59,8 @@ pub struct Layer {
     /// How often the data file is lent now. Only raised while `keeping` is held exclusively.
     lent: AtomicU32,
     handed_on: Mutex<HandedOn>,
+    /// When something was last written to the data file.
+    written: Mutex<Option<Instant>>,
 }
 
 /// A count on some stripes of a layer: while it lives, none of their chunks is punched out.
@@ -140,6 +142,7 @@ impl Layer {
             keeping: RwLock::new(0),
             lent: AtomicU32::new(0),
             handed_on: Mutex::default(),
+            written: Mutex::default(),
         })
     }
 
@@ -333,9 +336,18 @@ impl Layer {
         if self.map.is_lent() {
             return Err(self.is_given());
         }
+        *self.written.lock() = Some(Instant::now());
         self.data()
             .write_all_at(bytes, data_offset)
             .map_err(|e| self.failed(&e))
+    }
+
+    /// Whether something was written to the data file in the last `time`, so that the disk may not have it.
+    #[must_use]
+    pub fn was_written_within(&self, time: Duration) -> bool {
+        self.written
+            .lock()
+            .is_some_and(|written| written.elapsed() < time)
     }
 
     fn is_given(&self) -> Error {

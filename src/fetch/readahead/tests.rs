@@ -23,10 +23,13 @@ fn read(start: u64, len: u64, member_bytes: u64) -> Read {
 
 /// What a simple reader of everything in order is due to have ahead of it.
 fn due_bytes(has_read: u64, from_start: bool) -> u64 {
-    let floor = if from_start { 12 * MIB } else { 2 * MIB };
+    let earned = match from_start {
+        true => (2 * has_read).min(12 * MIB),
+        false => has_read.min(2 * MIB),
+    };
     (has_read / 20)
         .min(AHEAD_BYTES_MAX)
-        .max(has_read.min(floor))
+        .max(earned)
         .max(WINDOW_BYTES_MIN)
 }
 

@@ -1,14 +1,16 @@
 //! Decodes the chunks of one member that is zstd frames.
 //!
-//! A member that is small, compressed and decoded, is collected, and its frame decoded at one go: libzstd needs no window
-//! then, and writers of zstd:chunked claim windows of 32 MiB for frames of 64 KiB. All others are streamed. Behind the
-//! last chunk anything may follow (stargz-snapshotter's frames go on with tar headers), so decoding stops there.
+//! A member that is small, compressed and decoded, is collected, and its frame decoded into room for all of it: libzstd needs
+//! no window then, and writers of zstd:chunked claim windows of 32 MiB for frames of 64 KiB. All others are streamed. Behind
+//! the last chunk anything may follow (stargz-snapshotter's frames go on with tar headers), so decoding stops there.
 
 use std::ops::Deref;
 
-use ::zstd::zstd_safe::{DCtx, find_frame_compressed_size};
+use ::zstd::zstd_safe::{
+    DCtx, DParameter, InBuffer, OutBuffer, ResetDirective, WINDOWLOG_MAX_32, WINDOWLOG_MAX_64,
+};
 
-use super::stream::{Stopped, Stream, context};
+use super::stream::{Stopped, Stream, new_context, set};
 use crate::error::{Error, Result};
 use crate::layer::cutter::Cutter;
 use crate::layer::index::Index;
@@ -19,6 +21,12 @@ use crate::layer::{ChunkSink, MemberDecoder, Spare};
 const WHOLE_BYTES_MAX: u64 = (4 << 20) + WHOLE_SLACK_BYTES;
 /// Room for what a frame holds behind its last chunk: padding and tar headers. If it is more, the frame is streamed.
 const WHOLE_SLACK_BYTES: u64 = 64 << 10;
+
+/// The largest that libzstd knows: nothing is allocated for it.
+const WINDOW_LOG_MAX: u32 = match usize::BITS {
+    32 => WINDOWLOG_MAX_32,
+    _ => WINDOWLOG_MAX_64,
+};
 
 /// Decodes a member whose chunks were copied out of the index.
 pub(in crate::layer) struct ZstdMember {
@@ -72,18 +80,20 @@ impl ZstdMember {
         Error::malformed(format!("zstd frames at {}", self.blob_start), why)
     }
 
-    /// Decodes the frames of `member`, which is all of it.
-    fn whole(&mut self, member: &[u8], sink: &mut dyn ChunkSink) -> Result<bool> {
+    /// Decodes the frames of the member, all of which came in `pieces`.
+    fn whole(&mut self, pieces: &[&[u8]], sink: &mut dyn ChunkSink) -> Result<bool> {
         let spare = &mut self.spare;
         let context = match &mut spare.context {
             Some(context) => context,
-            none => none.insert(context()?),
+            none => none.insert(context_for_whole()?),
         };
-        match at_one_go(context, member, self.cutter.end(), &mut spare.decoded) {
+        match at_one_go(context, pieces, self.cutter.end(), &mut spare.decoded) {
             Some(decoded) => self.cutter.decoded(decoded, sink)?,
             None => {
                 let mut stream = Stream::new(self.cutter.end())?;
-                self.streamed(&mut stream, member, sink)?;
+                for piece in pieces {
+                    self.streamed(&mut stream, piece, sink)?;
+                }
             }
         }
         if self.cutter.is_done() {
@@ -119,13 +129,13 @@ impl ZstdMember {
             } => {
                 // Nearly always one push has all of it, and then nothing is copied.
                 if collected.is_empty() && bytes.len() >= range_bytes {
-                    return self.whole(bytes.get(..range_bytes).unwrap_or(bytes), sink);
+                    return self.whole(&[bytes.get(..range_bytes).unwrap_or(bytes)], sink);
                 }
                 let missing = range_bytes.saturating_sub(collected.len());
                 collected.reserve_exact(missing);
                 collected.extend_from_slice(bytes.get(..missing).unwrap_or(bytes));
                 if collected.len() == range_bytes {
-                    return self.whole(&collected, sink);
+                    return self.whole(&[&collected], sink);
                 }
                 self.method = Method::Whole {
                     range_bytes,
@@ -148,23 +158,57 @@ impl MemberDecoder for ZstdMember {
         self.decode(bytes, sink)
     }
 
+    fn push_all(&mut self, pieces: &[&[u8]], sink: &mut dyn ChunkSink) -> Result<bool> {
+        if matches!(&self.method, Method::Whole { collected, .. } if collected.is_empty()) {
+            self.method = Method::Failed;
+            return self.whole(pieces, sink);
+        }
+        for piece in pieces {
+            if self.push(piece, sink)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     fn into_spare(self: Box<Self>) -> Spare {
         self.spare
     }
 }
 
-/// What the first frame in `member` decodes to, in `room`. `None` if that is less than `wanted` bytes, more than there is
-/// room for, or broken: streaming says which.
+/// A context that decodes into one buffer for all of a frame. It needs no window, so a frame may claim any.
+fn context_for_whole() -> Result<DCtx<'static>> {
+    let mut context = new_context()?;
+    set(&mut context, DParameter::StableOutBuffer(true))?;
+    set(&mut context, DParameter::WindowLogMax(WINDOW_LOG_MAX))?;
+    Ok(context)
+}
+
+/// What the first frame in `pieces`, which are one behind the other, decodes to, in `room`. `None` if that is less than
+/// `wanted` bytes, more than there is room for, or broken: streaming says which.
 fn at_one_go<'r>(
     context: &mut DCtx<'static>,
-    member: &[u8],
+    pieces: &[&[u8]],
     wanted: u64,
     room: &'r mut Vec<u8>,
 ) -> Option<&'r [u8]> {
-    let frame_bytes = find_frame_compressed_size(member).ok()?;
-    let frame = member.get(..frame_bytes)?;
+    // Whatever became of the last one.
+    context.reset(ResetDirective::SessionOnly).ok()?;
     let room_bytes = (wanted + WHOLE_SLACK_BYTES) as usize;
     room.resize(room.len().max(room_bytes), 0);
-    let made = context.decompress(room.get_mut(..room_bytes)?, frame).ok()?;
-    room.get(..made).filter(|decoded| decoded.len() as u64 >= wanted)
+    let (mut made, mut has_ended) = (0, false);
+    for piece in pieces {
+        let mut from = InBuffer::around(piece);
+        while from.pos() < piece.len() && !has_ended {
+            let before = (from.pos(), made);
+            let mut to = OutBuffer::around_pos(room.get_mut(..room_bytes)?, made);
+            has_ended = context.decompress_stream(&mut to, &mut from).ok()? == 0;
+            made = to.pos();
+            if before == (from.pos(), made) {
+                return None;
+            }
+        }
+    }
+    room.get(..made)
+        .filter(|decoded| has_ended && decoded.len() as u64 >= wanted)
 }

@@ -25,16 +25,22 @@ pub(super) struct Stream {
     scratch: Vec<u8>,
 }
 
-/// A context of libzstd with the bound on windows.
+/// A context of libzstd.
 ///
 /// # Errors
 /// [`Error::Io`] without memory.
-pub(super) fn context() -> Result<DCtx<'static>> {
-    let mut context = DCtx::try_create().ok_or_else(|| Error::io("zstd", &out_of_memory()))?;
-    context
-        .set_parameter(DParameter::WindowLogMax(WINDOW_BYTES_MAX.ilog2()))
-        .map_err(|code| Error::malformed("zstd", get_error_name(code)))?;
-    Ok(context)
+pub(super) fn new_context() -> Result<DCtx<'static>> {
+    DCtx::try_create().ok_or_else(|| Error::io("zstd", &out_of_memory()))
+}
+
+/// Sets a parameter of a context.
+///
+/// # Errors
+/// [`Error::Malformed`] when libzstd does not take it.
+pub(super) fn set(context: &mut DCtx<'static>, parameter: DParameter) -> Result<()> {
+    let set = context.set_parameter(parameter);
+    set.map(drop)
+        .map_err(|code| Error::malformed("zstd", get_error_name(code)))
 }
 
 fn out_of_memory() -> std::io::Error {
@@ -47,8 +53,10 @@ impl Stream {
     /// # Errors
     /// [`Error::Io`] without memory.
     pub(super) fn new(bytes: u64) -> Result<Self> {
+        let mut context = new_context()?;
+        set(&mut context, DParameter::WindowLogMax(WINDOW_BYTES_MAX.ilog2()))?;
         Ok(Self {
-            context: context()?,
+            context,
             scratch: vec![0; bytes.clamp(1, SCRATCH_BYTES) as usize],
         })
     }

@@ -13,7 +13,7 @@ use crate::layer::entry::{Entry, Kind};
 use crate::layer::index::{Coding, Index, Summary};
 use crate::layer::index_builder::{IndexBuilder, NewChunk, NewMember};
 use crate::layer::kept::Kept;
-use crate::layer::{Checkpoint, Decoded, Format, decoder, decompressor};
+use crate::layer::{Checkpoint, Decoded, Format, MemberDecoder, decoder, decompressor};
 
 /// A frame without content size.
 fn frame(content: &[u8]) -> Vec<u8> {
@@ -108,22 +108,32 @@ fn index(blob_bytes: usize, chunks: &[(std::ops::Range<u64>, u64, &[u8])]) -> Ve
         .to_vec()
 }
 
-/// Decodes every member in pieces of `piece` bytes.
+/// Decodes every member in pieces of `piece` bytes, one by one and all at once, which must come to the same.
 fn decode(index: &[u8], blob: &[u8], piece: usize) -> Result<BTreeMap<u32, Vec<u8>>> {
     let index = Index::open(index).unwrap();
-    let mut kept = Kept::default();
+    let (mut kept, mut kept_at_once) = (Kept::default(), Kept::default());
     for number in 0..index.member_count() {
         let range = index.member(number).unwrap().blob_range();
-        let mut decoder = decoder(&index, number)?;
-        let mut done = false;
-        for piece in blob[range.start as usize..range.end as usize].chunks(piece) {
-            done = decoder.push(piece, &mut kept)?;
-        }
-        if !done {
-            return Err(Error::malformed("member", "not done"));
-        }
+        let member = &blob[range.start as usize..range.end as usize];
+        let pieces: Vec<&[u8]> = member.chunks(piece).collect();
+        let outcome = decode_pieces(&mut *decoder(&index, number)?, &pieces, &mut kept);
+        let at_once = decoder(&index, number)?.push_all(&pieces, &mut kept_at_once);
+        assert_eq!(outcome.is_ok(), at_once == Ok(true), "{outcome:?} {at_once:?}");
+        outcome?;
     }
+    assert!(kept.verified == kept_at_once.verified);
     Ok(kept.verified)
+}
+
+fn decode_pieces(decoder: &mut dyn MemberDecoder, pieces: &[&[u8]], kept: &mut Kept) -> Result<()> {
+    let mut is_done = false;
+    for piece in pieces {
+        is_done = decoder.push(piece, kept)?;
+    }
+    match is_done {
+        true => Ok(()),
+        false => Err(Error::malformed("member", "not done")),
+    }
 }
 
 /// Decodes one member that holds these chunks (place in it, content).
