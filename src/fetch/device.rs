@@ -9,10 +9,13 @@
 //! - *All of a range is answered at once, by as few requests as there can be.* A short answer would cut the file
 //!   (a fact of FUSE), and files that are neighbours in the data file are neighbours in the blob, so what is missing of a
 //!   range is nearly always one ranged request. A stranger's chunk in it costs its own bytes, not a round trip.
-//! - *The kernel's window is what bounds the strangers.* It reads ahead only behind pages that it has, so a small file at a
-//!   new place (`cat small`) is a request of just its blocks. Where it goes on (`tar`), the window grows up to the device's
-//!   read-ahead, which is chosen where the device is mounted. Up to [`readahead::WINDOW_BYTES_MIN`] it brings nothing along
-//!   that our own read-ahead would not have brought: this follows devices as it follows files, by places in the blob.
+//! - *The kernel's window is what bounds the strangers.* On the device of small files it reads ahead only behind pages that it
+//!   has, so a small file at a new place (`cat small`) is a request of just its blocks. Where it goes on (`tar`), the window
+//!   grows up to the device's read-ahead, which is chosen where the device is mounted. Up to
+//!   [`readahead::WINDOW_BYTES_MIN`] it brings nothing along that our own read-ahead would not have brought: this follows
+//!   devices as it follows files, by places in the blob.
+//! - *Large files have no strangers.* They are on a device of their own, of which the kernel reads what it needs of a file,
+//!   read-ahead included, and nothing beyond its end.
 //! - *A stranger that fails does not fail its neighbour.* The kernel repeats a failed read-ahead block by block for the
 //!   pages that are wanted, and files share no block.
 //!

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use self::table::{Content, File, Table, Use};
 use super::journal::Journal;
 use super::ops::{
-    Answer, Attr, Caller, DirEntry, Entry, FOREVER, FileType, Lookup, Operations, ROOT_INO, Statfs,
+    Access, Answer, Attr, Caller, DirEntry, Entry, FOREVER, FileType, Lookup, Operations, ROOT_INO, Statfs,
 };
 use crate::error::{Error, Result};
 use crate::fetch::Fetcher;
@@ -111,14 +111,19 @@ impl Devices {
         &self.0.journal
     }
 
-    /// Shows a layer's data file. One layer with one index is one file, however often it is shown; it is read from the source that was
-    /// shown last. What is read is noted in the records of all who show it: nobody can tell for which of them it is.
+    /// Shows a layer's data file. One layer with one index, read in one way, is one file, however often it is shown; it is
+    /// read from the source that was shown last. What is read is noted in the records of all who show it: nobody can tell for
+    /// which of them it is.
     #[must_use]
-    pub fn show(&self, device: DeviceAt, reads: Option<LayerReads>) -> Shown {
+    pub fn show(&self, device: DeviceAt, access: Access, reads: Option<LayerReads>) -> Shown {
         let (layer, bytes) = (&device.layer, device.bytes());
+        let way = match access {
+            Access::Cached => "",
+            Access::Direct => "-direct",
+        };
         // The kernel knows a file, and may have pages of it, for longer than a layer is open.
-        let name = format!("{}-{:08x}", layer.key().hex(), layer.index_id());
-        self.shown(name, bytes, Content::Layer(device, reads))
+        let name = format!("{}-{:08x}{way}", layer.key().hex(), layer.index_id());
+        self.shown(name, bytes, Content::Layer(device, access, reads))
     }
 
     /// Shows a file of one block of zeros, of which there is only this one.
@@ -292,7 +297,7 @@ impl Operations for Devices {
             return unknown(ino);
         };
         match content {
-            Content::Layer(device, _) => {
+            Content::Layer(device, ..) => {
                 note_reads(&reads, &device, offset, size);
                 self.read_layer(device, offset, size)
             }
@@ -337,8 +342,8 @@ impl Operations for Devices {
         true
     }
 
-    fn opened(&self, ino: u64) {
-        self.0.table.lock().opened(ino);
+    fn opened(&self, ino: u64) -> Access {
+        self.0.table.lock().opened(ino)
     }
 
     fn closed(&self, ino: u64) {

@@ -148,6 +148,15 @@ pub struct Statfs {
     pub files: u64,
 }
 
+/// How the kernel reads an open file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Through the page cache, which keeps what was read, and reads ahead.
+    Cached,
+    /// What it needs and nothing else, and keeps nothing.
+    Direct,
+}
+
 /// The operations of a read-only filesystem. Everything that would write is answered EROFS by the carrier.
 pub trait Operations: Send + Sync + 'static {
     /// Looks `name` up in directory `parent`. [`Lookup::Found`] counts one lookup of the inode, which a later
@@ -196,9 +205,10 @@ pub trait Operations: Send + Sync + 'static {
         false
     }
 
-    /// A file was opened, where that is wanted.
-    fn opened(&self, ino: u64) {
+    /// A file was opened, where that is wanted. How it is to be read.
+    fn opened(&self, ino: u64) -> Access {
         let _ = ino;
+        Access::Cached
     }
 
     /// A file that was opened was closed for good, where that is wanted.

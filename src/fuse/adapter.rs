@@ -28,7 +28,7 @@ use super::interrupt::{Patience, Waiter};
 use super::listing::{Listing, OwedForgets, PlainRows, PlusRows};
 use super::session_end::SessionEnd;
 use crate::error::{Error, Result};
-use crate::fs::ops::{Answer, Caller, FileType, Lookup, Operations};
+use crate::fs::ops::{Access, Answer, Caller, FileType, Lookup, Operations};
 
 /// The largest READ, in bytes: what the kernel allows by default (fs.fuse.max_pages_limit).
 pub(super) const MAX_READ_BYTES: u32 = 1 << 20;
@@ -303,10 +303,11 @@ impl Filesystem for Adapter {
             reply.error(Errno::EROFS);
         } else if self.tells_opens {
             // Before the answer, which a close may follow at once.
-            if caught(Op::Open, || self.core.fs.opened(ino.0)).is_err() {
-                return reply.error(Errno::EIO);
+            match caught(Op::Open, || self.core.fs.opened(ino.0)) {
+                Ok(Access::Cached) => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
+                Ok(Access::Direct) => reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO),
+                Err(_) => reply.error(Errno::EIO),
             }
-            reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
         } else if self.no_open {
             reply.error(Errno::ENOSYS);
         } else {

@@ -21,9 +21,9 @@ use crate::store::mapped::Mapped;
 pub struct KernelImage {
     /// The EROFS image, open for reading, verified when it was opened.
     pub file: File,
-    /// Its devices but the last: one a layer, base first. The last one is of one block that is never read: who shows it
-    /// learns when the kernel is done with the image.
-    pub devices: Vec<DeviceAt>,
+    /// Its layers, base first, each of which is two devices ([`erofs::write`]). Behind them is a device of one block that is
+    /// never read: who shows it learns when the kernel is done with the image.
+    pub layers: Vec<DeviceAt>,
     /// For each of these the record of what is read of it.
     pub reads: Vec<Option<LayerReads>>,
 }
@@ -64,7 +64,7 @@ impl Images {
             reads: (0..devices.len())
                 .map(|number| rootfs.layer_reads(number))
                 .collect(),
-            devices,
+            layers: devices,
         })
     }
 }

@@ -20,6 +20,7 @@ use crate::fetch::blocking;
 use crate::fetch::device::DeviceAt;
 use crate::fetch::single_flight::SingleFlight;
 use crate::fs::devices::Shown;
+use crate::fs::ops::Access;
 use crate::fuse::{Attachment, ErofsDevice, NewErofs, Place};
 use crate::image::Rootfs;
 use crate::image::kernel::KernelImage;
@@ -247,18 +248,15 @@ impl Kernel {
         target: Target,
     ) -> Result<(Made, Devices, Shown)> {
         let inner = &self.0;
-        let devices = image.devices.iter().zip(&image.reads);
-        let places = devices.map(|(device, reads)| self.device(device, reads.as_ref()));
+        let layers = image.layers.iter().zip(&image.reads);
+        let places = layers.map(|(device, reads)| self.place(device, reads.as_ref()));
         let places = places.collect::<Result<Vec<_>>>()?;
         let witness = inner.devices.show_witness();
-        let named = places.iter().map(|place| match place {
-            DevicePlace::Shown(shown) => ErofsDevice::Shown(shown.name().to_owned()),
-            DevicePlace::Local(lent) => ErofsDevice::Local(lent.file().as_fd()),
-        });
+        let named = places.iter().flat_map(LayerPlace::devices);
         let witness_device = ErofsDevice::Shown(witness.name().to_owned());
         let local: Vec<bool> = places
             .iter()
-            .map(|place| matches!(place, DevicePlace::Local(_)))
+            .map(|place| matches!(place, LayerPlace::Local(_)))
             .collect();
         let new = NewErofs {
             image: image.file.as_fd(),
@@ -283,8 +281,8 @@ impl Kernel {
         };
         for place in places {
             match place {
-                DevicePlace::Shown(shown) => devices.shown.push(shown),
-                DevicePlace::Local(lent) => devices.lent.push(lent),
+                LayerPlace::Shown(shown) => devices.shown.extend(shown),
+                LayerPlace::Local(lent) => devices.lent.push(lent),
             }
         }
         let made = Made {
@@ -295,22 +293,39 @@ impl Kernel {
     }
 
     /// Where the kernel reads a layer: its own file, if that may be, else through us.
-    fn device(&self, device: &DeviceAt, reads: Option<&LayerReads>) -> Result<DevicePlace> {
+    fn place(&self, device: &DeviceAt, reads: Option<&LayerReads>) -> Result<LayerPlace> {
         let store = self.0.images.fetcher().store();
         Ok(match store.lend(&device.layer, self.0.options.budget_bytes)? {
             Some(lent) => {
                 if let Some(of) = reads {
                     of.reads.note_lent(of.layer);
                 }
-                DevicePlace::Local(lent)
+                LayerPlace::Local(lent)
             }
-            None => DevicePlace::Shown(self.0.devices.show(device.clone(), reads.cloned())),
+            None => LayerPlace::Shown(
+                ACCESSES.map(|access| self.0.devices.show(device.clone(), access, reads.cloned())),
+            ),
         })
     }
 }
 
-/// Where a device is.
-enum DevicePlace {
-    Shown(Shown),
+/// How the two devices of a layer are read that come from us: see [`erofs::write`](crate::image::erofs::write).
+const ACCESSES: [Access; 2] = [Access::Cached, Access::Direct];
+
+/// Where the data of a layer is.
+enum LayerPlace {
+    Shown([Shown; 2]),
     Local(Lent),
+}
+
+impl LayerPlace {
+    /// The layer's devices.
+    fn devices(&self) -> [ErofsDevice<'_>; 2] {
+        match self {
+            Self::Shown(shown) => shown
+                .each_ref()
+                .map(|shown| ErofsDevice::Shown(shown.name().to_owned())),
+            Self::Local(lent) => [0, 1].map(|_| ErofsDevice::Local(lent.file().as_fd())),
+        }
+    }
 }

@@ -6,15 +6,15 @@ use std::sync::atomic::AtomicBool;
 
 use tokio::sync::watch;
 
-use super::super::ops::ROOT_INO;
+use super::super::ops::{Access, ROOT_INO};
 use crate::fetch::device::DeviceAt;
 use crate::image::reads::LayerReads;
 
 /// What a file holds.
 #[derive(Debug, Clone)]
 pub(super) enum Content {
-    /// A layer's data.
-    Layer(DeviceAt, Option<LayerReads>),
+    /// A layer's data, and how the kernel is to read it.
+    Layer(DeviceAt, Access, Option<LayerReads>),
     /// Nothing but zeros.
     Zeros,
     /// A pattern, of which the second block can be read once this is set.
@@ -58,7 +58,7 @@ impl File {
     /// The records of all who show it.
     pub(super) fn reads(&self) -> Vec<LayerReads> {
         let of = |(_, content): &(u64, Content)| match content {
-            Content::Layer(_, reads) => reads.clone(),
+            Content::Layer(_, _, reads) => reads.clone(),
             _ => None,
         };
         self.contents.iter().filter_map(of).collect()
@@ -172,13 +172,18 @@ impl Table {
         self.files.get(&ino)
     }
 
-    /// Counts an open.
-    pub(super) fn opened(&mut self, ino: u64) {
-        if let Some(file) = self.files.get(&ino) {
-            file.usage.send_modify(|usage| {
-                usage.open += 1;
-                usage.was_opened = true;
-            });
+    /// Counts an open. How the file is to be read.
+    pub(super) fn opened(&mut self, ino: u64) -> Access {
+        let Some(file) = self.files.get(&ino) else {
+            return Access::Cached;
+        };
+        file.usage.send_modify(|usage| {
+            usage.open += 1;
+            usage.was_opened = true;
+        });
+        match file.content() {
+            Content::Layer(_, access, _) => access,
+            _ => Access::Cached,
         }
     }
 

@@ -48,16 +48,12 @@ fn lookup(devices: &Devices, name: &str) -> Option<u64> {
     }
 }
 
-/// The kernel keeps pages of a file that nobody has open. They are right as long as the places in it mean the same.
-#[tokio::test]
-async fn a_layer_that_is_read_anew_by_other_rules_is_another_file() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path()).unwrap();
+/// An empty tree of devices, and where a layer's blob is to be had.
+fn devices(store: &Arc<Store>) -> (Devices, Arc<Source>) {
     let client = Client::new(ClientOptions::default()).unwrap();
     let runtime = tokio::runtime::Handle::current();
-    let fetcher = Fetcher::new(client, Arc::clone(&store), runtime, FetchOptions::default());
-    let devices = Devices::new(fetcher, 1);
-    let source = Arc::new(Source {
+    let fetcher = Fetcher::new(client, Arc::clone(store), runtime, FetchOptions::default());
+    let source = Source {
         repository: Repository::new("h.io", "name").unwrap(),
         descriptor: Descriptor {
             media_type: String::new(),
@@ -68,13 +64,38 @@ async fn a_layer_that_is_read_anew_by_other_rules_is_another_file() {
         },
         ztoc: None,
         place: None,
-    });
+    };
+    (Devices::new(fetcher, 1), Arc::new(source))
+}
+
+#[tokio::test]
+async fn a_layer_that_is_read_in_two_ways_is_two_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let (devices, source) = devices(&store);
+    let layer = store.add_layer(&Digest::of(b"key"), &index(0)).unwrap();
+    let at = DeviceAt { source, layer };
+    let shown = [Access::Cached, Access::Direct].map(|access| devices.show(at.clone(), access, None));
+    let inos = shown
+        .each_ref()
+        .map(|shown| lookup(&devices, shown.name()).unwrap());
+    assert_ne!(inos[0], inos[1]);
+    let opened = inos.map(|ino| devices.opened(ino));
+    assert_eq!(opened, [Access::Cached, Access::Direct]);
+}
+
+/// The kernel keeps pages of a file that nobody has open. They are right as long as the places in it mean the same.
+#[tokio::test]
+async fn a_layer_that_is_read_anew_by_other_rules_is_another_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let (devices, source) = devices(&store);
     let key = Digest::of(b"key");
     let mut known = Vec::new();
     for entry in [0, 1, 0] {
         let layer = store.add_layer(&key, &index(entry)).unwrap();
         let source = Arc::clone(&source);
-        let shown = devices.show(DeviceAt { source, layer }, None);
+        let shown = devices.show(DeviceAt { source, layer }, Access::Cached, None);
         // It is not forgotten when it is not shown any more.
         known.push(lookup(&devices, shown.name()).unwrap());
     }

@@ -8,6 +8,10 @@ use crate::image::tree::Node;
 use crate::layer::entry::Kind;
 use crate::layer::index::{EntryRef, Index};
 
+/// The devices of a layer, of the same bytes: the first has the small files, the second the large ones.
+pub(super) const DEVICES_PER_LAYER: usize = 2;
+/// The largest small file, in bytes: what EROFS reads of a device in one piece.
+pub(super) const SMALL_BYTES_MAX: u64 = 64 << 10;
 /// The longest chunk table of one file: 2 KiB, however large the file and however many its holes.
 const CHUNKS_MAX: u64 = 256;
 
@@ -34,7 +38,9 @@ impl Chunks {
             .and_then(|bytes| entry.data_offset.checked_add(bytes));
         let is_inside = data_end.is_some_and(|end| end <= index.summary().data_bytes);
         let block = u32::try_from(entry.data_offset / BLOCK_BYTES);
-        let device = node.layer.checked_add(1);
+        let is_large = u16::from(entry.size > SMALL_BYTES_MAX);
+        let before = node.layer.checked_mul(DEVICES_PER_LAYER as u16);
+        let device = before.and_then(|before| before.checked_add(1 + is_large));
         let (Ok(block), Some(device)) = (block, device) else {
             return Err(damaged("a file beyond the last block"));
         };

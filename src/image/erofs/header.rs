@@ -16,7 +16,7 @@ use crate::layer::index::{HEADER_BYTES, Index};
 
 const MAGIC: [u8; 8] = *b"RFSEROFS";
 /// Goes up with every change of what is written.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Where the CRC is.
 pub(super) const CRC_AT: u64 = 12;
 /// What the CRC covers starts here.

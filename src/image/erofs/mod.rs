@@ -10,7 +10,7 @@
 //! xattrs  | those that several inodes have, once
 //! ```
 //! A regular file is chunks of a *device*: the data file of its layer, where each file is contiguous. So one chunk does
-//! for a file, unless it has holes that are worth a table. The devices are one a layer, base first, and then one of a
+//! for a file, unless it has holes that are worth a table. The devices are two a layer, base first, and then one of a
 //! block that nothing refers to ([`write`] says what for).
 //!
 //! Whatever the kernel might stumble over ends in an error: the tree and the indexes come from a disk, what they say from

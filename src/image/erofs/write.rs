@@ -5,6 +5,7 @@ use std::ops::Deref;
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::image::erofs::chunks::DEVICES_PER_LAYER;
 use crate::image::erofs::dirents::{DOTS, DirBlock};
 use crate::image::erofs::disk::{
     BLOCK_BYTES, CHUNK_BYTES, DataLayout, Inode, Superblock, chunk_form, dirent_type, put_device, uuid,
@@ -22,8 +23,9 @@ const WRITE_BYTES: usize = 256 << 10;
 
 /// Writes the image of a tree that was merged under `key` from these layers, base first, to `out`, which is empty.
 ///
-/// Its devices are one a layer, of the size that [`crate::fetch::device::DeviceAt::bytes`] says, and one of a block that
-/// nothing refers to: as long as the kernel has it open, it has the image.
+/// Its devices are two a layer, of the size that [`crate::fetch::device::DeviceAt::bytes`] says, and one of a block that
+/// nothing refers to: as long as the kernel has it open, it has the image. The two have the same bytes. In the first are the
+/// files that are best read with their neighbours, in the second the large ones, which are best read alone.
 ///
 /// # Errors
 /// [`Error::Unsupported`] naming the path that EROFS cannot express; [`Error::Malformed`] for a damaged tree or index;
@@ -34,8 +36,9 @@ where
     L: Deref<Target = [u8]>,
     W: Write + Seek,
 {
-    let mut devices = device_blocks(layers)?;
-    devices.push(1);
+    let blocks = device_blocks(layers)?;
+    let both = blocks.into_iter().flat_map(|blocks| [blocks; DEVICES_PER_LAYER]);
+    let devices: Vec<u32> = both.chain([1]).collect();
     write_with(tree, layers, key, &devices, out)
 }
 

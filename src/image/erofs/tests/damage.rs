@@ -171,7 +171,7 @@ fn try_changes(good: &[u8], make: &dyn Fn(Vec<u8>) -> Option<Merged>) {
             let file = fs::File::create(&device).unwrap();
             file.set_len(merged.layers[0].summary().data_bytes.min(1 << 40))
                 .unwrap();
-            let mounted = Mounted::new(&path, &[device.clone(), device.clone()]).unwrap();
+            let mounted = Mounted::new(&path, &[device.clone(), device.clone(), device.clone()]).unwrap();
             read_all(&merged.tree, &mounted);
             mounted_count += 1;
             assert_eq!(complaints.read(), Vec::<String>::new(), "byte {at} ^ {change:x}");

@@ -16,6 +16,7 @@ use rustix::mount::{
 use tempfile::TempDir;
 
 use super::*;
+use crate::image::erofs::chunks::{DEVICES_PER_LAYER, SMALL_BYTES_MAX};
 use crate::image::tree::Node;
 
 /// So much of each end of a file has content that is compared.
@@ -85,7 +86,7 @@ pub(super) fn files(merged: &Merged, image: &[u8], dir: &TempDir) -> (PathBuf, V
     let sizes = merged
         .layers
         .iter()
-        .map(|index| index.summary().data_bytes.max(4096));
+        .flat_map(|index| [index.summary().data_bytes.max(4096); DEVICES_PER_LAYER]);
     for (number, bytes) in sizes.chain([4096]).enumerate() {
         let device = dir.path().join(number.to_string());
         let mut options = File::options();
@@ -104,11 +105,12 @@ pub(super) fn files(merged: &Merged, image: &[u8], dir: &TempDir) -> (PathBuf, V
         if node.kind == Kind::File && node.size > 0 {
             let index = &merged.layers[usize::from(node.layer)];
             let place = index.entry(node.entry.unwrap()).unwrap().data_offset;
+            // What is on the wrong one of the layer's devices is not found.
+            let device = usize::from(node.layer) * DEVICES_PER_LAYER;
+            let device = device + usize::from(node.size > SMALL_BYTES_MAX);
             for window in windows(node.size) {
                 let bytes = expected(merged, &node, window);
-                opened[usize::from(node.layer)]
-                    .write_all_at(&bytes, place + window.0)
-                    .unwrap();
+                opened[device].write_all_at(&bytes, place + window.0).unwrap();
             }
         }
     }

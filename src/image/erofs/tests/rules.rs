@@ -92,6 +92,8 @@ fn files_of_all_sizes_lie_at_all_places() {
         1,
         4096,
         4097,
+        64 << 10,
+        (64 << 10) + 1,
         4 * GIB - 1,
         4 * GIB,
         4 * GIB + 1,
@@ -121,7 +123,7 @@ fn holes_are_not_read_from_the_device() {
     let dir = tempfile::tempdir().unwrap();
     let (image, devices) = files(&merged, &merged.image().unwrap(), &dir);
     // A device that would show its content in the hole shows that it is not asked.
-    std::fs::write(&devices[0], vec![7; 100 << 20]).unwrap();
+    std::fs::write(&devices[1], vec![7; 100 << 20]).unwrap();
     let mounted = Mounted::new(&image, &devices).unwrap();
     let content = std::fs::read(mounted.path(b"sparse")).unwrap();
     let hole = MIB as usize..99 * MIB as usize;
