@@ -119,14 +119,28 @@ impl Stream {
         if read.is_at_start {
             let ahead = self.asked_end.max(self.blob_end).saturating_add(SKIP_BYTES_MAX);
             let behind = self.blob_end.saturating_sub(self.ahead_bytes_max(window_bytes));
-            return (behind.max(self.blob_start)..=ahead).contains(&read.blob.start);
+            return (behind.max(self.blob_start)..=ahead).contains(&read.blob.start)
+                || self.has_overtaken(read);
         }
         let disorder = self.data_bytes.min(DISORDER_BYTES_MAX);
         read.data.start <= self.data_end.saturating_add(disorder)
             && self.data_end <= read.data.end.saturating_add(disorder)
     }
 
+    /// Whether it was taken for one that began inside of a file, because the first piece of the file, `read`, was overtaken
+    /// by the next.
+    fn has_overtaken(&self, read: &Read) -> bool {
+        read.is_at_start
+            && read.file == self.first_file
+            && !self.began_at_start
+            && (read.data.start..=read.data.end.saturating_add(DISORDER_BYTES_MAX)).contains(&self.data_end)
+    }
+
     fn take(&mut self, read: &Read) {
+        if self.has_overtaken(read) {
+            self.began_at_start = true;
+            self.blob_start = self.blob_start.min(read.blob.start);
+        }
         self.data_bytes = self
             .data_bytes
             .saturating_add(read.data.end.saturating_sub(read.data.start));

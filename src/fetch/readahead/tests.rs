@@ -167,6 +167,23 @@ fn who_has_gone_on_into_the_next_file_gets_what_is_behind_it() {
     assert!(furthest(2) > Some(4 * MIB), "{ends:?}");
 }
 
+/// The kernel asks for the first pieces of a file at once.
+#[test]
+fn a_reader_of_a_file_is_one_also_when_its_second_piece_comes_first() {
+    for member_bytes in [16 * KIB, 64 * KIB, 4 * MIB] {
+        let piece = |number: u64| Read {
+            is_at_start: number == 0,
+            ..read(number * 64 * KIB, 64 * KIB, member_bytes)
+        };
+        let mut streams = Streams::new(LAYER_BYTES);
+        for number in [1, 0, 2, 3] {
+            streams.observe(&piece(number));
+        }
+        assert_eq!(streams.streams.len(), 1, "{member_bytes}");
+        assert!(streams.streams[0].began_at_start, "{member_bytes}");
+    }
+}
+
 #[test]
 fn readers_side_by_side_keep_what_they_have_earned() {
     let mut streams = Streams::new(LAYER_BYTES);
