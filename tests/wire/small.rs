@@ -88,7 +88,7 @@ fn all_of_them_in_any_order_come_in_few_requests() {
 }
 
 #[test]
-fn all_of_them_in_order_come_once_and_in_very_few_requests() {
+fn all_of_them_in_order_come_in_very_few_requests() {
     let image = files();
     Wire::each_mode(&image, &Behaviour::default(), |wire| {
         wire.path("");
@@ -98,7 +98,9 @@ fn all_of_them_in_order_come_once_and_in_very_few_requests() {
             }
         });
         let asked = wire.asked(&requests);
-        assert!(bytes_once(&asked) <= wire.content_bytes);
+        // What has come by another request is skipped over now and then.
+        let fetched = bytes(&asked);
+        assert!(fetched <= wire.content_bytes * 51 / 50, "{fetched} bytes");
         assert!(asked.len() < FILES / 30, "{} requests", asked.len());
     });
 }
