@@ -8,6 +8,7 @@
 use registryfs::demo::{
     Account, Auth, Behaviour, Content, DemoRegistry, Image, ImageBuilder, Layer, TokenAuth,
 };
+use registryfs::digest::Digest;
 use registryfs::layer::entry::{Entry, Kind};
 use registryfs::layer::estargz::writer::Options;
 
@@ -33,6 +34,12 @@ pub(crate) fn link(path: &str, kind: Kind, target: &str) -> File {
 
 /// Small, so that small files have several.
 pub(crate) const CHUNK_BYTES: usize = 4096;
+
+/// Whether a line says that a chunk of a file with this content, in a layer with chunks of [`CHUNK_BYTES`], is another one.
+pub(crate) fn says_what_is_wrong(line: &str, content: &[u8]) -> bool {
+    let mut digests = content.chunks(CHUNK_BYTES).map(Digest::of);
+    digests.any(|digest| line.contains(&format!("expected {digest}, got sha256:")))
+}
 
 /// An eStargz layer with chunks of [`CHUNK_BYTES`].
 pub(crate) fn layer(entries: &[File]) -> Layer {
